@@ -1,0 +1,68 @@
+"""The one seam between the CUDA and the CPU backend: what a worker does differently on each, and nothing else."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Accelerator:
+    """How a worker trains on one kind of device.
+
+    Args:
+        name: "cuda" or "cpu".
+        distributed_backend: torch.distributed's back end.
+        precision: what `--precision auto` means here.
+    """
+
+    name: str
+    distributed_backend: str
+    precision: str
+
+    def activate(self) -> None:
+        """Prepare this process; before any megatron import."""
+        if self.name == "cpu":
+            from raymb import cpu
+
+            cpu.activate()
+
+    def device(self) -> Any:
+        """Select and return this worker's torch.device. Under Ray Train each worker sees its own GPU as the
+        local rank's; Bridge skips the choice when torch.distributed is already up."""
+        import torch
+
+        if self.name == "cpu":
+            return torch.device("cpu")
+        visible = torch.cuda.device_count()
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % visible)
+        torch.cuda.set_device(device)
+        return device
+
+    def model_settings(self) -> dict[str, Any]:
+        """Provider fields that the device dictates."""
+        if self.name == "cuda":
+            return {}
+        from raymb.cpu.model_settings import local_model_settings
+
+        return local_model_settings()
+
+    def config_settings(self) -> dict[str, Any]:
+        """ConfigContainer fields, by path, that the device dictates."""
+        if self.name == "cuda":
+            return {}
+        return {
+            "dist.distributed_backend": "gloo",
+            "dist.external_gpu_device_mapping": True,
+            "dist.disable_jit_fuser": True,
+            "rerun_state_machine.check_for_nan_in_loss": False,
+            "dataset.pin_memory": False,
+            "dataset.num_workers": 0,  # a loader process would import torch again: seconds, on the same cores
+        }
+
+
+ACCELERATORS = {
+    "cuda": Accelerator("cuda", "nccl", "bf16"),
+    "cpu": Accelerator("cpu", "gloo", "fp32"),
+}

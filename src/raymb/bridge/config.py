@@ -1,0 +1,221 @@
+"""RunSpec and Plan to Bridge's ConfigContainer: one small function a section."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from megatron.bridge.data.builders.gpt_sft import GPTSFTDatasetConfig
+from megatron.bridge.data.sft_processing import ChatSFTPreprocessingConfig, PromptCompletionSFTPreprocessingConfig
+from megatron.bridge.models.conversion.auto_bridge import AutoBridge
+from megatron.bridge.training.config import (
+    CheckpointConfig,
+    ConfigContainer,
+    DistributedDataParallelConfig,
+    DistributedInitConfig,
+    LoggerConfig,
+    OptimizerConfig,
+    RNGConfig,
+    SchedulerConfig,
+    TokenizerConfig,
+    TrainingConfig,
+    ValidationConfig,
+)
+
+from raymb.accelerator import ACCELERATORS, Accelerator
+from raymb.bridge import fixes
+from raymb.errors import SpecError
+from raymb.job import Job
+
+
+def build_config(job: Job, load_dir: str | None) -> tuple[ConfigContainer, AutoBridge]:
+    """The ConfigContainer of a job, with the user's overrides applied last, and the bridge to its Hugging Face model.
+
+    Args:
+        load_dir: checkpoint directory to go on from; None to start from the Hugging Face weights.
+
+    Raises:
+        SpecError: an override names a field that the ConfigContainer does not have.
+    """
+    accelerator = ACCELERATORS[job.backend]
+    precision = job.spec.train.precision
+    precision = accelerator.precision if precision == "auto" else precision
+    hf_bridge = _hf_bridge(job)
+    config = ConfigContainer(
+        model=_model(job, hf_bridge, accelerator, precision, load_weights=load_dir is None),
+        train=TrainingConfig(
+            train_iters=job.spec.train.train_iters,
+            global_batch_size=job.spec.train.global_batch_size,
+            micro_batch_size=job.plan["micro_batch_size"],
+        ),
+        validation=_validation(job),
+        optimizer=_optimizer(job, precision),
+        scheduler=_scheduler(job),
+        ddp=_ddp(),
+        dataset=_dataset(job),
+        logger=LoggerConfig(log_interval=job.spec.run.log_interval, log_loss_scale_to_tensorboard=False),
+        tokenizer=_tokenizer(job),
+        checkpoint=_checkpoint(job, load_dir),
+        rng=RNGConfig(seed=job.spec.train.seed),
+        dist=DistributedInitConfig(),
+        mixed_precision="bf16_mixed" if precision == "bf16" else None,
+    )
+    for path, value in accelerator.config_settings().items():
+        _set(config, path, value)
+    apply_overrides(config, job.spec.overrides)
+    return config, hf_bridge
+
+
+def apply_overrides(config: ConfigContainer, overrides: dict[str, Any]) -> None:
+    """Set ConfigContainer fields by path; a field that does not exist is an error, not a new attribute."""
+    for path, value in overrides.items():
+        _set(config, path, value)
+
+
+def _set(config: ConfigContainer, path: str, value: Any) -> None:
+    *sections, name = path.split(".")
+    target: Any = config
+    for section in sections:
+        target = getattr(target, section, None)
+    if target is None or not dataclasses.is_dataclass(target) or not hasattr(target, name):
+        raise SpecError(f"override {path}: the ConfigContainer has no such field")
+    setattr(target, name, value)
+
+
+def _hf_bridge(job: Job) -> AutoBridge:
+    revision = {"revision": job.spec.model.hf_revision} if job.spec.model.hf_revision else {}
+    return AutoBridge.from_hf_pretrained(
+        job.model_path, trust_remote_code=job.spec.model.trust_remote_code, **revision
+    )
+
+
+def _model(job: Job, hf_bridge: AutoBridge, accelerator: Accelerator, precision: str, load_weights: bool) -> Any:
+    """The provider of the Hugging Face model; with load_weights a hook fills the weights in when it is built."""
+    provider = hf_bridge.to_megatron_provider(load_weights=load_weights)
+    plan = job.plan
+    settings = {
+        "seq_length": job.spec.data.seq_length,
+        "tensor_model_parallel_size": plan["tensor_parallel_size"],
+        "pipeline_model_parallel_size": plan["pipeline_parallel_size"],
+        "virtual_pipeline_model_parallel_size": plan["virtual_pipeline_parallel_size"],
+        "context_parallel_size": plan["context_parallel_size"],
+        "expert_model_parallel_size": plan["expert_parallel_size"],
+        "expert_tensor_parallel_size": plan["expert_tensor_parallel_size"],
+        "sequence_parallel": plan["sequence_parallel"],
+        "num_layers_in_first_pipeline_stage": plan["num_layers_in_first_stage"],
+        "num_layers_in_last_pipeline_stage": plan["num_layers_in_last_stage"],
+        # The loss is the mean over the global batch's trained tokens, so it does not depend on how the batch is cut
+        # into micro batches and data-parallel ranks.
+        "calculate_per_token_loss": True,
+        "make_vocab_size_divisible_by": 1,
+        "should_pad_vocab": True,
+        "gradient_accumulation_fusion": fixes.can_fuse_gradient_accumulation(),
+        **_precision(precision),
+        **_recompute(job.spec.train.recompute),
+        **_fused_cross_entropy(accelerator),
+        **accelerator.model_settings(),
+    }
+    for name, value in settings.items():
+        setattr(provider, name, value)
+    return provider
+
+
+def _precision(precision: str) -> dict[str, Any]:
+    import torch
+
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    return {"bf16": precision == "bf16", "fp16": False, "params_dtype": dtype, "pipeline_dtype": dtype}
+
+
+def _recompute(kind: str) -> dict[str, Any]:
+    if kind == "none":
+        return {"recompute_granularity": None}
+    if kind == "selective":
+        return {"recompute_granularity": "selective"}
+    return {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
+
+
+def _fused_cross_entropy(accelerator: Accelerator) -> dict[str, Any]:
+    """TE's fused cross entropy: 13 % less step time at a 152k vocabulary, and no second copy of the logits."""
+    on = accelerator.name == "cuda"
+    return {"cross_entropy_loss_fusion": on, "cross_entropy_fusion_impl": "te" if on else "native"}
+
+
+def _validation(job: Job) -> ValidationConfig:
+    evaluation = job.spec.evaluation
+    on = job.validation_rows > 0 and evaluation.eval_interval > 0 and evaluation.eval_iters > 0
+    return ValidationConfig(
+        eval_interval=evaluation.eval_interval if on else None, eval_iters=evaluation.eval_iters if on else 0
+    )
+
+
+def _optimizer(job: Job, precision: str) -> OptimizerConfig:
+    optimizer = job.spec.optimizer
+    return OptimizerConfig(
+        optimizer="adam",
+        lr=optimizer.learning_rate,
+        min_lr=optimizer.min_learning_rate,
+        weight_decay=optimizer.weight_decay,
+        adam_beta1=optimizer.adam_beta1,
+        adam_beta2=optimizer.adam_beta2,
+        adam_eps=optimizer.adam_eps,
+        clip_grad=optimizer.clip_grad,
+        use_distributed_optimizer=True,
+        bf16=precision == "bf16",
+    )
+
+
+def _scheduler(job: Job) -> SchedulerConfig:
+    optimizer = job.spec.optimizer
+    return SchedulerConfig(
+        lr_decay_style=optimizer.lr_decay_style,
+        lr_decay_iters=job.spec.train.train_iters,
+        lr_warmup_iters=optimizer.lr_warmup_iters,
+        start_weight_decay=optimizer.weight_decay,
+        end_weight_decay=optimizer.weight_decay,
+        override_opt_param_scheduler=True,
+    )
+
+
+def _ddp() -> DistributedDataParallelConfig:
+    return DistributedDataParallelConfig(
+        use_distributed_optimizer=True,
+        grad_reduce_in_fp32=True,
+        average_in_collective=False,  # required by calculate_per_token_loss
+        check_for_nan_in_grad=True,
+    )
+
+
+def _dataset(job: Job) -> GPTSFTDatasetConfig:
+    chat = job.data_kind == "messages"
+    preprocessing = ChatSFTPreprocessingConfig() if chat else PromptCompletionSFTPreprocessingConfig()
+    return GPTSFTDatasetConfig(
+        dataset_root=job.data_dir,
+        seq_length=job.spec.data.seq_length,
+        seed=job.spec.train.seed,
+        preprocessing=preprocessing,
+        dataloader_type="batch",
+        do_validation=job.validation_rows > 0,
+        do_test=False,
+        dataset_kwargs={"pad_to_max_length": True},
+    )
+
+
+def _tokenizer(job: Job) -> TokenizerConfig:
+    arguments: dict[str, Any] = {"trust_remote_code": job.spec.model.trust_remote_code}
+    if job.spec.model.hf_revision:
+        arguments["revision"] = job.spec.model.hf_revision
+    return TokenizerConfig(
+        tokenizer_type="HuggingFaceTokenizer", tokenizer_model=job.model_path, hf_tokenizer_kwargs=arguments
+    )
+
+
+def _checkpoint(job: Job, load_dir: str | None) -> CheckpointConfig:
+    return CheckpointConfig(
+        save=job.checkpoint_dir,
+        load=load_dir,
+        # 0 would switch the last step's save off, too.
+        save_interval=job.spec.checkpoint.save_interval or None,
+        ckpt_format="torch_dist",
+        fully_parallel_save=True,
+    )

@@ -1,0 +1,45 @@
+"""Bridge's GPT forward step, with the tokens counted on the host as the batch passes by."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+
+class TokenCounter:
+    """Tokens of this rank's micro batches since the last `take`. Counted on CPU tensors, before they are moved to
+    the device, so that counting never waits for it."""
+
+    def __init__(self) -> None:
+        self.tokens = 0
+        self.trained_tokens = 0
+
+    def count(self, batch: dict[str, Any]) -> None:
+        self.tokens += batch["tokens"].numel()
+        self.trained_tokens += int(batch["loss_mask"].sum())
+
+    def take(self) -> tuple[int, int]:
+        counted = self.tokens, self.trained_tokens
+        self.tokens = self.trained_tokens = 0
+        return counted
+
+
+def counting_forward_step() -> tuple[Callable, TokenCounter]:
+    """Bridge's forward_step around an iterator that counts, and the counter."""
+    from megatron.bridge.training.gpt_step import forward_step
+    from megatron.bridge.training.state import GlobalState
+
+    counter = TokenCounter()
+
+    def counted(batches: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        for batch in batches:
+            counter.count(batch)
+            yield batch
+
+    def step(state: GlobalState, data_iterator: Any, model: Any, return_schedule_plan: bool = False) -> Any:
+        batches = counted(data_iterator) if data_iterator is not None else None
+        return forward_step(state, batches, model, return_schedule_plan)
+
+    # Bridge tells by this annotation that it should pass its state; as a string it would not recognise it.
+    step.__annotations__["state"] = GlobalState
+    return step, counter

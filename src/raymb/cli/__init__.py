@@ -1,0 +1,90 @@
+"""The command line. Each command imports what it needs in its body, so that `--help` stays fast."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import typer
+
+from raymb import __version__
+from raymb.cli import finetune, options, plan
+from raymb.cli.help_text import SectionedCommand
+from raymb.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_USER, RaymbError
+
+# typer carries its own copy of click and names only this leaf of click's errors in public.
+_UsageError = typer.BadParameter.__mro__[1]
+_CommandLineError: type[Exception] = _UsageError.__mro__[1]
+
+app = typer.Typer(
+    name="raymb",
+    help="Fine-tune a language model with Megatron-Bridge on Ray.",
+    no_args_is_help=False,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["--help", "-h"], "token_normalize_func": options.underscored},
+)
+for _name, _module, _summary in (
+    ("finetune", finetune, "Fine-tune a model on a Ray cluster."),
+    ("plan", plan, "Show the layout, and every rule it breaks."),
+):
+    app.command(_name, cls=SectionedCommand, short_help=_summary)(options.with_spec_options(_module.command))
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    context: typer.Context,
+    version: bool = typer.Option(False, "--version", help="Print the version and exit."),
+) -> None:
+    if version:
+        print(__version__)
+        raise typer.Exit(EXIT_OK)
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+        raise typer.Exit(EXIT_OK)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line and return its exit code: 0 finished, 1 the run failed, 2 the user's input, 130 interrupted.
+
+    Args:
+        arguments: words after the program's name; default: those of this process.
+
+    Raises:
+        Exception: one that raymb does not raise on purpose keeps its traceback, and the process exits with 1.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        code = typer.main.get_command(app)(args=words, prog_name="raymb", standalone_mode=False)
+        return code if isinstance(code, int) else EXIT_OK
+    except RaymbError as error:
+        return _fail(str(error), error.exit_code)
+    except _CommandLineError as error:
+        return _fail(_explained(error), EXIT_USER)
+    except (KeyboardInterrupt, typer.Abort):
+        return _fail("interrupted", EXIT_INTERRUPTED)
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return code
+
+
+def _explained(error: Any) -> str:
+    """A mistake in the form of the command line, with the nearest known flag."""
+    unknown = getattr(error, "option_name", None)
+    if unknown is None or not hasattr(error, "possibilities"):
+        return f"{error.format_message()}\n  see: {_help_of(error)}"
+    known = [name.lstrip("-") for param in error.ctx.command.params for name in param.opts if name.startswith("--")]
+    name = options.underscored(unknown.lstrip("-"))
+    near = options.flag_for_other_name(name) or next(iter(difflib.get_close_matches(name, known, n=1)), None)
+    guess = f"; did you mean --{near}?" if near in known else ""
+    return f"unknown flag {unknown}{guess}\n  see: {_help_of(error)}"
+
+
+def _help_of(error: Any) -> str:
+    context = getattr(error, "ctx", None)
+    return f"{context.command_path if context else 'raymb'} --help"

@@ -1,0 +1,30 @@
+"""`--help` as plain text, grouped by section: no flag name is ever cut short, and rich need not be imported."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from typer.core import TyperCommand
+
+
+class SectionedCommand(TyperCommand):
+    """A command whose options are listed under the section (`rich_help_panel`) that they belong to."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write one block a section, in the schema's order; options of the command itself come first."""
+        blocks: dict[str, list[tuple[str, str]]] = {}
+        for param in self.get_params(ctx):
+            record = _argument_record(param) if param.param_type_name == "argument" else _record(param)
+            blocks.setdefault(getattr(param, "rich_help_panel", None) or "Options", []).append(record)
+        for title, records in blocks.items():
+            with formatter.section(title):
+                formatter.write_dl(records, col_max=34)
+
+
+def _argument_record(param: Any) -> tuple[str, str]:
+    return f"{param.metavar}...", param.help
+
+
+def _record(param: Any) -> tuple[str, str]:
+    names = ", ".join([*param.opts, *param.secondary_opts])
+    return (names if param.is_flag else f"{names} {param.metavar}"), param.help or ""

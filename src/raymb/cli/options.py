@@ -1,0 +1,132 @@
+"""Turns the RunSpec schema into command-line options: a flag exists because a field exists."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import types
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin
+
+import typer
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from raymb.errors import SpecError
+from raymb.spec.sections import FLAG_THAT_OWNS, SECTIONS, RunSpec
+
+
+def underscored(name: str) -> str:
+    """The spelling of a flag in the schema: `num-workers` and `num_workers` are the same flag."""
+    return name.replace("-", "_")
+
+
+def with_spec_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command every flag of the schema, `--config` and positional overrides.
+
+    Args:
+        command: `command(spec, **own options)`; its first parameter receives the RunSpec.
+
+    Returns:
+        A function whose signature typer reads. Values arrive as strings, so that the schema checks them all at once.
+    """
+
+    @functools.wraps(command)
+    def wrapped(**values: Any) -> Any:
+        own_values = {name: values.pop(name) for name in own}
+        return command(_spec(values), **own_values)
+
+    own = list(inspect.signature(command).parameters)[1:]
+    parameters = [
+        inspect.Parameter("overrides", inspect.Parameter.KEYWORD_ONLY, default=_OVERRIDES, annotation=list[str]),
+        inspect.Parameter("config", inspect.Parameter.KEYWORD_ONLY, default=_CONFIG, annotation=list[str]),
+        *(
+            parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+            for parameter in list(inspect.signature(command, eval_str=True).parameters.values())[1:]
+        ),
+        *_schema_parameters(),
+    ]
+    wrapped.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    wrapped.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    del wrapped.__wrapped__  # typer would read the hints of the command itself
+    return wrapped
+
+
+_CONFIG = typer.Option(
+    [], "--config", metavar="FILE", help="YAML file of sections, or a run's spec.json; repeatable, a later one wins."
+)
+_OVERRIDES = typer.Argument(
+    None,
+    metavar="[SECTION.FIELD=VALUE]",
+    help="Any other Megatron-Bridge ConfigContainer field, for example optimizer.decoupled_lr=1e-4.",
+)
+
+
+def flag_for_other_name(name: str) -> str | None:
+    """The flag for a name that Megatron uses for the same thing: `lr` is --learning_rate."""
+    return next((flag for path, flag in FLAG_THAT_OWNS.items() if path.rpartition(".")[2] == name), None)
+
+
+def _spec(values: Mapping[str, Any]) -> RunSpec:
+    from raymb.spec import load_spec
+
+    flags = {name: value for name, value in values.items() if name not in ("config", "overrides")}
+    flags["env"] = _environment(flags.get("env") or ())
+    return load_spec(flags, [Path(file) for file in values["config"] or ()], values["overrides"] or ())
+
+
+def _environment(words: list[str] | tuple[str, ...]) -> dict[str, str] | None:
+    pairs = {}
+    for word in words:
+        name, separator, value = word.partition("=")
+        if not separator or not name.isidentifier():
+            # The value may be a secret whose name was forgotten, so only the form is shown.
+            raise SpecError(
+                f"--env {name if separator else '...'}: NAME=VALUE is expected, for example NCCL_DEBUG=INFO"
+            )
+        pairs[name] = value
+    return pairs or None
+
+
+@functools.cache
+def _schema_parameters() -> tuple[inspect.Parameter, ...]:
+    return tuple(
+        _parameter(section, flag, field)
+        for section, model in SECTIONS.items()
+        for flag, field in model.model_fields.items()
+    )
+
+
+def _parameter(section: str, flag: str, field: FieldInfo) -> inspect.Parameter:
+    panel = section.capitalize()
+    help_text = f"{' '.join((field.description or '').split())}{_default(field)}"
+    if field.annotation is bool:
+        names, annotation, metavar = [f"--{flag}/--no_{flag}"], bool | None, None
+    elif get_origin(field.annotation) is dict:
+        names, annotation, metavar = [f"--{flag}"], list[str] | None, "NAME=VALUE"
+    else:
+        names, annotation, metavar = [f"--{flag}"], str | None, _metavar(field.annotation)
+    option = typer.Option(None, *names, help=help_text, metavar=metavar, rich_help_panel=panel, show_default=False)
+    return inspect.Parameter(flag, inspect.Parameter.KEYWORD_ONLY, default=option, annotation=annotation)
+
+
+def _default(field: FieldInfo) -> str:
+    if field.is_required():
+        return " (needed)"
+    value = field.default
+    if value is None or value is PydanticUndefined or isinstance(value, bool):
+        return " (default: off)" if value is False else ""
+    return f" (default: {value})"
+
+
+def _metavar(annotation: Any) -> str:
+    """`INT|auto` for `int | Literal["auto"]`."""
+    origin = get_origin(annotation)
+    if origin in (Union, types.UnionType):
+        return "|".join(dict.fromkeys(_metavar(item) for item in get_args(annotation) if item is not type(None)))
+    if origin is Literal:
+        return "|".join(str(item) for item in get_args(annotation))
+    if hasattr(annotation, "__metadata__"):
+        return _metavar(get_args(annotation)[0])
+    return {int: "INT", float: "FLOAT", bool: "true|false", str: "TEXT", Path: "PATH"}.get(annotation, "TEXT")

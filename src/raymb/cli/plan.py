@@ -1,0 +1,28 @@
+"""`raymb plan`: the layout and every broken rule, from config.json alone."""
+
+from __future__ import annotations
+
+import typer
+
+from raymb.spec.sections import RunSpec
+
+
+def command(
+    spec: RunSpec,
+    json: bool = typer.Option(False, "--json", help="Print the plan as one JSON object.", show_default=False),
+) -> int:
+    """Show how the workers would share the work, without starting anything. Takes finetune's flags."""
+    from raymb.plan import make_plan
+    from raymb.preflight import checked_shape, local_backend
+
+    shape = checked_shape(spec)
+    plan = make_plan(spec, shape, backend=local_backend(spec))
+    if json:
+        from json import dumps
+
+        print(dumps(plan.to_dict()))
+    else:
+        from raymb.plan.table import print_plan
+
+        print_plan(plan, shape, spec.model.hf_model_path)
+    return 0

@@ -1,0 +1,151 @@
+"""The Ray cluster that a run uses: joined or started, and asked for what the plan needs before anything else."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from rich.console import Console
+
+from raymb.errors import ClusterError
+from raymb.spec import RunSpec
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What one worker gets.
+
+    Args:
+        cpus: CPUs that Ray reserves (may be a fraction: CPU workers may outnumber cores).
+        gpus: 1 or 0.
+        threads: OMP_NUM_THREADS.
+    """
+
+    cpus: float
+    gpus: int
+    threads: int
+
+    def to_dict(self) -> dict[str, float]:
+        return {"CPU": self.cpus, **({"GPU": self.gpus} if self.gpus else {})}
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A connected cluster.
+
+    Args:
+        joined: whether it was there before this run.
+    """
+
+    joined: bool
+
+    def backend(self, asked: str) -> str:
+        """`auto` takes CUDA when the cluster has GPUs."""
+        if asked != "auto":
+            return asked
+        return "cuda" if ray.cluster_resources().get("GPU", 0) > 0 else "cpu"
+
+    def resources_of_a_worker(self, backend: str, cpus: float | str, num_workers: int) -> Resources:
+        """Share the CPUs of the cluster among CPU workers unless the user says how many each gets."""
+        have = ray.cluster_resources().get("CPU", 1.0)
+        if backend == "cuda":
+            return Resources(1.0 if cpus == "auto" else float(cpus), 1, 1)
+        if cpus == "auto":
+            cpus = min(1.0, math.floor(100 * have / num_workers) / 100)
+        return Resources(float(cpus), 0, max(1, int(have // num_workers)))
+
+
+@contextmanager
+def connect(spec: RunSpec, num_workers: int) -> Iterator[Cluster]:
+    """Join the cluster that --ray_address or RAY_ADDRESS names, or one that this process is connected to already,
+    or start a local one, which ends with the run.
+
+    Raises:
+        ClusterError: no cluster answers at the address.
+    """
+    if ray.is_initialized():
+        yield Cluster(joined=True)
+        return
+    address = spec.cluster.ray_address or os.environ.get("RAY_ADDRESS")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # leave CUDA_VISIBLE_DEVICES to the user
+    importing = threading.Thread(target=_import_ray_train, daemon=True)
+    importing.start()
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if not address:
+        options["include_dashboard"] = False  # nobody looks at it, and it takes a core for seconds at the start
+    try:
+        # Without RAY_ADDRESS, "local" starts a new cluster even where another one runs on this machine.
+        ray.init(address=address or "local", **options)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ClusterError(
+            f"no Ray cluster answers at {address}: {reason}" if address else f"Ray cannot start here: {reason}",
+            "check --ray_address (or RAY_ADDRESS); leave both out to start a local cluster",
+        ) from None
+    importing.join()
+    try:
+        yield Cluster(joined=bool(address))
+    finally:
+        ray.shutdown()
+
+
+def start_coordinator() -> None:
+    """Start the actor that Ray Train's controller asks for resources first (3 CPU seconds of imports, during which the
+    controller would wait), while the controller itself starts. Nothing is lost where Ray has no such actor."""
+    with contextlib.suppress(ImportError):
+        from ray.data._internal.cluster_autoscaler import default_autoscaling_coordinator
+
+        default_autoscaling_coordinator.get_or_create_autoscaling_coordinator()
+
+
+def _import_ray_train() -> None:
+    """The driver's 6 CPU seconds of imports, done while Ray's own processes start."""
+    import ray.train.torch  # noqa: F401
+
+
+def wait_for(worker: Resources, num_workers: int, seconds: float, console: Console) -> None:
+    """Wait until the cluster has the resources, asking its autoscaler for them; a line every 30 s.
+
+    Raises:
+        ClusterError: with what is asked and what there is, after `seconds`.
+    """
+    began = time.monotonic()
+    said = began
+    while missing := _missing(worker, num_workers):
+        waited = time.monotonic() - began
+        if waited == 0 or said == began:
+            _ask_autoscaler(worker, num_workers)
+        if waited >= seconds:
+            raise ClusterError(
+                f"the cluster has too little for {num_workers} workers: {missing}",
+                "lower --num_workers or --cpus_per_worker, add nodes, or wait longer with --wait_for_resources SECONDS",
+            )
+        if time.monotonic() - said >= 30:
+            said = time.monotonic()
+            console.print(f"waiting for resources, {waited:.0f} of {seconds:.0f} s: {missing}", highlight=False)
+        time.sleep(min(1.0, max(0.05, seconds - waited)))
+
+
+def _missing(worker: Resources, num_workers: int) -> str:
+    """What is asked and what there is, for each resource that falls short; "" when nothing does."""
+    have = ray.cluster_resources()
+    return ", ".join(
+        f"{each * num_workers:g} {name}s asked ({each:g} for each worker), {have.get(name, 0):g} there"
+        for name, each in worker.to_dict().items()
+        if each * num_workers > have.get(name, 0) + 1e-6
+    )
+
+
+def _ask_autoscaler(worker: Resources, num_workers: int) -> None:
+    from ray.autoscaler.sdk import request_resources
+
+    request_resources(bundles=[worker.to_dict()] * num_workers)

@@ -1,0 +1,18 @@
+"""The CPU accelerator: what lets Megatron-Bridge's own training loop run over gloo on a machine without a GPU.
+
+`activate()` must run before anything imports megatron. It changes the process for good: a worker process, never the
+driver's or a notebook's.
+"""
+
+from __future__ import annotations
+
+import os
+
+
+def activate() -> None:
+    """Give this process torch.cuda's face over the CPU and stand-ins for the CUDA-only packages."""
+    os.environ["TORCHDYNAMO_DISABLE"] = "1"
+    from raymb.cpu import absent_packages, torch_cuda
+
+    torch_cuda.install()
+    absent_packages.install()

@@ -1,0 +1,230 @@
+"""The driver: from a checked spec to workers that train, and back to an exit code."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from rich.console import Console
+
+from raymb import run_dir as directories
+from raymb.accelerator import ACCELERATORS
+from raymb.bridge.checkpoint import latest_step
+from raymb.cluster import Cluster, Resources, connect, start_coordinator, wait_for
+from raymb.data import write_rows
+from raymb.errors import EXIT_INTERRUPTED, EXIT_OK, RunFailed
+from raymb.job import Job
+from raymb.plan import Plan, make_plan
+from raymb.preflight import Preflight, fingerprint, model_path, run_name
+from raymb.telemetry.hub import Hub
+from raymb.telemetry.monitor import Monitor
+
+
+def run(checked: Preflight) -> int:
+    """Train. Everything that can be refused is refused before the run directory is made.
+
+    Returns:
+        the exit code: 0 finished, 130 interrupted.
+
+    Raises:
+        UserError: the run directory or the cluster does not allow it.
+        RunFailed: workers started and did not finish.
+    """
+    spec, console = checked.spec, Console(stderr=True)
+    place = directories.RunDir.of(spec, run_name(checked))
+    identity = fingerprint(checked)
+    directories.check_claim(place, spec, identity)
+    done = None if spec.checkpoint.overwrite else latest_step(place.checkpoints)
+    if done is not None and done >= spec.train.train_iters and spec.checkpoint.resume == "auto":
+        console.print(f"{place.path} has finished: {done} of {spec.train.train_iters} steps; raise --train_iters to go on")
+        return EXIT_OK
+
+    with connect(spec, checked.plan.num_workers) as cluster:
+        backend = cluster.backend(spec.run.backend)
+        plan = make_plan(spec, checked.shape, rows=len(checked.rows.train), backend=backend)
+        resources = cluster.resources_of_a_worker(backend, spec.cluster.cpus_per_worker, plan.num_workers)
+        wait_for(resources, plan.num_workers, spec.cluster.wait_for_resources, console)
+        directories.claim(place, spec, plan.to_dict(), identity)
+        try:
+            job = _job(checked, plan, backend, place)
+            environment = _worker_environment(job, resources)
+            start_coordinator()
+            write_rows(checked.rows, place.data)
+            trainer = _trainer(job, cluster, resources, environment)
+            return _fit(job, trainer, place, console)
+        finally:
+            directories.release(place)
+
+
+def _job(checked: Preflight, plan: Plan, backend: str, place: directories.RunDir) -> Job:
+    return Job(
+        spec=checked.spec,
+        plan=plan.to_dict(),
+        backend=backend,
+        architecture=checked.shape.architecture,
+        model_path=model_path(checked.spec),
+        data_dir=str(place.data),
+        data_kind=checked.rows.kind,
+        validation_rows=len(checked.rows.validation),
+        run_dir=str(place.path),
+        checkpoint_dir=str(place.checkpoints),
+        hf_dir=str(place.hf),
+        log_dir=str(place.logs),
+    )
+
+
+def _fit(job: Job, trainer: Trainer, place: directories.RunDir, console: Console) -> int:
+    monitor = Monitor(trainer.hub, job, place, console)
+    interrupted = threading.Event()
+    failure: Exception | None = None
+    try:
+        with _terminate_like_ctrl_c(interrupted):
+            failure = trainer.fit().error
+    except Exception as error:
+        failure = error
+    finally:
+        monitor.close()
+    if interrupted.is_set():
+        return _say_how_to_go_on(place, console)
+    if failure is not None:
+        raise RunFailed(_reason(failure), f"the workers' logs: {place.logs}") from failure
+    _conclude(job, place, console)
+    return EXIT_OK
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """A job ready to run.
+
+    Args:
+        hub: the actor that its ranks send metrics to.
+        fit: Ray Train's fit().
+    """
+
+    hub: Any
+    fit: Callable[[], Any]
+
+
+def _trainer(job: Job, cluster: Cluster, resources: Resources, environment: dict[str, str]) -> Trainer:
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig
+
+    from raymb.trainer import LeanTorchTrainer
+    from raymb.worker import train_under_ray
+
+    logging.getLogger("ray.train").setLevel(logging.WARNING)
+    run_dir = Path(job.run_dir)
+    hub = Hub.remote()
+    trainer = LeanTorchTrainer(
+        train_under_ray,
+        train_loop_config={"job": job.to_json(), "hub": hub},
+        torch_config=TorchConfig(backend=ACCELERATORS[job.backend].distributed_backend),
+        scaling_config=ScalingConfig(
+            num_workers=job.plan["num_workers"], use_gpu=resources.gpus > 0, resources_per_worker=resources.to_dict()
+        ),
+        run_config=RunConfig(
+            # Ray Train's own directory is the run directory: a checkpoint can only be registered from inside it.
+            name=run_dir.name,
+            storage_path=str(run_dir.parent),
+            failure_config=FailureConfig(max_failures=0),
+            worker_runtime_env={"env_vars": environment},
+        ),
+        without=frozenset({"DatasetsCallback"} | (set() if cluster.joined else {"PlacementGroupCleanerCallback"})),
+    )
+    return Trainer(hub, trainer.fit)
+
+
+def _worker_environment(job: Job, resources: Resources) -> dict[str, str]:
+    """Variables of the worker processes: the defaults that training wants, then the driver's own settings of
+    libraries and tokens, then --env."""
+    threads = job.spec.cluster.omp_num_threads or resources.threads
+    defaults = {
+        "OMP_NUM_THREADS": str(threads),
+        "CUDA_DEVICE_MAX_CONNECTIONS": "1",  # Megatron's overlap of communication with matrix products relies on it
+        "TOKENIZERS_PARALLELISM": "false",
+        "PYTORCH_ALLOC_CONF": "expandable_segments:True",
+    }
+    passed_on = {name: value for name, value in os.environ.items() if name.startswith(_PASSED_ON) and value}
+    return {**defaults, **passed_on, **job.spec.cluster.env}
+
+
+_PASSED_ON = ("HF_", "HUGGING_FACE_", "NCCL_", "TORCH_", "TORCHINDUCTOR_", "TRITON_", "NVTE_", "WANDB_", "AWS_", "RAYMB_")
+
+
+class _terminate_like_ctrl_c:
+    """SIGTERM takes the way of Ctrl-C: Ray Train ends its workers on SIGINT. The flag says that it was so."""
+
+    def __init__(self, interrupted: threading.Event):
+        self.interrupted = interrupted
+
+    def __enter__(self) -> None:
+        self.previous = signal.signal(signal.SIGTERM, self._pass_on)
+        self.original_signal = signal.signal
+
+        # Ray Train installs its own SIGINT handler inside fit(); ours notes the signal and calls it.
+        def install(number: int, handler: Any) -> Any:
+            return self.original_signal(number, self._noting(handler) if number == signal.SIGINT else handler)
+
+        signal.signal = install  # type: ignore[assignment]
+
+    def _noting(self, handler: Any) -> Any:
+        def noted(number: int, frame: FrameType | None) -> None:
+            self.interrupted.set()
+            handler(number, frame)
+
+        return noted if callable(handler) else handler
+
+    def _pass_on(self, number: int, frame: FrameType | None) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+    def __exit__(self, *error: Any) -> None:
+        signal.signal = self.original_signal  # type: ignore[assignment]
+        signal.signal(signal.SIGTERM, self.previous)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _reason(error: BaseException) -> str:
+    """The root of a chain of Ray errors, in one line or a few."""
+    failures = getattr(error, "worker_failures", None)
+    if failures:
+        rank, failure = sorted(failures.items())[0]
+        text = str(failure).strip().splitlines()
+        return f"worker {rank} failed: {text[-1] if text else type(failure).__name__}"
+    text = str(error).strip().splitlines()
+    return text[-1] if text else type(error).__name__
+
+
+def _say_how_to_go_on(place: directories.RunDir, console: Console) -> int:
+    step = latest_step(place.checkpoints)
+    if step is None:
+        console.print("interrupted before the first checkpoint; the same command starts again")
+    else:
+        console.print(f"interrupted; the same command goes on from step {step} ({place.checkpoints})")
+    return EXIT_INTERRUPTED
+
+
+def _conclude(job: Job, place: directories.RunDir, console: Console) -> None:
+    """Print where everything lies, and the answers to the sample prompt if there is one."""
+    if job.spec.run.sample_prompt:
+        from raymb.sample import print_answers
+
+        print_answers(job, console)
+    places = {
+        "metrics": place.metrics,
+        "checkpoint": Path(place.checkpoints, f"iter_{latest_step(place.checkpoints) or 0:07d}"),
+        "Hugging Face model": place.hf if place.hf.exists() else None,
+        "TensorBoard": place.tensorboard,
+        "workers' logs": place.logs,
+    }
+    for name, path in places.items():
+        if path is not None:
+            console.print(f"  {name:<19}{path}", highlight=False, soft_wrap=True)
+
+

@@ -1,0 +1,87 @@
+"""Parameters of a model from its config.json, term by term."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from raymb.model_shape import ModelShape
+
+HAS_EXACT_COUNT = frozenset({"llama", "mistral", "mixtral", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe"})
+"""Model types whose count equals the number of elements that transformers makes; others are estimates."""
+
+_QKV_BIAS = ("qwen2", "qwen2_moe")
+_QK_NORM = ("qwen3", "qwen3_moe")
+_UNGATED_MLP = ("gpt2", "gpt_neox", "gpt_bigcode", "opt", "phi", "falcon", "starcoder2", "nemotron", "bloom")
+
+
+def parameter_count(shape: ModelShape, config: Mapping[str, Any]) -> int:
+    """Elements of all weights; a tied output layer counts once.
+
+    Args:
+        shape: the model's sizes.
+        config: the language part of config.json, for biases and shared experts.
+    """
+    hidden = shape.hidden_size
+    embedding = shape.vocab_size * hidden
+    total = embedding * (1 if shape.tie_word_embeddings else 2) + hidden
+    for layer in range(shape.num_layers):
+        feed_forward = _experts(shape, config) if _is_sparse(shape, config, layer) else _dense_mlp(shape, config)
+        total += _attention(shape, config) + feed_forward + 2 * hidden
+    return total
+
+
+def _attention(shape: ModelShape, config: Mapping[str, Any]) -> int:
+    if shape.attention == "mla":
+        return _latent_attention(shape, config)
+    hidden, query = shape.hidden_size, shape.num_attention_heads * shape.head_dim
+    qkv = query + 2 * shape.num_kv_heads * shape.head_dim
+    total = hidden * qkv + query * hidden
+    family = shape.model_type
+    if family in _QKV_BIAS:
+        total += qkv if config.get("qkv_bias", True) else 0
+    elif config.get("attention_bias"):
+        total += qkv + hidden
+    if family in _QK_NORM:
+        total += 2 * shape.head_dim
+    return total
+
+
+def _latent_attention(shape: ModelShape, config: Mapping[str, Any]) -> int:
+    """DeepSeek's multi-head latent attention."""
+    hidden, heads = shape.hidden_size, shape.num_attention_heads
+    rope, value = int(config.get("qk_rope_head_dim") or 64), int(config.get("v_head_dim") or 128)
+    plain = int(config.get("qk_nope_head_dim") or 128)
+    latent, query_rank = int(config["kv_lora_rank"]), config.get("q_lora_rank")
+    query = heads * (plain + rope)
+    down = hidden * query_rank + query_rank if query_rank else 0  # with its norm
+    up = (query_rank or hidden) * query
+    keys_values = hidden * (latent + rope) + latent + latent * heads * (plain + value)
+    return down + up + keys_values + heads * value * hidden
+
+
+def _dense_mlp(shape: ModelShape, config: Mapping[str, Any]) -> int:
+    hidden, inner = shape.hidden_size, shape.intermediate_size
+    gated = shape.model_type not in _UNGATED_MLP
+    bias = (2 * inner if gated else inner) + hidden if config.get("mlp_bias") else 0
+    return (3 if gated else 2) * hidden * inner + bias
+
+
+def _experts(shape: ModelShape, config: Mapping[str, Any]) -> int:
+    hidden, experts, inner = shape.hidden_size, shape.num_experts or 0, shape.moe_intermediate_size or 0
+    total = experts * 3 * hidden * inner + hidden * experts
+    if config.get("shared_expert_intermediate_size"):  # Qwen2-MoE: one shared expert and its gate
+        total += 3 * hidden * int(config["shared_expert_intermediate_size"]) + hidden
+    if config.get("n_shared_experts"):  # DeepSeek: several, as wide as a routed one each
+        total += 3 * hidden * inner * int(config["n_shared_experts"])
+    return total
+
+
+def _is_sparse(shape: ModelShape, config: Mapping[str, Any], layer: int) -> bool:
+    """Whether this layer (counted from 0) has experts instead of a dense feed-forward network."""
+    if not shape.num_experts or layer in (config.get("mlp_only_layers") or ()):
+        return False
+    if layer < int(config.get("first_k_dense_replace") or 0):
+        return False
+    return (layer + 1) % int(config.get("decoder_sparse_step") or 1) == 0

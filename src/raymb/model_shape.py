@@ -1,0 +1,222 @@
+"""What a model's config.json says, and whether the model's files are there. No torch, no transformers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from raymb.errors import ModelError
+from raymb.model_files import ModelFiles
+from raymb.model_parameters import HAS_EXACT_COUNT, parameter_count
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """Sizes of a decoder-only language model. Lengths in tokens, sizes in elements; None where there is no such thing.
+
+    num_kv_heads counts the key/value groups of grouped-query attention (equal to num_attention_heads without it).
+    parameter_count is exact where parameter_count_is_exact, an estimate otherwise.
+    needs_remote_code: the repository brings Python code that this transformers release does not have itself.
+    """
+
+    architecture: str
+    model_type: str
+    num_layers: int
+    hidden_size: int
+    intermediate_size: int
+    num_attention_heads: int
+    num_kv_heads: int
+    head_dim: int
+    vocab_size: int
+    max_position_embeddings: int | None
+    tie_word_embeddings: bool
+    attention: str = "mha"
+    """mha, gqa, mqa or mla."""
+    num_experts: int | None = None
+    experts_per_token: int | None = None
+    moe_intermediate_size: int | None = None
+    parameter_count: int = 0
+    parameter_count_is_exact: bool = False
+    has_chat_template: bool = False
+    needs_remote_code: bool = False
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], source: str = "config.json") -> ModelShape:
+        """Read the shape from the parsed config.json.
+
+        Args:
+            config: the whole file; the language part of a multimodal model is found in `text_config`.
+            source: name used in errors.
+
+        Raises:
+            ModelError: a size that every language model has is missing or not a positive integer.
+        """
+        text = _language_part(config)
+        read = _Reader(text, source)
+        layers = read.needed("num_hidden_layers", "n_layer", "num_layers", "n_layers")
+        hidden = read.needed("hidden_size", "n_embd", "d_model", "dim")
+        heads = read.needed("num_attention_heads", "n_head", "n_heads", "num_heads")
+        vocab = read.needed("vocab_size", "padded_vocab_size")
+        if read.problems:
+            raise ModelError(
+                f"{source}: " + "; ".join(read.problems),
+                "--hf_model_path must name a decoder-only language model with a standard Hugging Face config.json",
+            )
+        kv_heads, attention = _attention(text, read, heads)
+        intermediate = read.first("intermediate_size", "ffn_hidden_size", "ffn_dim", "n_inner") or 4 * hidden
+        experts = read.first("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+        architectures = config.get("architectures") or text.get("architectures") or ["unknown"]
+        tied = text.get("tie_word_embeddings", config.get("tie_word_embeddings"))
+        shape = cls(
+            architecture=str(architectures[0]),
+            model_type=str(text.get("model_type") or config.get("model_type") or "unknown"),
+            num_layers=layers,
+            hidden_size=hidden,
+            intermediate_size=intermediate,
+            num_attention_heads=heads,
+            num_kv_heads=kv_heads,
+            head_dim=read.first("head_dim", "kv_channels") or hidden // heads,
+            vocab_size=vocab,
+            max_position_embeddings=_max_positions(text, read),
+            # transformers' own default is True; the families below write False into their defaults.
+            tie_word_embeddings=_tied_by_default(str(text.get("model_type"))) if tied is None else bool(tied),
+            attention=attention,
+            num_experts=experts if experts and experts > 1 else None,
+            experts_per_token=_experts_per_token(read) if experts and experts > 1 else None,
+            moe_intermediate_size=_moe_size(read, experts, intermediate),
+            needs_remote_code="auto_map" in config,
+        )
+        exact = shape.model_type in HAS_EXACT_COUNT
+        return replace(shape, parameter_count=parameter_count(shape, text), parameter_count_is_exact=exact)
+
+
+def read_model_shape(hf_model_path: str, revision: str | None = None) -> ModelShape:
+    """The shape of a local model directory or of a hub model (its small files are fetched, never its weights).
+
+    Args:
+        hf_model_path: a directory, or a hub id such as Qwen/Qwen2.5-0.5B.
+        revision: branch, tag or commit of a hub model; a local directory has none.
+
+    Raises:
+        ModelError: not found, gated, out of reach, incomplete, or not a language model.
+    """
+    files = ModelFiles(hf_model_path, revision)
+    source = f"--hf_model_path {hf_model_path}: config.json"
+    shape = ModelShape.from_config(_parse_json(files.needed("config.json"), source), source)
+    needs_code = shape.needs_remote_code and not _known_to_transformers(shape.model_type)
+    return replace(shape, has_chat_template=_has_chat_template(files), needs_remote_code=needs_code)
+
+
+class _Reader:
+    """Positive integers under whichever of several names a family uses; mistakes are collected."""
+
+    def __init__(self, config: Mapping[str, Any], source: str):
+        self.config, self.source, self.problems = config, source, []
+
+    def first(self, *names: str) -> int | None:
+        for name in names:
+            value = self.config.get(name)
+            if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+                return value
+        return None
+
+    def needed(self, *names: str) -> int:
+        value = self.first(*names)
+        if value is None:
+            given = [f"{name} is {self.config[name]!r}" for name in names if name in self.config]
+            self.problems.append(f"{given[0]}, a positive integer is expected" if given else f"no {names[0]}")
+        return value or 0
+
+
+def _language_part(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    for name in ("text_config", "language_config", "llm_config", "thinker_config"):
+        nested = config.get(name)
+        if isinstance(nested, Mapping):
+            return _language_part(nested)
+    return config
+
+
+def _attention(text: Mapping[str, Any], read: _Reader, heads: int) -> tuple[int, str]:
+    """(key/value groups, kind of attention)."""
+    if text.get("kv_lora_rank"):
+        return read.first("num_key_value_heads") or heads, "mla"
+    groups = read.first("num_key_value_heads", "num_kv_heads", "multi_query_group_num", "num_query_groups")
+    old_falcon = text.get("multi_query") and not text.get("new_decoder_architecture")
+    if old_falcon and "multi_query_group_num" not in text:
+        groups = 1
+    if groups is None or groups == heads:
+        return heads, "mha"
+    return groups, "mqa" if groups == 1 else "gqa"
+
+
+def _moe_size(read: _Reader, experts: int | None, intermediate: int) -> int | None:
+    if not experts or experts <= 1:
+        return None
+    return read.first("moe_intermediate_size", "expert_ffn_hidden_size") or intermediate
+
+
+def _experts_per_token(read: _Reader) -> int | None:
+    return read.first("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_top_k")
+
+
+def _max_positions(text: Mapping[str, Any], read: _Reader) -> int | None:
+    """The longest sequence in tokens, with rope scaling counted in; None if the config sets no limit."""
+    limit = read.first("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx", "max_seq_length")
+    if limit is None or text.get("alibi"):
+        return None
+    scaling = text.get("rope_scaling") or text.get("rope_parameters") or {}
+    # Gemma 3 and later keep one mapping a kind of layer; the most stretched one sets the limit.
+    per_kind = [item for item in scaling.values() if isinstance(item, Mapping)] or [scaling]
+    return max([limit, *(_stretched(item, limit) for item in per_kind)])
+
+
+def _stretched(scaling: Mapping[str, Any], limit: int) -> int:
+    factor = scaling.get("factor")
+    if not isinstance(factor, int | float) or factor <= 1:
+        return limit
+    # Llama 3.1 writes the stretched length into max_position_embeddings and the first one here, Qwen2.5 the same
+    # length into both: in either case original x factor is what the model was stretched to.
+    original = scaling.get("original_max_position_embeddings")
+    if isinstance(original, int) and original > 0:
+        return int(original * factor)
+    return int(limit * factor) if scaling.get("rope_type", scaling.get("type")) != "llama3" else limit
+
+
+def _tied_by_default(model_type: str) -> bool:
+    untied = ("llama", "mistral", "mixtral", "qwen", "deepseek", "phi", "olmo", "gpt_neox", "stablelm", "glm")
+    return not model_type.startswith(untied)
+
+
+def _has_chat_template(files: ModelFiles) -> bool:
+    if files.optional("chat_template.jinja") or files.optional("chat_template.json"):
+        return True
+    try:
+        settings = json.loads(files.optional("tokenizer_config.json") or "{}")
+    except ValueError:
+        return False
+    return isinstance(settings, dict) and bool(settings.get("chat_template"))
+
+
+def _known_to_transformers(model_type: str) -> bool:
+    """Whether the installed transformers has this family, seen from its folder names: importing it costs seconds.
+
+    Many repositories carry an auto_map from before transformers took their family in; its own code is used then.
+    """
+    from importlib.util import find_spec
+
+    found = find_spec("transformers")
+    places = (found.submodule_search_locations or []) if found else []
+    return any((Path(place) / "models" / model_type.replace("-", "_")).is_dir() for place in places)
+
+
+def _parse_json(text: str, source: str) -> dict[str, Any]:
+    try:
+        config = json.loads(text)
+    except ValueError as error:
+        raise ModelError(f"{source}: not valid JSON ({error})", "fetch the model again") from None
+    if not isinstance(config, dict):
+        raise ModelError(f"{source}: a JSON object is expected, not {type(config).__name__}", "fetch the model again")
+    return config

@@ -1,0 +1,221 @@
+"""Every divisibility rule of Megatron-Core 0.19 that a layout can break, each as a sentence for the user."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from raymb.model_shape import ModelShape
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A layout without `auto`, not checked yet. data is 0 where the workers do not divide."""
+
+    backend: str
+    num_workers: int
+    tensor: int
+    pipeline: int
+    virtual: int | None
+    context: int
+    expert: int
+    expert_tensor: int
+    expert_tensor_given: bool
+    data: int
+    sequence_parallel: bool
+    first_stage: int | None
+    last_stage: int | None
+    micro_batch_size: int
+    global_batch_size: int
+    seq_length: int
+
+
+def broken_rules(layout: Layout, shape: ModelShape) -> list[str]:
+    """A sentence for every broken rule: the values, the rule, the flag to change. Empty if the layout can train."""
+    checks = (_world, _batch, _heads, _feed_forward, _stages, _virtual_stages, _sequence, _experts, _cpu_backend)
+    return [text for check in checks for text in check(layout, shape)]
+
+
+def _world(layout: Layout, shape: ModelShape) -> Iterator[str]:
+    if layout.data:
+        return
+    product = layout.tensor * layout.pipeline * layout.context
+    yield (
+        f"--num_workers {layout.num_workers} must be a multiple of tensor x pipeline x context parallel = "
+        f"{layout.tensor} x {layout.pipeline} x {layout.context} = {product}; set --num_workers to "
+        f"{_nearest_multiples(layout.num_workers, product)}, or lower --tensor_parallel_size, "
+        f"--pipeline_parallel_size or --context_parallel_size"
+    )
+
+
+def _batch(layout: Layout, shape: ModelShape) -> Iterator[str]:
+    product = layout.micro_batch_size * layout.data
+    if product and layout.global_batch_size % product:
+        yield (
+            f"--global_batch_size {layout.global_batch_size} must be a multiple of micro batch x data parallel = "
+            f"{layout.micro_batch_size} x {layout.data} = {product}; set --global_batch_size to "
+            f"{_nearest_multiples(layout.global_batch_size, product)}, or change --micro_batch_size"
+        )
+
+
+def _heads(layout: Layout, shape: ModelShape) -> Iterator[str]:
+    heads, groups, tensor = shape.num_attention_heads, shape.num_kv_heads, layout.tensor
+    valid = [size for size in _divisors(heads) if groups % size == 0 or size % groups == 0]
+    change = f"set --tensor_parallel_size to one of {_listed(valid)}"
+    if heads % tensor:
+        yield f"--tensor_parallel_size {tensor} must divide the model's {heads} attention heads; {change}"
+    if shape.attention != "mla" and groups % tensor and tensor % groups:
+        yield (
+            f"--tensor_parallel_size {tensor} must be a divisor or a multiple of the model's {groups} key/value "
+            f"groups; {change}"
+        )
+
+
+def _feed_forward(layout: Layout, shape: ModelShape) -> Iterator[str]:
+    inner, tensor = shape.intermediate_size, layout.tensor
+    if not shape.num_experts and inner % tensor:
+        yield (
+            f"--tensor_parallel_size {tensor} must divide the model's feed-forward size {inner}; "
+            f"set --tensor_parallel_size to one of {_listed(_divisors(math.gcd(inner, shape.num_attention_heads)))}"
+        )
+
+
+def _stages(layout: Layout, shape: ModelShape) -> Iterator[str]:
+    layers, stages, uneven = shape.num_layers, layout.pipeline, _uneven_flags(layout)
+    if stages == 1:
+        for flag, size in uneven.items():
+            yield f"--{flag} {size} needs --pipeline_parallel_size of 2 or more, and it is 1; leave --{flag} out"
+    elif stages > layers:
+        yield f"--pipeline_parallel_size {stages} must not be more than the model's {layers} layers"
+    elif not uneven and layers % stages:
+        yield (
+            f"--pipeline_parallel_size {stages} must divide the model's {layers} layers; set it to one of "
+            f"{_listed(_divisors(layers))}, or give --num_layers_in_first_stage or --num_layers_in_last_stage for "
+            f"uneven stages"
+        )
+    elif uneven:
+        left, middle = layers - sum(uneven.values()), stages - len(uneven)
+        given = " and ".join(f"--{flag} {size}" for flag, size in uneven.items())
+        if left < 0 or (middle > 0) != (left > 0) or (middle and left % middle):
+            yield (
+                f"{given} of {layers} layers leave {left} for the other {middle} of --pipeline_parallel_size {stages} "
+                f"stages, and these must share them evenly with at least 1 each; change --{next(iter(uneven))}"
+            )
+
+
+def _virtual_stages(layout: Layout, shape: ModelShape) -> Iterator[str]:
+    virtual, stages = layout.virtual, layout.pipeline
+    if not virtual:
+        return
+    flag = f"--virtual_pipeline_parallel_size {virtual}"
+    if stages == 1:
+        yield f"{flag} needs --pipeline_parallel_size of 2 or more, and it is 1; leave it out"
+        return
+    uneven = _uneven_flags(layout)
+    for name, size in uneven.items():
+        if size % virtual:
+            yield f"{flag} must divide --{name} {size}; change one of the two flags"
+    left, middle = shape.num_layers - sum(uneven.values()), stages - len(uneven)
+    if middle and left > 0 and left % middle == 0 and left // middle % virtual:
+        yield (
+            f"{flag} must divide the {left // middle} layers of a pipeline stage ({left} layers / {middle} stages); "
+            f"set it to one of {_listed(_divisors(left // middle)[1:]) or 'none'}, or leave it out"
+        )
+    product = layout.micro_batch_size * layout.data
+    if product and layout.global_batch_size % product == 0 and layout.global_batch_size // product % stages:
+        count = layout.global_batch_size // product
+        yield (
+            f"{flag} needs the {count} micro-batches of a step to be a multiple of --pipeline_parallel_size {stages}; "
+            f"set --global_batch_size to {_nearest_multiples(layout.global_batch_size, product * stages)}"
+        )
+
+
+def _sequence(layout: Layout, shape: ModelShape) -> Iterator[str]:
+    length, limit = layout.seq_length, shape.max_position_embeddings
+    if limit is not None and length > limit:
+        yield f"--seq_length {length} is longer than the model's {limit} positions; set --seq_length to at most {limit}"
+    if layout.context > 1 and length % (2 * layout.context):
+        yield (
+            f"--seq_length {length} must be a multiple of 2 x --context_parallel_size {layout.context} = "
+            f"{2 * layout.context}; set --seq_length to {_nearest_multiples(length, 2 * layout.context)}"
+        )
+    if layout.sequence_parallel and layout.tensor == 1:
+        yield "--sequence_parallel true needs --tensor_parallel_size of 2 or more, and it is 1; leave it out"
+    elif layout.sequence_parallel and length % (layout.tensor * layout.context):
+        product = layout.tensor * layout.context
+        yield (
+            f"--seq_length {length} must be a multiple of tensor x context parallel = {layout.tensor} x "
+            f"{layout.context} = {product} with sequence parallel; set --seq_length to "
+            f"{_nearest_multiples(length, product)}, or --sequence_parallel false"
+        )
+
+
+def _experts(layout: Layout, shape: ModelShape) -> Iterator[str]:
+    experts, flag = shape.num_experts, f"--expert_parallel_size {layout.expert}"
+    if not experts:
+        if layout.expert > 1:
+            yield f"{flag} needs a mixture-of-experts model, and {shape.architecture} has no experts; leave it out"
+        if layout.expert_tensor_given and layout.expert_tensor > 1:
+            yield (
+                f"--expert_tensor_parallel_size {layout.expert_tensor} needs a mixture-of-experts model, and "
+                f"{shape.architecture} has no experts; leave it out"
+            )
+        return
+    if experts % layout.expert:
+        yield (
+            f"{flag} must divide the model's {experts} experts; set --expert_parallel_size to one of "
+            f"{_listed(_divisors(experts))}"
+        )
+    inner = shape.moe_intermediate_size or shape.intermediate_size
+    if inner % layout.expert_tensor:
+        yield (
+            f"--expert_tensor_parallel_size {layout.expert_tensor} (default: the tensor parallel size) must divide an "
+            f"expert's feed-forward size {inner}; set it to one of {_listed(_divisors(inner))}"
+        )
+    product = layout.expert_tensor * layout.expert * layout.pipeline
+    if layout.num_workers % product:
+        yield (
+            f"--num_workers {layout.num_workers} must be a multiple of expert tensor x expert x pipeline parallel = "
+            f"{layout.expert_tensor} x {layout.expert} x {layout.pipeline} = {product}; set --num_workers to "
+            f"{_nearest_multiples(layout.num_workers, product)}, or lower --expert_parallel_size or "
+            f"--expert_tensor_parallel_size"
+        )
+    if layout.tensor > 1 and not layout.sequence_parallel:
+        yield (
+            f"--tensor_parallel_size {layout.tensor} of a mixture-of-experts model needs --sequence_parallel true"
+            + (", which is not yet on the CPU backend; set --tensor_parallel_size 1" if layout.backend == "cpu" else "")
+        )
+
+
+def _cpu_backend(layout: Layout, shape: ModelShape) -> Iterator[str]:
+    """What the local (non-TE) layer spec cannot do. Goes away with a stand-in for TE that computes."""
+    if layout.backend != "cpu":
+        return
+    asked = {
+        "--sequence_parallel true": layout.sequence_parallel,
+        f"--context_parallel_size {layout.context}": layout.context > 1,
+        f"--expert_parallel_size {layout.expert}": layout.expert > 1,
+    }
+    for flag, given in asked.items():
+        if given:
+            yield f"{flag} is not yet on the CPU backend; leave it out or set --backend cuda"
+
+
+def _uneven_flags(layout: Layout) -> dict[str, int]:
+    given = {"num_layers_in_first_stage": layout.first_stage, "num_layers_in_last_stage": layout.last_stage}
+    return {flag: size for flag, size in given.items() if size is not None}
+
+
+def _divisors(number: int) -> list[int]:
+    return [size for size in range(1, number + 1) if number % size == 0]
+
+
+def _nearest_multiples(value: int, factor: int) -> str:
+    """`8 or 12` for value 10 and factor 4: the multiples on either side, without 0."""
+    below = value // factor * factor
+    return " or ".join(str(multiple) for multiple in (below, below + factor) if multiple)
+
+
+def _listed(sizes: list[int]) -> str:
+    return ", ".join(str(size) for size in sizes[:12])

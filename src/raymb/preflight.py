@@ -1,0 +1,119 @@
+"""Looking before a worker starts: the model's files, the data, the layout. No framework but what reading data takes."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from raymb.errors import ModelError
+from raymb.model_shape import ModelShape, read_model_shape
+from raymb.plan import Plan, make_plan
+from raymb.spec.sections import RunSpec
+
+if TYPE_CHECKING:
+    from raymb.data import Rows
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """Everything that was found out before the run: all of it read, nothing written."""
+
+    spec: RunSpec
+    shape: ModelShape
+    plan: Plan
+    rows: Rows
+
+
+def preflight(spec: RunSpec) -> Preflight:
+    """Check the user's input against the model and the data.
+
+    The plan's backend is `auto` where only the cluster can tell; make_plan again once it is known.
+
+    Raises:
+        UserError: SpecError, ModelError, PlanError or DataError, for the first of them that is wrong.
+    """
+    shape = checked_shape(spec)
+    # Twice: the layout needs no data and is cheap, so its mistakes come before minutes of reading.
+    backend = local_backend(spec)
+    make_plan(spec, shape, backend=backend)
+
+    from raymb.data import load_rows
+
+    rows = load_rows(spec, chat=shape.has_chat_template)
+    plan = make_plan(spec, shape, rows=len(rows.train), backend=backend)
+    return Preflight(spec, shape, plan, rows)
+
+
+def checked_shape(spec: RunSpec) -> ModelShape:
+    """The model's shape, once the overrides are known to name fields of the ConfigContainer.
+
+    A model whose repository brings code is refused without --trust_remote_code.
+
+    Raises:
+        SpecError: an override that no ConfigContainer field answers to.
+        ModelError: not found, incomplete, or in need of code that may not run.
+    """
+    if spec.overrides:
+        from raymb.bridge.fields import check_overrides
+
+        check_overrides(spec.overrides)
+    shape = read_model_shape(model_path(spec), spec.model.hf_revision)
+    if shape.needs_remote_code and not spec.model.trust_remote_code:
+        raise ModelError(
+            f"--hf_model_path {spec.model.hf_model_path}: {shape.architecture} needs Python code from the model's "
+            f"repository (auto_map in config.json)",
+            "read that code, then add --trust_remote_code to run it",
+        )
+    return shape
+
+
+def local_backend(spec: RunSpec) -> str:
+    """cuda or cpu where the run would stay on this machine; `auto` where a cluster decides."""
+    if spec.run.backend != "auto":
+        return spec.run.backend
+    # `ray start` leaves its address in that file, and ray.init() joins the cluster it finds there.
+    if spec.cluster.ray_address or os.environ.get("RAY_ADDRESS") or Path("/tmp/ray/ray_current_cluster").exists():
+        return "auto"
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "all").strip() in ("", "-1", "NoDevFiles")
+    has_gpu = not hidden and any(Path(device).exists() for device in ("/dev/nvidiactl", "/dev/dxg"))
+    return "cuda" if has_gpu else "cpu"
+
+
+def model_path(spec: RunSpec) -> str:
+    """What Hugging Face loads: a hub id or an absolute directory. `sample` is made on first use."""
+    asked = spec.model.hf_model_path
+    if asked == "sample" and not Path(asked).exists():
+        from raymb.quickstart import smollm2_directory
+
+        return str(smollm2_directory())
+    directory = Path(asked).expanduser()
+    return str(directory.absolute()) if directory.is_dir() else asked
+
+
+def run_name(checked: Preflight) -> str:
+    """The run directory's name when the user gave none: the same command finds its run again."""
+    model = Path(checked.spec.model.hf_model_path).name
+    plan = checked.plan
+    layout = f"tp{plan.tensor_parallel_size}-pp{plan.pipeline_parallel_size}-dp{plan.data_parallel_size}"
+    return f"{model}-{layout}"
+
+
+def fingerprint(checked: Preflight) -> dict[str, Any]:
+    """What a checkpoint of this run belongs to. Keys are flags, where one is behind the value."""
+    spec = checked.spec
+    path = Path(model_path(spec))
+    files = {
+        f"hf_model_path:{name}": hashlib.sha256((path / name).read_bytes()).hexdigest()[:16]
+        for name in ("config.json", "tokenizer.json")
+        if (path / name).is_file()
+    }
+    return {
+        **(files or {"hf_model_path": f"{path}@{spec.model.hf_revision or 'main'}"}),
+        "dataset:content": checked.rows.content_hash[:16],
+        "seq_length": spec.data.seq_length,
+        "global_batch_size": spec.train.global_batch_size,
+        "seed": spec.train.seed,
+    }

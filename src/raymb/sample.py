@@ -1,0 +1,61 @@
+"""After training: what the base and the tuned model answer to the same prompt."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import ray
+from rich.console import Console
+from rich.panel import Panel
+
+from raymb.job import Job
+
+
+def print_answers(job: Job, console: Console) -> None:
+    """Ask both models, in a Ray task, and print their answers beside the one in the data if there is one."""
+    messages, expected = _question(job)
+    models = {"base model": job.model_path, "tuned model": job.hf_dir}
+    console.print("asking the base and the tuned model", style="dim")
+    answers = ray.get(_answers.options(num_cpus=1).remote(list(models.values()), messages))
+    prompt = messages if isinstance(messages, str) else messages[-1]["content"]
+    console.print(Panel(prompt, title="prompt", title_align="left"))
+    for name, answer in zip(models, answers, strict=True):
+        console.print(Panel(answer, title=name, title_align="left"))
+    if expected:
+        console.print(Panel(expected, title="in the data", title_align="left"))
+
+
+def _question(job: Job) -> tuple[str | list[dict[str, str]], str]:
+    """The prompt in the shape of the training rows, and the answer that the data gives (\"\" for the user's own)."""
+    import json
+
+    asked = job.spec.run.sample_prompt or ""
+    if asked == "held-out":
+        file = Path(job.data_dir, "validation.jsonl" if job.validation_rows else "training.jsonl")
+        with open(file, encoding="utf-8") as rows:
+            row = json.loads(rows.readline())
+        if job.data_kind == "messages":
+            last = max(index for index, message in enumerate(row["messages"]) if message["role"] == "assistant")
+            return row["messages"][:last], row["messages"][last]["content"]
+        return row["prompt"], row["completion"]
+    return ([{"role": "user", "content": asked}] if job.data_kind == "messages" else asked), ""
+
+
+@ray.remote
+def _answers(directories: list[str], prompt: str | list[dict[str, str]]) -> list[str]:
+    """The models' greedy answers, at most 64 tokens each."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    texts = []
+    for directory in directories:
+        tokenizer = AutoTokenizer.from_pretrained(directory)
+        model = AutoModelForCausalLM.from_pretrained(directory, dtype="auto")
+        if isinstance(prompt, str):
+            inputs = tokenizer(prompt, return_tensors="pt")
+        else:
+            inputs = tokenizer.apply_chat_template(
+                prompt, add_generation_prompt=True, return_tensors="pt", return_dict=True
+            )
+        output = model.generate(**inputs, max_new_tokens=64, do_sample=False, pad_token_id=tokenizer.eos_token_id)
+        texts.append(tokenizer.decode(output[0][inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip())
+    return texts

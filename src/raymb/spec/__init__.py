@@ -1,0 +1,14 @@
+"""What the user asked for, as one frozen object. Imports no framework and looks at nothing outside its input."""
+
+from raymb.spec.load import load_spec, spec_from_json, spec_to_json
+from raymb.spec.sections import FLAG_THAT_OWNS, SECTION_OF_FLAG, SECTIONS, RunSpec
+
+__all__ = [
+    "FLAG_THAT_OWNS",
+    "SECTIONS",
+    "SECTION_OF_FLAG",
+    "RunSpec",
+    "load_spec",
+    "spec_from_json",
+    "spec_to_json",
+]

@@ -1,0 +1,212 @@
+"""Merge defaults < YAML files < flags into a RunSpec, and report every mistake at once, in flag names."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from raymb.errors import SpecError
+from raymb.spec.sections import FLAG_THAT_OWNS, SECTION_OF_FLAG, SECTIONS, RunSpec
+
+
+def load_spec(
+    flags: Mapping[str, Any],
+    config_files: Sequence[Path] = (),
+    overrides: Sequence[str] = (),
+) -> RunSpec:
+    """Build the spec.
+
+    Args:
+        flags: flag name (no dashes in front) to value; None means not given.
+        config_files: YAML files with flag names in sections; a later file wins.
+        overrides: `section.field=value` words for ConfigContainer fields that no flag owns.
+
+    Raises:
+        SpecError: with every mistake found, one a line.
+    """
+    merged: dict[str, Any] = {}
+    problems: list[str] = []
+    for file in config_files:
+        content = _read_yaml(file)
+        problems += _unknown_keys(content, file)
+        merged = _merge(merged, content)
+    merged = _without_unknown(merged)
+    for flag, value in flags.items():
+        if value is not None:
+            merged = _merge(merged, {SECTION_OF_FLAG[flag]: {flag: value}})
+    given = merged.get("overrides")
+    overrides_by_path = dict(given) if isinstance(given, Mapping) else {}
+    for word in overrides:
+        path, value, problem = _parse_override(word)
+        if problem:
+            problems.append(problem)
+        else:
+            overrides_by_path[path] = value
+    problems += [text for path in overrides_by_path if (text := _owned_override(path))]
+    merged["overrides"] = overrides_by_path
+    merged.setdefault("model", {})
+    try:
+        spec = RunSpec.model_validate(merged)
+    except ValidationError as error:
+        problems += _in_flag_names(error)
+    if problems:
+        raise SpecError("\n  ".join(problems))
+    return spec
+
+
+def spec_to_json(spec: RunSpec) -> str:
+    return spec.model_dump_json(indent=2) + "\n"
+
+
+def spec_from_json(text: str) -> RunSpec:
+    return RunSpec.model_validate_json(text)
+
+
+def _read_yaml(file: Path) -> dict[str, Any]:
+    """One YAML (or spec.json) file with OmegaConf interpolations resolved."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    try:
+        content = OmegaConf.to_container(OmegaConf.load(file), resolve=True)
+    except FileNotFoundError:
+        raise SpecError(f"--config {file}: no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise SpecError(f"--config {file}: cannot be read ({error})") from None
+    except (YAMLError, OmegaConfBaseException) as error:
+        raise SpecError(f"--config {file}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise SpecError(
+            f"--config {file}: a mapping of sections is expected", f"sections: {', '.join(SECTIONS)}, overrides"
+        )
+    return content  # type: ignore[return-value]
+
+
+def _unknown_keys(content: Mapping[str, Any], file: Path) -> list[str]:
+    problems = []
+    for section, fields in content.items():
+        if section == "overrides":
+            if not isinstance(fields, Mapping):
+                problems.append(f"--config {file}: overrides: a mapping of ConfigContainer paths is expected")
+            continue
+        if section not in SECTIONS:
+            where = f" (it belongs into section {SECTION_OF_FLAG[section]})" if section in SECTION_OF_FLAG else ""
+            problems.append(f"--config {file}: unknown section {section!r}{where or _did_you_mean(section, SECTIONS)}")
+        elif not isinstance(fields, Mapping):
+            problems.append(f"--config {file}: section {section!r} must be a mapping, not {fields!r}")
+        else:
+            problems += [
+                f"--config {file}: unknown key {section}.{key}{_elsewhere(str(key), section)}"
+                for key in fields
+                if key not in SECTIONS[section].model_fields
+            ]
+    return problems
+
+
+def _elsewhere(key: str, section: str) -> str:
+    if key in SECTION_OF_FLAG:
+        return f" (it belongs into section {SECTION_OF_FLAG[key]})"
+    return _did_you_mean(key, SECTIONS[section].model_fields) or _did_you_mean(key, SECTION_OF_FLAG)
+
+
+def _did_you_mean(word: str, known: Mapping[str, Any]) -> str:
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def _without_unknown(content: Mapping[str, Any]) -> dict[str, Any]:
+    """What the schema knows of a YAML file, so that its values can be checked although some keys are unknown."""
+    kept: dict[str, Any] = {}
+    for section, fields in content.items():
+        if section == "overrides":
+            kept[section] = fields
+        elif section in SECTIONS and isinstance(fields, Mapping):
+            kept[section] = {key: value for key, value in fields.items() if key in SECTIONS[section].model_fields}
+    return kept
+
+
+def _merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
+    """`top` over `base`; mappings (sections, env, overrides) are merged key by key."""
+    merged = dict(base)
+    for key, value in top.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged
+
+
+def _parse_override(word: str) -> tuple[str, Any, str]:
+    """`a.b=1` to ("a.b", 1, ""); a mistake comes back as the third item."""
+    import yaml
+
+    path, separator, text = word.partition("=")
+    if not separator or "." not in path or not all(part.isidentifier() for part in path.split(".")):
+        return "", None, f"override {word!r}: section.field=value is expected, for example optimizer.decoupled_lr=1e-4"
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return "", None, f"override {word!r}: {text!r} is not a YAML value; quote it"
+    if isinstance(value, str) and _is_number(value):  # YAML 1.1 reads 1e-4 as a string
+        value = float(value)
+    return path, value, ""
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _owned_override(path: str) -> str:
+    flag = FLAG_THAT_OWNS.get(path)
+    return f"override {path}: this field belongs to the flag --{flag}; use the flag" if flag else ""
+
+
+def _in_flag_names(error: ValidationError) -> list[str]:
+    """A line for every wrong value that names the flag, the value and the rule.
+
+    pydantic reports a value of `int or "auto"` once for each of the two; they become one line.
+    """
+    rules: dict[str, list[str]] = {}
+    for item in error.errors():
+        location = [str(part) for part in item["loc"]]
+        name = location[1] if len(location) > 1 else location[0]
+        if item["type"] == "missing":
+            rules.setdefault(f"--{name}", ["needed"])
+            continue
+        value = item["input"]
+        shown = value if isinstance(value, str | int | float) else json.dumps(value, default=str)
+        rules.setdefault(f"--{name} {shown}", []).append(_rule(item))
+    return [
+        subject
+        + (" is needed" if texts == ["needed"] else f": {' or '.join(dict.fromkeys(texts))}").replace(
+            " or must be ", " or "
+        )
+        for subject, texts in rules.items()
+    ]
+
+
+def _rule(item: Any) -> str:
+    """pydantic's message as a rule."""
+    known: dict[str, str] = {
+        "int_parsing": "must be a whole number",
+        "int_type": "must be a whole number",
+        "int_from_float": "must be a whole number",
+        "float_parsing": "must be a number",
+        "float_type": "must be a number",
+        "finite_number": "must be a finite number",
+        "bool_parsing": "must be true or false",
+        "bool_type": "must be true or false",
+        "string_type": "must be text; quote it in YAML",
+        "dict_type": "must be a mapping of names to values",
+        "string_pattern_mismatch": "must be letters, digits, '.', '_' and '-', and start with a letter or digit",
+    }
+    message: str = item["msg"].replace("Input should be", "must be").replace("String should", "must")
+    return known.get(str(item["type"]), message)

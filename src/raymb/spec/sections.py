@@ -1,0 +1,193 @@
+"""The one schema: a flag exists because a field exists here.
+
+Each class is a section of the YAML file. The text after a field becomes its `--help` line.
+`bridge(...)` names the Megatron-Bridge ConfigContainer fields that a field owns, so that an
+override of one of them can be refused with the flag's name.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Auto = Literal["auto"]
+Size = Annotated[int, Field(ge=1)]
+AutoSize = Size | Auto
+
+
+def bridge(*paths: str, default: Any = ..., **constraints: Any) -> Any:
+    """A field that owns the given ConfigContainer paths (`section.field`)."""
+    return Field(default, json_schema_extra={"bridge": list(paths)}, **constraints)
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=(), allow_inf_nan=False
+    )
+
+
+class Model(Section):
+    hf_model_path: str = Field(min_length=1)
+    """Hugging Face model: a hub id such as Qwen/Qwen2.5-0.5B, or a local directory."""
+    hf_revision: str | None = None
+    """Branch, tag or commit of a hub model."""
+    trust_remote_code: bool = False
+    """Run Python code that the model's repository carries. Off unless you say so."""
+
+
+class Data(Section):
+    dataset: str | None = None
+    """JSONL file of prompt/completion or messages rows, a directory with train.jsonl and
+    validation.jsonl, or `sample` (dialogues of the chatterbot-corpus package). Default: SQuAD from the hub."""
+    validation_split: float = Field(default=0.05, ge=0.0, lt=1.0)
+    """Share of a single file's rows held out for validation; 0 for none."""
+    seq_length: Size = bridge("model.seq_length", "dataset.seq_length", default=512)
+    """Tokens in a sample; longer samples are cut, shorter ones padded."""
+
+
+class Parallel(Section):
+    num_workers: Size = 1
+    """Workers, one GPU each (on CPU: one process each). The world size."""
+    tensor_parallel_size: AutoSize = bridge("model.tensor_model_parallel_size", default="auto")
+    """TP: how many workers share each layer's matrices."""
+    pipeline_parallel_size: AutoSize = bridge("model.pipeline_model_parallel_size", default="auto")
+    """PP: how many stages the layers are cut into."""
+    virtual_pipeline_parallel_size: Size | None = bridge("model.virtual_pipeline_model_parallel_size", default=None)
+    """VPP: model chunks on each pipeline stage (interleaved schedule)."""
+    context_parallel_size: AutoSize = bridge("model.context_parallel_size", default="auto")
+    """CP: how many workers share one sequence."""
+    expert_parallel_size: AutoSize = bridge("model.expert_model_parallel_size", default="auto")
+    """EP: how many workers share a layer's experts (mixture-of-experts models)."""
+    expert_tensor_parallel_size: Size | None = bridge("model.expert_tensor_parallel_size", default=None)
+    """ETP: tensor parallelism inside experts; default: the same as TP for dense layers."""
+    sequence_parallel: bool | Auto = bridge("model.sequence_parallel", default="auto")
+    """Split norm and dropout activations along the sequence inside a TP group."""
+    num_layers_in_first_stage: Size | None = bridge("model.num_layers_in_first_pipeline_stage", default=None)
+    """Uneven pipeline: layers on the first stage."""
+    num_layers_in_last_stage: Size | None = bridge("model.num_layers_in_last_pipeline_stage", default=None)
+    """Uneven pipeline: layers on the last stage."""
+
+
+class Train(Section):
+    train_iters: Size = bridge("train.train_iters", default=100)
+    """Optimizer steps."""
+    global_batch_size: Size = bridge("train.global_batch_size", "validation.eval_global_batch_size", default=8)
+    """Samples in an optimizer step, over all workers."""
+    micro_batch_size: AutoSize = bridge("train.micro_batch_size", "validation.eval_micro_batch_size", default="auto")
+    """Samples in one forward and backward pass of a worker."""
+    precision: Literal["auto", "bf16", "fp32"] = bridge("mixed_precision", "model.bf16", "model.fp16", default="auto")
+    """auto: bf16 on CUDA, fp32 on CPU."""
+    recompute: Literal["none", "selective", "full"] = bridge(
+        "model.recompute_granularity", "model.recompute_method", "model.recompute_num_layers", default="none"
+    )
+    """Recompute activations in the backward pass, to save memory."""
+    seed: int = bridge("rng.seed", "dataset.seed", default=1234, ge=1)
+    """Seed of data order and dropout."""
+
+
+class Optimizer(Section):
+    learning_rate: float = bridge("optimizer.lr", default=1e-5, gt=0)
+    """Peak learning rate."""
+    min_learning_rate: float = bridge("optimizer.min_lr", default=0.0, ge=0)
+    """Learning rate at the end of the decay."""
+    lr_decay_style: Literal["constant", "linear", "cosine"] = bridge("scheduler.lr_decay_style", default="cosine")
+    """Shape of the decay."""
+    lr_warmup_iters: int = bridge("scheduler.lr_warmup_iters", default=0, ge=0)
+    """Steps of linear warm-up from 0."""
+    weight_decay: float = bridge(
+        "optimizer.weight_decay", "scheduler.start_weight_decay", "scheduler.end_weight_decay", default=0.01, ge=0
+    )
+    """Decoupled weight decay (AdamW); biases and norms are left out."""
+    adam_beta1: float = bridge("optimizer.adam_beta1", default=0.9, ge=0, lt=1)
+    """Adam's first-moment decay."""
+    adam_beta2: float = bridge("optimizer.adam_beta2", default=0.95, ge=0, lt=1)
+    """Adam's second-moment decay."""
+    adam_eps: float = bridge("optimizer.adam_eps", default=1e-8, gt=0)
+    """Adam's epsilon."""
+    clip_grad: float = bridge("optimizer.clip_grad", default=1.0, ge=0)
+    """Clip the global gradient norm to this; 0 for no clipping."""
+
+
+class Evaluation(Section):
+    eval_interval: int = bridge("validation.eval_interval", default=50, ge=0)
+    """Steps between validations; 0 for none."""
+    eval_iters: int = bridge("validation.eval_iters", default=4, ge=0)
+    """Global batches in a validation; 0 for none."""
+
+
+class Checkpoint(Section):
+    save_interval: int = bridge("checkpoint.save_interval", default=50, ge=0)
+    """Steps between checkpoints; the last step is always saved. 0: only the last."""
+    resume: str = Field(default="auto", min_length=1)
+    """auto: go on from the run directory's newest checkpoint if there is one; never: refuse a used run directory;
+    PATH: start from that checkpoint directory."""
+    output_dir: Path | None = bridge("checkpoint.save", "checkpoint.load", default=None)
+    """Where checkpoints go, instead of the run directory's checkpoints/."""
+    export_hf: bool = True
+    """At the end write the tuned model as a Hugging Face directory, hf/ in the run directory."""
+    overwrite: bool = False
+    """Delete the run directory's old content first."""
+
+
+class Run(Section):
+    storage_path: Path = Path("raymb-runs")
+    """Directory that holds runs; on a cluster every node must see it."""
+    experiment_name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Name of the run directory. Default: made from model and layout, so the same command finds its run again."""
+    backend: Literal["auto", "cuda", "cpu"] = "auto"
+    """auto: CUDA when the cluster has GPUs, otherwise CPU."""
+    log_interval: Size = bridge("logger.log_interval", default=10)
+    """Steps between lines of Megatron's own log (in the run directory's logs/)."""
+    sample_prompt: str | None = None
+    """After training, print the base and the tuned model's answer to this prompt (`held-out`: from the
+    validation rows)."""
+
+
+class Cluster(Section):
+    ray_address: str | None = None
+    """Ray cluster to join; default: the RAY_ADDRESS variable, else a local one is started."""
+    cpus_per_worker: Annotated[float, Field(gt=0)] | Auto = "auto"
+    """CPUs that Ray reserves for a worker. auto: 1, or less where CPU workers outnumber the cluster's CPUs."""
+    omp_num_threads: Size | None = None
+    """OMP_NUM_THREADS of a worker; default: the CPUs of the machine shared among its workers (CPU), 1 (CUDA)."""
+    wait_for_resources: float = Field(default=60.0, ge=0)
+    """Seconds to wait for the cluster to have the resources that the plan needs."""
+    env: dict[str, str] = Field(default_factory=dict)
+    """Environment variables of the workers, as NAME=VALUE (repeatable)."""
+
+
+class RunSpec(Section):
+    """Everything a user can say about a run. Frozen; no field is filled in from disk, hub, cluster or GPU."""
+
+    model: Model
+    data: Data = Data()
+    parallel: Parallel = Parallel()
+    train: Train = Train()
+    optimizer: Optimizer = Optimizer()
+    evaluation: Evaluation = Evaluation()
+    checkpoint: Checkpoint = Checkpoint()
+    run: Run = Run()
+    cluster: Cluster = Cluster()
+    overrides: dict[str, Any] = Field(default_factory=dict)
+    """ConfigContainer fields by path (`optimizer.decoupled_lr: 1e-4`) that no flag owns."""
+
+
+SECTIONS: dict[str, type[Section]] = {
+    name: field.annotation
+    for name, field in RunSpec.model_fields.items()
+    if isinstance(field.annotation, type) and issubclass(field.annotation, Section)
+}
+"""Section name to class, in the order of the YAML file and of --help."""
+
+SECTION_OF_FLAG: dict[str, str] = {flag: name for name, section in SECTIONS.items() for flag in section.model_fields}
+"""Flag name (without dashes) to section name. Flag names are unique over all sections."""
+
+FLAG_THAT_OWNS: dict[str, str] = {
+    path: flag
+    for section in SECTIONS.values()
+    for flag, field in section.model_fields.items()
+    for path in (field.json_schema_extra or {}).get("bridge", [])  # type: ignore[union-attr]
+}
+"""ConfigContainer path to the flag that owns it."""

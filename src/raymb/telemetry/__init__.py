@@ -1,0 +1,1 @@
+"""Metrics: from the ranks, without waiting, to a hub; from there to files and the terminal."""

@@ -1,0 +1,24 @@
+"""Dense bf16 peak rates of GPUs, for MFU. Source: the vendor's datasheets (SXM parts where there are two)."""
+
+from __future__ import annotations
+
+_PEAK_BF16_TFLOPS = {
+    "B200": 2250.0,
+    "GH200": 989.4,
+    "H200": 989.4,
+    "H100 PCIe": 756.0,
+    "H100": 989.4,
+    "H20": 148.0,
+    "A100": 312.0,
+    "L40S": 362.05,
+    "L4": 121.0,
+    "A10G": 70.0,
+}
+
+
+def peak_tflops(device_name: str) -> float | None:
+    """Peak dense bf16 rate in TFLOP/s of a device by torch's name for it; None when it is not known.
+
+    The first match wins, so a longer name stands before the shorter one it contains.
+    """
+    return next((peak for chip, peak in _PEAK_BF16_TFLOPS.items() if chip in device_name), None)

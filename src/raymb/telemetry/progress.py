@@ -1,0 +1,70 @@
+"""What the terminal shows while a run goes on: a live line with ETA, or plain lines when it is not a terminal."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+Record = dict[str, Any]
+_SECONDS_BETWEEN_PLAIN_LINES = 10.0
+
+
+class Terminal:
+    """Shows phases, steps, validations and checkpoints.
+
+    Args:
+        console: standard error; its `is_terminal` decides between the live line and plain ones.
+        train_iters: steps in all.
+    """
+
+    def __init__(self, console: Console, train_iters: int):
+        self.console = console
+        self.train_iters = train_iters
+        self.began = time.monotonic()
+        self.printed = 0.0
+        self.progress: Progress | None = None
+
+    def phase(self, text: str) -> None:
+        self.console.print(f"[dim]{time.monotonic() - self.began:6.1f} s[/dim]  {text}", highlight=False, soft_wrap=True)
+
+    def start(self, step: int) -> None:
+        self.phase("training" + (f" from step {step}" if step else ""))
+        if self.console.is_terminal and self.progress is None:
+            columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), MofNCompleteColumn())
+            self.progress = Progress(*columns, TimeRemainingColumn(), console=self.console, transient=True)
+            self.task = self.progress.add_task("", total=self.train_iters, completed=step)
+            self.progress.start()
+
+    def step(self, record: Record) -> None:
+        text = (
+            f"loss {record['loss']:.4f}  grad norm {record['grad_norm']:.3g}  {record['step_seconds']:.3g} s/step  "
+            f"{record['tokens_per_second']:,.0f} tokens/s"
+        )
+        if self.progress is not None:
+            self.progress.update(self.task, completed=record["step"], description=text)
+            return
+        last = record["step"] == self.train_iters
+        if last or record["step"] == 1 or time.monotonic() - self.printed >= _SECONDS_BETWEEN_PLAIN_LINES:
+            self.printed = time.monotonic()
+            left = (self.train_iters - record["step"]) * record["step_seconds"]
+            self.phase(f"step {record['step']}/{self.train_iters}  {text}  {_duration(left)} left")
+
+    def validation(self, record: Record) -> None:
+        self.phase(f"validation at step {record['step']}: loss {record['loss']:.4f}")
+
+    def checkpoint(self, step: int) -> None:
+        self.phase(f"checkpoint at step {step}")
+
+    def close(self) -> None:
+        if self.progress is not None:
+            self.progress.stop()
+            self.progress = None
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

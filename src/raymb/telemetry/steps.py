@@ -1,0 +1,59 @@
+"""One line a step out of the parts that the ranks sent."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from raymb.telemetry.chips import peak_tflops
+
+Record = dict[str, Any]
+
+
+class StepJoiner:
+    """Joins the parts of a step: one from each data-parallel copy, one of which knows the loss.
+
+    Args:
+        parts: data-parallel size.
+        samples: global batch size.
+        world_size: number of workers.
+    """
+
+    def __init__(self, parts: int, samples: int, world_size: int):
+        self.parts = parts
+        self.samples = samples
+        self.world_size = world_size
+        self.waiting: dict[int, list[Record]] = {}
+        self.chip = ""
+
+    def restart(self) -> None:
+        """Forget parts of steps that a lost worker group did not finish."""
+        self.waiting.clear()
+
+    def join(self, part: Record) -> Record | None:
+        """The step's train record when its last part arrives, else None."""
+        gathered = self.waiting.setdefault(part["step"], [])
+        gathered.append(part)
+        if len(gathered) < self.parts:
+            return None
+        del self.waiting[part["step"]]
+        known = next(item for item in gathered if "loss" in item)
+        tokens = sum(item["tokens"] for item in gathered)
+        record = {
+            "kind": "train",
+            "step": part["step"],
+            "loss": known["loss"],
+            "grad_norm": known["grad_norm"],
+            "learning_rate": known["learning_rate"],
+            "step_seconds": known["step_seconds"],
+            "tokens": tokens,
+            "trained_tokens": sum(item["trained_tokens"] for item in gathered),
+            "tokens_per_second": tokens / known["step_seconds"],
+            "tokens_per_second_per_worker": tokens / known["step_seconds"] / self.world_size,
+            "samples": self.samples,
+            "tflops_per_worker": known["tflops_per_worker"],
+            "memory_bytes": max(item["memory_bytes"] for item in gathered),
+        }
+        peak = peak_tflops(self.chip)
+        if peak:
+            record["mfu"] = known["tflops_per_worker"] / peak
+        return record

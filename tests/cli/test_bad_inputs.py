@@ -1,0 +1,333 @@
+"""Bad command lines: each exits 2 with one readable message that names value, rule and flag, and leaves nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from raymb.cli import main
+from tests.conftest import QWEN2_4_LAYERS, write_shape_only_model
+
+ROW = '{"prompt": "a", "completion": "b"}\n'
+
+# name: (command line, what the message must contain). {model}, {moe}, {storage} and {tmp} are filled in; a word that
+# starts with @ is a file that is made of the text in FILES.
+LAYOUT = {
+    "world size": ("--num_workers 7 --tensor_parallel_size 2", ["--num_workers 7", "multiple of", "6 or 8"]),
+    "world size of three": (
+        "--num_workers 4 --tensor_parallel_size 2 --pipeline_parallel_size 2 --context_parallel_size 2 --backend cuda",
+        ["--num_workers 4", "2 x 2 x 2 = 8", "set --num_workers to 8"],
+    ),
+    "global batch": ("--num_workers 4 --global_batch_size 10", ["--global_batch_size 10", "multiple of", "8 or 12"]),
+    "global batch below micro batch": (
+        "--global_batch_size 2 --micro_batch_size 4",
+        ["--global_batch_size 2", "4 x 1 = 4", "set --global_batch_size to 4"],
+    ),
+    "heads": ("--num_workers 3 --tensor_parallel_size 3", ["--tensor_parallel_size 3", "8 attention heads", "one of"]),
+    "key-value groups": (
+        "--num_workers 3 --tensor_parallel_size 3",
+        ["--tensor_parallel_size 3", "divisor or a multiple", "4 key/value groups"],
+    ),
+    "feed-forward size": (
+        "--num_workers 5 --tensor_parallel_size 5",
+        ["--tensor_parallel_size 5", "must divide", "96"],
+    ),
+    "layers": ("--num_workers 3 --pipeline_parallel_size 3", ["--pipeline_parallel_size 3", "must divide", "4 layers"]),
+    "more stages than layers": (
+        "--num_workers 8 --pipeline_parallel_size 8",
+        ["--pipeline_parallel_size 8", "not be more than", "4 layers"],
+    ),
+    "uneven without pipeline": (
+        "--num_layers_in_first_stage 2",
+        ["--num_layers_in_first_stage 2", "needs --pipeline_parallel_size"],
+    ),
+    "uneven middle": (
+        "--num_workers 3 --pipeline_parallel_size 3 --num_layers_in_last_stage 1",
+        ["--num_layers_in_last_stage 1", "leave 3", "evenly"],
+    ),
+    "virtual without pipeline": (
+        "--virtual_pipeline_parallel_size 2",
+        ["--virtual_pipeline_parallel_size 2", "needs --pipeline_parallel_size"],
+    ),
+    "virtual chunks": (
+        "--num_workers 2 --pipeline_parallel_size 2 --virtual_pipeline_parallel_size 3",
+        ["--virtual_pipeline_parallel_size 3", "must divide", "2 layers"],
+    ),
+    "virtual micro-batches": (
+        "--num_workers 2 --pipeline_parallel_size 2 --virtual_pipeline_parallel_size 2 --global_batch_size 3",
+        ["--virtual_pipeline_parallel_size 2", "3 micro-batches", "--global_batch_size to 2 or 4"],
+    ),
+    "sequence too long": ("--seq_length 2048", ["--seq_length 2048", "1024 positions", "at most 1024"]),
+    "sequence over context": (
+        "--num_workers 2 --context_parallel_size 2 --seq_length 510 --backend cuda",
+        ["--seq_length 510", "multiple of 2 x --context_parallel_size 2", "508 or 512"],
+    ),
+    "sequence over tensor": (
+        "--num_workers 4 --tensor_parallel_size 4 --seq_length 510 --backend cuda",
+        ["--seq_length 510", "sequence parallel", "508 or 512"],
+    ),
+    "sequence parallel without tensor": (
+        "--sequence_parallel true --backend cuda",
+        ["--sequence_parallel true", "needs --tensor_parallel_size"],
+    ),
+    "sequence parallel on CPU": (
+        "--num_workers 2 --tensor_parallel_size 2 --sequence_parallel true --backend cpu",
+        ["--sequence_parallel true", "not yet on the CPU backend"],
+    ),
+    "context parallel on CPU": (
+        "--num_workers 2 --context_parallel_size 2 --backend cpu",
+        ["--context_parallel_size 2", "not yet on the CPU backend"],
+    ),
+    "experts of a dense model": (
+        "--num_workers 2 --expert_parallel_size 2",
+        ["--expert_parallel_size 2", "no experts", "leave it out"],
+    ),
+    "expert tensor of a dense model": (
+        "--expert_tensor_parallel_size 2",
+        ["--expert_tensor_parallel_size 2", "no experts", "leave it out"],
+    ),
+}
+EXPERTS = {
+    "experts": (
+        "--num_workers 3 --expert_parallel_size 3 --backend cuda",
+        ["--expert_parallel_size 3", "must divide", "8 experts"],
+    ),
+    "expert grid": (
+        "--num_workers 4 --expert_parallel_size 8 --backend cuda",
+        ["--num_workers 4", "1 x 8 x 1 = 8", "--expert_parallel_size"],
+    ),
+    "experts on CPU": (
+        "--num_workers 2 --expert_parallel_size 2 --backend cpu",
+        ["--expert_parallel_size 2", "not yet on the CPU backend"],
+    ),
+    "experts without sequence parallel": (
+        "--num_workers 2 --tensor_parallel_size 2 --sequence_parallel false --backend cuda",
+        ["--tensor_parallel_size 2", "needs --sequence_parallel true"],
+    ),
+}
+SPEC = {
+    "unknown flag": ("--num_worker 2", ["unknown flag --num_worker;", "did you mean --num_workers?"]),
+    "unknown flag, dashed": ("--train-iter=2", ["unknown flag --train_iter;", "did you mean --train_iters?"]),
+    "unknown flag, Megatron's name": ("--lr 1", ["unknown flag --lr", "did you mean --learning_rate?"]),
+    "unknown flag, nothing like it": ("--xyzzy 1", ["unknown flag --xyzzy"]),
+    "flag without value": ("--num_workers", ["--num_workers", "requires an argument"]),
+    "text for a number": ("--num_workers two", ["--num_workers two", "whole number"]),
+    "fraction for a number": ("--train_iters 1.5", ["--train_iters 1.5", "whole number"]),
+    "zero": ("--global_batch_size 0", ["--global_batch_size 0", "greater than or equal to 1"]),
+    "negative": ("--seq_length -5", ["--seq_length -5", "greater than or equal to 1"]),
+    "negative size or auto": ("--tensor_parallel_size -2", ["--tensor_parallel_size -2", "equal to 1 or 'auto'"]),
+    "misspelt auto": ("--micro_batch_size atuo", ["--micro_batch_size atuo", "whole number or 'auto'"]),
+    "zero learning rate": ("--learning_rate 0", ["--learning_rate 0", "greater than 0"]),
+    "not a number": ("--learning_rate nan", ["--learning_rate nan", "finite number"]),
+    "share over 1": ("--validation_split 1.5", ["--validation_split 1.5", "less than 1"]),
+    "beta of 1": ("--adam_beta1 1", ["--adam_beta1 1", "less than 1"]),
+    "negative interval": ("--save_interval -1", ["--save_interval -1", "greater than or equal to 0"]),
+    "unknown backend": ("--backend tpu", ["--backend tpu", "'auto', 'cuda' or 'cpu'"]),
+    "unknown precision": ("--precision fp16", ["--precision fp16", "'auto', 'bf16' or 'fp32'"]),
+    "unknown decay": ("--lr_decay_style step", ["--lr_decay_style step", "'constant', 'linear' or 'cosine'"]),
+    "neither true nor false": ("--sequence_parallel maybe", ["--sequence_parallel maybe", "true or false or 'auto'"]),
+    "name with a slash": ("--experiment_name a/b", ["--experiment_name a/b", "letters, digits"]),
+    "name that climbs": ("--experiment_name ..", ["--experiment_name ..", "letters, digits"]),
+    "env without value": ("--env NCCL_DEBUG", ["--env", "NAME=VALUE is expected"]),
+    "env with a bad name": ("--env A-B=1", ["--env A-B", "NAME=VALUE is expected"]),
+    "override without value": ("optimizer.foo", ["override 'optimizer.foo'", "section.field=value is expected"]),
+    "override without section": ("foo=1", ["override 'foo=1'", "section.field=value is expected"]),
+    "override that is no YAML": ("ddp.bucket_size=[1", ["override 'ddp.bucket_size=[1'", "not a YAML value"]),
+    "override that a flag owns": ("optimizer.lr=1", ["override optimizer.lr", "belongs to the flag --learning_rate"]),
+    "override of no section": ("optimiser.eps=1", ["override optimiser.eps", "no section", "optimizer"]),
+    "override of no field": ("ddp.bucket_sizes=1", ["override ddp.bucket_sizes", "no field", "ddp.bucket_size"]),
+    "config that is not there": ("--config {tmp}/none.yaml", ["--config", "none.yaml", "no such file"]),
+    "config that is a directory": ("--config {tmp}", ["--config", "cannot be read"]),
+    "config of broken YAML": ("--config @broken.yaml", ["--config", "broken.yaml", "not valid YAML"]),
+    "config with an open reference": ("--config @reference.yaml", ["--config", "reference.yaml", "nowhere"]),
+    "config of a list": ("--config @list.yaml", ["--config", "list.yaml", "mapping of sections"]),
+    "config with an unknown section": ("--config @section.yaml", ["unknown section 'trian'", "did you mean 'train'?"]),
+    "config with an unknown key": ("--config @key.yaml", ["train.train_itres", "did you mean 'train_iters'?"]),
+    "config with a key elsewhere": ("--config @elsewhere.yaml", ["train.num_workers", "belongs into section parallel"]),
+    "config with a wrong type": ("--config @type.yaml", ["--train_iters many", "whole number"]),
+    "config with a list for a number": ("--config @nested.yaml", ["--train_iters [1, 2]", "whole number"]),
+    "config with a section that is none": ("--config @scalar.yaml", ["section 'train' must be a mapping", "5"]),
+    "config with an owned override": ("--config @owned.yaml", ["optimizer.lr", "belongs to the flag --learning_rate"]),
+}
+FILES = {
+    "broken.yaml": "train: {train_iters: 5\nmodel: [",
+    "reference.yaml": "train: {train_iters: '${nowhere}'}\n",
+    "list.yaml": "- train\n",
+    "section.yaml": "trian: {train_iters: 5}\n",
+    "key.yaml": "train: {train_itres: 5}\n",
+    "elsewhere.yaml": "train: {num_workers: 5}\n",
+    "type.yaml": "train: {train_iters: many}\n",
+    "nested.yaml": "train: {train_iters: [1, 2]}\n",
+    "scalar.yaml": "train: 5\n",
+    "owned.yaml": "overrides: {optimizer.lr: 1}\n",
+    "empty.jsonl": "",
+    "blank.jsonl": "\n\n",
+    "malformed.jsonl": ROW + "{'prompt': 1}\n",
+    "no-completion.jsonl": ROW + '{"prompt": "a"}\n',
+    "empty-completion.jsonl": '{"prompt": "a", "completion": " "}\n',
+    "number.jsonl": '{"prompt": "a", "completion": 5}\n',
+    "array.jsonl": "[1, 2]\n",
+    "mixed.jsonl": ROW + '{"messages": [{"role": "assistant", "content": "x"}]}\n',
+    "chat.jsonl": '{"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]}\n',
+    "rows.csv": "a,b\n",
+}
+DATA = {
+    "dataset that is not there": ("--dataset {tmp}/none.jsonl", ["--dataset", "none.jsonl", "no such file"]),
+    "dataset of another kind": ("--dataset @rows.csv", ["--dataset", "rows.csv", ".jsonl"]),
+    "dataset directory without train": ("--dataset {tmp}", ["--dataset", "no train.jsonl"]),
+    "empty dataset": ("--dataset @empty.jsonl", ["--dataset", "empty.jsonl", "no rows"]),
+    "dataset of blank lines": ("--dataset @blank.jsonl", ["--dataset", "blank.jsonl", "no rows"]),
+    "malformed row": ("--dataset @malformed.jsonl", ["--dataset", "line 2", "not valid JSON"]),
+    "row without completion": ("--dataset @no-completion.jsonl", ["--dataset", "line 2", "'completion' is missing"]),
+    "row with an empty completion": ("--dataset @empty-completion.jsonl", ["--dataset", "line 1", "empty"]),
+    "row with a number": ("--dataset @number.jsonl", ["--dataset", "line 1", "must be a string"]),
+    "row that is an array": ("--dataset @array.jsonl", ["--dataset", "line 1", "JSON object"]),
+    "two kinds of rows": ("--dataset @mixed.jsonl", ["--dataset", "line 2", "use one kind"]),
+    "chat rows without a template": ("--dataset @chat.jsonl", ["--dataset", "messages", "no chat template"]),
+}
+
+
+def cases(table: dict[str, tuple[str, list[str]]]) -> Any:
+    return [pytest.param(line, expected, id=name) for name, (line, expected) in table.items()]
+
+
+@pytest.fixture
+def refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Run `raymb COMMAND --hf_model_path MODEL LINE`, expect exit code 2 and nothing written; give the message back."""
+    storage = tmp_path / "storage"
+
+    def run(command: str, model: Path | str, line: str) -> str:
+        words = []
+        for word in line.format(tmp=tmp_path).split():
+            if word.startswith("@"):
+                (tmp_path / word[1:]).write_text(FILES[word[1:]])
+                word = str(tmp_path / word[1:])
+            words.append(word)
+        before = sorted(tmp_path.iterdir())
+        code = main([command, "--hf_model_path", str(model), "--storage_path", str(storage), *words])
+        captured = capsys.readouterr()
+        assert (code, captured.out) == (2, "")
+        assert captured.err.startswith("error: ")
+        assert "Traceback" not in captured.err
+        assert sorted(tmp_path.iterdir()) == before
+        return captured.err
+
+    return run
+
+
+@pytest.mark.parametrize(("line", "expected"), cases(LAYOUT))
+@pytest.mark.parametrize("command", ["plan", "finetune"])
+def test_layout(command, line, expected, refused, shape_only_model_dir):
+    message = refused(command, shape_only_model_dir, line)
+    assert [part for part in expected if part not in message] == []
+
+
+@pytest.mark.parametrize(("line", "expected"), cases(EXPERTS))
+def test_experts(line, expected, refused, shape_only_moe_dir):
+    message = refused("plan", shape_only_moe_dir, line)
+    assert [part for part in expected if part not in message] == []
+
+
+@pytest.mark.parametrize(("line", "expected"), cases(SPEC))
+def test_spec(line, expected, refused, shape_only_model_dir):
+    message = refused("finetune", shape_only_model_dir, line)
+    assert [part for part in expected if part not in message] == []
+
+
+@pytest.mark.parametrize(("line", "expected"), cases(DATA))
+def test_data(line, expected, refused, shape_only_model_dir):
+    message = refused("finetune", shape_only_model_dir, line)
+    assert [part for part in expected if part not in message] == []
+
+
+def test_no_model_at_all(capsys):
+    assert main(["finetune", "--num_workers", "2"]) == 2
+    assert "--hf_model_path is needed" in capsys.readouterr().err
+
+
+def test_unknown_command(capsys):
+    assert main(["finetun"]) == 2
+    error = capsys.readouterr().err
+    assert "finetun" in error
+    assert "Did you mean 'finetune'?" in error
+
+
+MODELS = {
+    "directory that is not there": (None, ["no such directory"]),
+    "directory without config": ({"config.json": None}, ["no config.json"]),
+    "broken config": ({"config.json": "{"}, ["config.json", "not valid JSON"]),
+    "config that is a list": ({"config.json": "[]"}, ["config.json", "a JSON object is expected"]),
+    "config without layers": ({"config.json": '{"hidden_size": 64}'}, ["no num_hidden_layers", "no vocab_size"]),
+    "no weights": ({"model.safetensors": None}, ["no weights", ".safetensors"]),
+    "git-lfs pointer": ({"model.safetensors": "version https://git-lfs.github.com/spec/v1\n"}, ["git lfs pull"]),
+    "no tokenizer": ({"tokenizer.json": None}, ["no tokenizer", "tokenizer.json"]),
+    "a shard is missing": (
+        {"model.safetensors.index.json": json.dumps({"weight_map": {"a": "model-2.safetensors"}})},
+        ["missing", "model-2.safetensors"],
+    ),
+    "remote code": (
+        {"config.json": json.dumps(QWEN2_4_LAYERS | {"model_type": "new_family", "auto_map": {"AutoModel": "m.M"}})},
+        ["Python code", "--trust_remote_code"],
+    ),
+}
+
+
+@pytest.mark.parametrize(("changes", "expected"), [pytest.param(*case, id=name) for name, case in MODELS.items()])
+def test_model_directory(changes, expected, refused, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("broken") / "model"
+    if changes is not None:
+        write_shape_only_model(directory)
+        for name, text in changes.items():
+            if text is None:
+                (directory / name).unlink()
+            else:
+                (directory / name).write_text(text)
+    message = refused("finetune", directory, "")
+    assert [part for part in ["--hf_model_path", *expected] if part not in message] == []
+
+
+def test_model_path_that_is_a_file(refused, shape_only_model_dir):
+    assert "a file, not a directory" in refused("plan", shape_only_model_dir / "config.json", "")
+
+
+def test_model_path_that_is_neither_directory_nor_hub_id(refused):
+    assert "neither a directory nor a hub id" in refused("plan", "two words", "")
+
+
+def hub_error(name: str) -> Exception:
+    import httpx
+    from huggingface_hub import errors
+
+    if name == "ConnectError":
+        return httpx.ConnectError("Name or service not known")
+    response = httpx.Response(403, request=httpx.Request("HEAD", "https://huggingface.co"))
+    return getattr(errors, name)("refused by the test", response=response)
+
+
+HUB = {
+    "ConnectError": ["the hub cannot be reached", "local model directory"],
+    "GatedRepoError": ["gated", "HF_TOKEN", "licence"],
+    "RepositoryNotFoundError": ["no such model on the hub", "spelling"],
+    "RevisionNotFoundError": ["no such revision", "--hf_revision"],
+    "RemoteEntryNotFoundError": ["has no config.json", "GGUF"],
+    "HfHubHTTPError": ["the hub cannot be reached", "refused by the test"],
+}
+
+
+@pytest.mark.parametrize(("error", "expected"), HUB.items())
+def test_hub_model(error, expected, refused, monkeypatch):
+    def ask(*args: Any, **kwargs: Any) -> None:
+        raise hub_error(error)
+
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", ask)
+    message = refused("plan", "some/model-that-nobody-has", "--hf_revision v1")
+    assert [part for part in ["--hf_model_path some/model-that-nobody-has", *expected] if part not in message] == []
+
+
+def test_hub_switched_off(refused, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert "the hub cannot be reached" in refused("plan", "some/model-that-nobody-has", "")

@@ -1,0 +1,148 @@
+"""The command line is light: what it imports, what its first answers cost, and that every flag is there."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from raymb import __version__
+from raymb.cli import main
+from raymb.spec import SECTION_OF_FLAG, load_spec
+
+HEAVY = ("ray", "torch", "transformers", "megatron", "datasets", "omegaconf", "numpy")
+SOURCE = Path(__file__).parents[2] / "src"
+# A bound that a machine busy with other work still keeps; the measured value is printed.
+SLACK = 2.0
+
+
+def run(*words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, *words]
+    environment = os.environ | {"PYTHONPATH": str(SOURCE)}
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+
+
+def cpu_seconds(*words: str) -> float:
+    """User and system time of `python -m raymb WORDS`; the lesser of two runs, so that caches are warm."""
+    costs = []
+    for _ in range(2):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        assert run("-m", "raymb", *words).returncode == 0
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        costs.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    print(f"raymb {' '.join(words)}: {min(costs):.2f} s of CPU")
+    return min(costs)
+
+
+@pytest.mark.parametrize("words", [["--help"], ["finetune", "--help"], ["plan", "--hf_model_path", "MODEL"]])
+def test_no_framework_is_imported(words, shape_only_model_dir):
+    words = [str(shape_only_model_dir) if word == "MODEL" else word for word in words]
+    code = (
+        "import sys; from raymb.cli import main; "
+        f"code = main({words!r}); "
+        f"print([name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr); sys.exit(code)"
+    )
+    result = run("-c", code)
+    assert (result.returncode, result.stderr.strip()) == (0, "[]")
+
+
+def test_help_costs_at_most_0_6_cpu_seconds():
+    assert cpu_seconds("--help") <= 0.6 * SLACK
+    assert cpu_seconds("finetune", "--help") <= 0.6 * SLACK
+
+
+def test_plan_costs_at_most_1_5_cpu_seconds(shape_only_model_dir):
+    assert cpu_seconds("plan", "--hf_model_path", str(shape_only_model_dir)) <= 1.5 * SLACK
+
+
+def test_help_is_never_cut_short_in_a_narrow_terminal(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    assert main(["finetune", "--help"]) == 0
+    text = capsys.readouterr().out
+    assert [flag for flag in SECTION_OF_FLAG if f"--{flag}" not in text] == []
+    for part in ("--config", "--dry_run", "--no_overwrite", "Parallel:", "Cluster:", "INT|auto"):
+        assert part in text
+
+
+@pytest.mark.parametrize("words", [[], ["--help"], ["-h"]])
+def test_the_commands_are_listed(words, capsys):
+    assert main(words) == 0
+    text = capsys.readouterr().out
+    assert "finetune" in text
+    assert "plan" in text
+
+
+def test_version(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.strip() == __version__
+
+
+def test_plan_json_is_one_object_on_standard_output(shape_only_model_dir, capsys):
+    words = ["plan", "--json", "--hf-model-path", str(shape_only_model_dir), "--num-workers", "8", "--backend", "cuda"]
+    assert main([*words, "--tensor_parallel_size=2", "--pipeline-parallel-size=2", "ddp.bucket_size=10"]) == 0
+    captured = capsys.readouterr()
+    plan = json.loads(captured.out)
+    sizes = [plan[f"{name}_parallel_size"] for name in ("tensor", "pipeline", "data")]
+    assert (sizes, plan["num_workers"], captured.err) == ([2, 2, 2], 8, "")
+
+
+def test_the_missions_command_plans(shape_only_model_dir, tmp_path, capsys):
+    words = (
+        "--num_workers 8 --tensor_parallel_size 2 --pipeline_parallel_size 2 --train_iters 100 --global_batch_size 8 "
+        f"--micro_batch_size 1 --seq_length 512 --storage_path {tmp_path} --learning_rate 1e-5 --eval_interval 10 "
+        "--save_interval 50 --experiment_name first --backend cpu"
+    )
+    assert main(["plan", "--hf_model_path", str(shape_only_model_dir), *words.split()]) == 0
+    assert "8 = 2 x 2 x 1 x 2" in capsys.readouterr().out
+
+
+def rows_file(directory: Path) -> Path:
+    file = directory / "rows.jsonl"
+    file.write_text('{"prompt": "a", "completion": "b"}\n' * 20)
+    return file
+
+
+def test_dry_run_prints_a_spec_that_repeats_it_and_makes_nothing(shape_only_model_dir, tmp_path, capsys):
+    storage = tmp_path / "runs"
+    words = ["--hf_model_path", str(shape_only_model_dir), "--dataset", str(rows_file(tmp_path)), "--backend", "cpu"]
+    words += ["--storage_path", str(storage), "--env", "HF_TOKEN=sesame", "--env", "NCCL_DEBUG=INFO", "--num_workers=2"]
+    assert main(["finetune", "--dry_run", *words]) == 0
+    text = capsys.readouterr().out
+    assert "19 prompt/completion rows to train on, 1 for validation" in text
+    assert "sesame" not in text
+    printed = tmp_path / "printed.yaml"
+    printed.write_text(text.partition("# the resolved spec")[2].partition("\n")[2])
+    spec = load_spec({}, [printed])
+    assert (spec.parallel.num_workers, spec.run.storage_path) == (2, storage)
+    assert spec.cluster.env == {"HF_TOKEN": "***", "NCCL_DEBUG": "INFO"}
+    assert not storage.exists()
+
+
+def test_dry_run_imports_no_ray(shape_only_model_dir, tmp_path):
+    words = ["finetune", "--dry_run", "--hf_model_path", str(shape_only_model_dir)]
+    words += ["--dataset", str(rows_file(tmp_path))]
+    code = f"import sys; from raymb.cli import main; main({words!r}); print('ray' in sys.modules, file=sys.stderr)"
+    assert run("-c", code).stderr.strip() == "False"
+
+
+def test_an_unexpected_exception_keeps_its_traceback(shape_only_model_dir, monkeypatch):
+    def broken(*args, **kwargs):
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr("raymb.plan.make_plan", broken)
+    with pytest.raises(ZeroDivisionError):
+        main(["plan", "--hf_model_path", str(shape_only_model_dir)])
+
+
+def test_ctrl_c_exits_130(shape_only_model_dir, monkeypatch, capsys):
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("raymb.plan.make_plan", interrupted)
+    assert main(["plan", "--hf_model_path", str(shape_only_model_dir)]) == 130
+    assert "Traceback" not in capsys.readouterr().err

@@ -1,0 +1,54 @@
+"""Fixtures that more than one room's tests use."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+QWEN2_4_LAYERS: dict[str, Any] = {
+    "architectures": ["Qwen2ForCausalLM"],
+    "model_type": "qwen2",
+    "num_hidden_layers": 4,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "vocab_size": 305,
+    "max_position_embeddings": 1024,
+    "tie_word_embeddings": True,
+}
+QWEN3_MOE_4_LAYERS: dict[str, Any] = QWEN2_4_LAYERS | {
+    "architectures": ["Qwen3MoeForCausalLM"],
+    "model_type": "qwen3_moe",
+    "head_dim": 16,
+    "num_experts": 8,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 48,
+    "decoder_sparse_step": 1,
+    "tie_word_embeddings": False,
+}
+
+
+def write_shape_only_model(directory: Path, config: dict[str, Any] = QWEN2_4_LAYERS) -> Path:
+    """A directory that looks like a Hugging Face model from outside: the sizes are real, weights and tokenizer not."""
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "config.json").write_text(json.dumps(config))
+    (directory / "model.safetensors").write_bytes(bytes(16))
+    (directory / "tokenizer.json").write_text("{}")
+    (directory / "tokenizer_config.json").write_text("{}")
+    return directory
+
+
+@pytest.fixture(scope="session")
+def shape_only_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A 4-layer Qwen2 for tests that stop before weights are read."""
+    return write_shape_only_model(tmp_path_factory.mktemp("models") / "qwen2-4-layers")
+
+
+@pytest.fixture(scope="session")
+def shape_only_moe_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A 4-layer Qwen3-MoE with 8 experts for tests that stop before weights are read."""
+    return write_shape_only_model(tmp_path_factory.mktemp("models") / "qwen3-moe-4-layers", QWEN3_MOE_4_LAYERS)

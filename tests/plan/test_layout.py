@@ -1,0 +1,256 @@
+"""Layout arithmetic: identities over a grid, every rule, what `auto` chooses."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+
+import pytest
+
+from raymb.errors import PlanError
+from raymb.model_shape import ModelShape
+from raymb.plan import Plan, make_plan
+from raymb.plan.table import plan_rows, print_plan
+from raymb.spec import load_spec
+from tests.conftest import QWEN2_4_LAYERS, QWEN3_MOE_4_LAYERS
+
+DENSE = ModelShape.from_config(QWEN2_4_LAYERS)
+MOE = ModelShape.from_config(QWEN3_MOE_4_LAYERS)
+
+
+def plan_of(shape: ModelShape = DENSE, *, backend: str = "cuda", rows: int | None = None, **flags: object) -> Plan:
+    spec = load_spec({"hf_model_path": "some/model"} | {name: str(value) for name, value in flags.items()})
+    return make_plan(spec, shape, rows=rows, backend=backend)
+
+
+def problems_of(shape: ModelShape = DENSE, *, backend: str = "cuda", **flags: object) -> list[str]:
+    with pytest.raises(PlanError) as caught:
+        plan_of(shape, backend=backend, **flags)
+    return caught.value.problems
+
+
+GRID = list(itertools.product((1, 2, 4, 8), (1, 2, 4), (1, 2), (1, 3), (1, 2), (1, 4)))
+
+
+@pytest.mark.parametrize(("tensor", "pipeline", "context", "data", "micro", "steps"), GRID)
+def test_identities_hold_over_a_grid(tensor, pipeline, context, data, micro, steps):
+    workers, batch = tensor * pipeline * context * data, micro * data * steps
+    plan = plan_of(
+        num_workers=workers,
+        tensor_parallel_size=tensor,
+        pipeline_parallel_size=pipeline,
+        context_parallel_size=context,
+        micro_batch_size=micro,
+        global_batch_size=batch,
+        rows=1000,
+        train_iters=10,
+    )
+    assert plan.data_parallel_size == data
+    assert plan.micro_batch_size * plan.data_parallel_size * plan.micro_batches == plan.global_batch_size == batch
+    assert (len(plan.layers_per_stage), sum(plan.layers_per_stage)) == (pipeline, 4)
+    assert plan.padded_vocab_size % tensor == 0 <= plan.padded_vocab_size - 305 < tensor
+    assert (plan.samples, plan.tokens) == (10 * batch, 10 * batch * 512)
+    assert plan.epochs == pytest.approx(plan.train_iters / plan.steps_per_epoch)
+    assert plan.sequence_parallel == (tensor > 1)
+
+
+@pytest.mark.parametrize(("workers", "batch"), list(itertools.product(range(1, 9), range(1, 33))))
+def test_a_plan_is_made_exactly_where_the_arithmetic_allows_it(workers, batch):
+    """auto micro batch: any global batch that divides by the data parallel size trains, and no other."""
+    flags = {"num_workers": workers, "tensor_parallel_size": 2, "global_batch_size": batch}
+    if workers % 2 == 0 and batch % (workers // 2) == 0:
+        plan = plan_of(**flags)
+        assert batch == plan.micro_batch_size * (workers // 2) * plan.micro_batches
+    else:
+        assert problems_of(**flags)
+
+
+@pytest.mark.parametrize(("workers", "batch", "length", "expected"), [(1, 64, 512, 8), (1, 12, 512, 4), (2, 6, 512, 1)])
+def test_auto_micro_batch_is_the_largest_power_of_two_that_divides(workers, batch, length, expected):
+    assert plan_of(num_workers=workers, global_batch_size=batch, seq_length=length).micro_batch_size == expected
+
+
+def test_auto_micro_batch_holds_few_enough_tokens():
+    shape = ModelShape.from_config(QWEN2_4_LAYERS | {"max_position_embeddings": 1 << 20})
+    assert [plan_of(shape, global_batch_size=64, seq_length=length).micro_batch_size for length in (2048, 4096)] == [
+        8,
+        4,
+    ]
+    assert plan_of(shape, global_batch_size=64, seq_length=1 << 20).micro_batch_size == 1
+
+
+def test_auto_micro_batch_fills_the_pipeline():
+    assert plan_of(num_workers=4, pipeline_parallel_size=4, global_batch_size=8).micro_batches == 4
+
+
+def test_auto_on_cpu():
+    plan = plan_of(num_workers=4, tensor_parallel_size=2, backend="cpu", global_batch_size=8)
+    assert (plan.micro_batch_size, plan.sequence_parallel, plan.backend) == (1, False, "cpu")
+
+
+def test_every_auto_is_explained_and_nothing_else():
+    assert set(plan_of().chosen) == {
+        "tensor_parallel_size",
+        "pipeline_parallel_size",
+        "context_parallel_size",
+        "expert_parallel_size",
+        "sequence_parallel",
+        "micro_batch_size",
+    }
+    given = {"tensor_parallel_size": 2, "pipeline_parallel_size": 1, "context_parallel_size": 1}
+    given |= {"expert_parallel_size": 1, "sequence_parallel": "false", "micro_batch_size": 2, "num_workers": 2}
+    plan = plan_of(**given)
+    assert plan.chosen == {}
+    assert (plan.sequence_parallel, plan.micro_batch_size) == (False, 2)
+
+
+def test_experts_have_a_grid_of_their_own_and_are_no_factor_of_data_parallel():
+    plan = plan_of(MOE, num_workers=8, expert_parallel_size=4, tensor_parallel_size=2, expert_tensor_parallel_size=1)
+    assert (plan.data_parallel_size, plan.expert_data_parallel_size) == (4, 2)
+    assert plan_of(MOE, num_workers=8, tensor_parallel_size=2).expert_tensor_parallel_size == 2
+
+
+@pytest.mark.parametrize(
+    ("flags", "stages"),
+    [
+        ({"num_layers_in_first_stage": 2, "pipeline_parallel_size": 3}, [2, 1, 1]),
+        ({"num_layers_in_last_stage": 1, "pipeline_parallel_size": 2}, [3, 1]),
+        ({"num_layers_in_first_stage": 1, "num_layers_in_last_stage": 1, "pipeline_parallel_size": 3}, [1, 2, 1]),
+        ({"num_layers_in_first_stage": 1, "num_layers_in_last_stage": 3, "pipeline_parallel_size": 2}, [1, 3]),
+    ],
+)
+def test_uneven_stages(flags, stages):
+    assert plan_of(num_workers=flags["pipeline_parallel_size"], **flags).layers_per_stage == stages
+
+
+def test_key_value_groups_may_be_a_divisor_of_tensor_parallel():
+    assert plan_of(num_workers=8, tensor_parallel_size=8).tensor_parallel_size == 8
+
+
+def test_one_virtual_chunk_is_the_plain_schedule():
+    flags = {"num_workers": 2, "pipeline_parallel_size": 2, "micro_batch_size": 1}
+    assert plan_of(**flags, virtual_pipeline_parallel_size=1).virtual_pipeline_parallel_size is None
+    assert plan_of(**flags, virtual_pipeline_parallel_size=2).virtual_pipeline_parallel_size == 2
+
+
+BROKEN = [
+    ({"num_workers": 7, "tensor_parallel_size": 2}, "--num_workers 7 must be a multiple of", "6 or 8"),
+    ({"num_workers": 4, "global_batch_size": 10}, "--global_batch_size 10 must be a multiple of", "8 or 12"),
+    ({"num_workers": 3, "tensor_parallel_size": 3}, "must divide the model's 8 attention heads", "1, 2, 4, 8"),
+    ({"num_workers": 3, "tensor_parallel_size": 3}, "divisor or a multiple of the model's 4 key/value groups", "1, 2"),
+    ({"num_workers": 5, "tensor_parallel_size": 5}, "must divide the model's feed-forward size 96", "1, 2, 4, 8"),
+    ({"num_workers": 3, "pipeline_parallel_size": 3}, "must divide the model's 4 layers", "1, 2, 4"),
+    ({"num_workers": 8, "pipeline_parallel_size": 8}, "must not be more than the model's 4 layers", "8"),
+    ({"num_layers_in_first_stage": 2}, "--num_layers_in_first_stage 2 needs --pipeline_parallel_size", "leave"),
+    (
+        {"num_workers": 3, "pipeline_parallel_size": 3, "num_layers_in_first_stage": 1},
+        "leave 3 for the other 2",
+        "--num_layers_in_first_stage",
+    ),
+    (
+        {"num_workers": 2, "pipeline_parallel_size": 2, "num_layers_in_last_stage": 4},
+        "leave 0 for the other 1",
+        "--num_layers_in_last_stage",
+    ),
+    ({"virtual_pipeline_parallel_size": 2}, "--virtual_pipeline_parallel_size 2 needs --pipeline_parallel_size", ""),
+    (
+        {"num_workers": 2, "pipeline_parallel_size": 2, "virtual_pipeline_parallel_size": 3},
+        "must divide the 2 layers of a pipeline stage",
+        "one of 2",
+    ),
+    (
+        {
+            "num_workers": 2,
+            "pipeline_parallel_size": 2,
+            "virtual_pipeline_parallel_size": 2,
+            "global_batch_size": 3,
+            "micro_batch_size": 1,
+        },
+        "the 3 micro-batches of a step to be a multiple of --pipeline_parallel_size 2",
+        "2 or 4",
+    ),
+    ({"seq_length": 1025}, "--seq_length 1025 is longer than the model's 1024 positions", "at most 1024"),
+    ({"num_workers": 2, "context_parallel_size": 2, "seq_length": 510}, "2 x --context_parallel_size 2", "508 or 512"),
+    ({"sequence_parallel": "true"}, "--sequence_parallel true needs --tensor_parallel_size", "leave it out"),
+    ({"num_workers": 4, "tensor_parallel_size": 4, "seq_length": 510}, "with sequence parallel", "508 or 512"),
+    ({"num_workers": 2, "expert_parallel_size": 2}, "--expert_parallel_size 2 needs a mixture-of-experts", "leave"),
+    ({"expert_tensor_parallel_size": 2}, "--expert_tensor_parallel_size 2 needs a mixture-of-experts", "leave"),
+]
+
+
+@pytest.mark.parametrize(("flags", "rule", "way_out"), BROKEN)
+def test_a_broken_rule_names_values_rule_and_way_out(flags, rule, way_out):
+    found = [text for text in problems_of(**flags) if rule in text]
+    assert len(found) == 1
+    assert way_out in found[0]
+    assert "--" in found[0]
+
+
+BROKEN_MOE = [
+    ({"num_workers": 3, "expert_parallel_size": 3}, "must divide the model's 8 experts", "1, 2, 4, 8"),
+    ({"num_workers": 4, "expert_parallel_size": 8}, "expert tensor x expert x pipeline parallel = 1 x 8 x 1", "8"),
+    ({"expert_tensor_parallel_size": 5}, "must divide an expert's feed-forward size 48", "1, 2, 3"),
+    ({"num_workers": 2, "tensor_parallel_size": 2, "sequence_parallel": "false"}, "needs --sequence_parallel", "true"),
+]
+
+
+@pytest.mark.parametrize(("flags", "rule", "way_out"), BROKEN_MOE)
+def test_a_broken_expert_rule(flags, rule, way_out):
+    found = [text for text in problems_of(MOE, **flags) if rule in text]
+    assert len(found) == 1
+    assert way_out in found[0]
+
+
+@pytest.mark.parametrize(
+    ("shape", "flags"),
+    [
+        (DENSE, {"tensor_parallel_size": 2, "sequence_parallel": "true"}),
+        (DENSE, {"context_parallel_size": 2}),
+        (MOE, {"expert_parallel_size": 2}),
+    ],
+)
+def test_what_the_cpu_backend_cannot_do_yet(shape, flags):
+    assert any(
+        "not yet on the CPU backend" in text for text in problems_of(shape, backend="cpu", num_workers=2, **flags)
+    )
+    assert plan_of(shape, backend="cuda", num_workers=2, **flags)
+
+
+def test_all_broken_rules_come_at_once():
+    text = "\n".join(
+        problems_of(
+            num_workers=7,
+            tensor_parallel_size=3,
+            pipeline_parallel_size=3,
+            seq_length=5000,
+            expert_parallel_size=2,
+            virtual_pipeline_parallel_size=2,
+        )
+    )
+    for flag in ("num_workers 7", "attention heads", "key/value", "4 layers", "5000", "expert_parallel_size 2"):
+        assert flag in text
+
+
+def test_the_spec_names_the_backend_unless_the_caller_knows_it():
+    spec = load_spec({"hf_model_path": "some/model", "backend": "cpu"})
+    assert make_plan(spec, DENSE).backend == "cpu"
+    assert make_plan(load_spec({"hf_model_path": "some/model"}), DENSE).backend == "auto"
+
+
+def test_the_plan_is_json_and_the_table_shows_its_arithmetic(capsys):
+    plan = plan_of(MOE, num_workers=8, tensor_parallel_size=2, pipeline_parallel_size=2, rows=80)
+    assert json.loads(json.dumps(plan.to_dict()))["chosen"] == plan.chosen
+    text = " | ".join(f"{name}: {value}" for name, value in plan_rows(plan, MOE, "some/[model]"))
+    for part in ("some/[model] (Qwen3MoeForCausalLM)", "8 = 2 x 2 x 1 x 2", "8 = 2 x 2 x 2", "expert grid: 8 = 2 x 1"):
+        assert part in text
+    assert f"{plan.parameters:,} parameters" in text
+    assert "80 rows: 10.00 steps an epoch, 10.00 epochs" in text
+    print_plan(plan, MOE, "some/[model]")
+    assert "[model]" in capsys.readouterr().out
+
+
+def test_padding_is_the_least_multiple_of_tensor_parallel():
+    assert [plan_of(num_workers=size, tensor_parallel_size=size).padded_vocab_size for size in (1, 2, 4, 8)] == [
+        math.ceil(305 / size) * size for size in (1, 2, 4, 8)
+    ]
