@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import ray
+import ray  # noqa: TID253
 from rich.console import Console
 
 from raymb.errors import ClusterError

@@ -18,6 +18,7 @@ class Job:
         plan: `Plan.to_dict()`: every size, with `auto` resolved.
         backend: "cuda" or "cpu".
         architecture: `architectures[0]` of the model's config.json.
+        vocab_size: rows of the model's embedding, before padding.
         model_path: what Hugging Face loads: a hub id or a local directory.
         data_dir: directory with training.jsonl and validation.jsonl.
         data_kind: "prompt_completion" or "messages".
@@ -26,12 +27,14 @@ class Job:
         checkpoint_dir: where checkpoints are written, and read on a restart.
         hf_dir: where the tuned model goes as a Hugging Face directory.
         log_dir: one file a worker.
+        threads: OMP_NUM_THREADS of a worker.
     """
 
     spec: RunSpec
     plan: dict[str, Any]
     backend: str
     architecture: str
+    vocab_size: int
     model_path: str
     data_dir: str
     data_kind: str
@@ -40,6 +43,7 @@ class Job:
     checkpoint_dir: str
     hf_dir: str
     log_dir: str
+    threads: int
 
     def to_json(self) -> str:
         fields = {**self.__dict__, "spec": json.loads(spec_to_json(self.spec))}

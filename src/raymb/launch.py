@@ -43,7 +43,9 @@ def run(checked: Preflight) -> int:
     directories.check_claim(place, spec, identity)
     done = None if spec.checkpoint.overwrite else latest_step(place.checkpoints)
     if done is not None and done >= spec.train.train_iters and spec.checkpoint.resume == "auto":
-        console.print(f"{place.path} has finished: {done} of {spec.train.train_iters} steps; raise --train_iters to go on")
+        console.print(
+            f"{place.path} has finished: {done} of {spec.train.train_iters} steps; raise --train_iters to go on"
+        )
         return EXIT_OK
 
     with connect(spec, checked.plan.num_workers) as cluster:
@@ -53,8 +55,9 @@ def run(checked: Preflight) -> int:
         wait_for(resources, plan.num_workers, spec.cluster.wait_for_resources, console)
         directories.claim(place, spec, plan.to_dict(), identity)
         try:
-            job = _job(checked, plan, backend, place)
-            environment = _worker_environment(job, resources)
+            job = _job(checked, plan, backend, resources, place)
+            directories.write_atomically(place.job, job.to_json())
+            environment = _worker_environment(job)
             start_coordinator()
             write_rows(checked.rows, place.data)
             trainer = _trainer(job, cluster, resources, environment)
@@ -63,12 +66,13 @@ def run(checked: Preflight) -> int:
             directories.release(place)
 
 
-def _job(checked: Preflight, plan: Plan, backend: str, place: directories.RunDir) -> Job:
+def _job(checked: Preflight, plan: Plan, backend: str, resources: Resources, place: directories.RunDir) -> Job:
     return Job(
         spec=checked.spec,
         plan=plan.to_dict(),
         backend=backend,
         architecture=checked.shape.architecture,
+        vocab_size=checked.shape.vocab_size,
         model_path=model_path(checked.spec),
         data_dir=str(place.data),
         data_kind=checked.rows.kind,
@@ -77,6 +81,7 @@ def _job(checked: Preflight, plan: Plan, backend: str, place: directories.RunDir
         checkpoint_dir=str(place.checkpoints),
         hf_dir=str(place.hf),
         log_dir=str(place.logs),
+        threads=checked.spec.cluster.omp_num_threads or resources.threads,
     )
 
 
@@ -141,12 +146,11 @@ def _trainer(job: Job, cluster: Cluster, resources: Resources, environment: dict
     return Trainer(hub, trainer.fit)
 
 
-def _worker_environment(job: Job, resources: Resources) -> dict[str, str]:
+def _worker_environment(job: Job) -> dict[str, str]:
     """Variables of the worker processes: the defaults that training wants, then the driver's own settings of
     libraries and tokens, then --env."""
-    threads = job.spec.cluster.omp_num_threads or resources.threads
     defaults = {
-        "OMP_NUM_THREADS": str(threads),
+        "OMP_NUM_THREADS": str(job.threads),
         "CUDA_DEVICE_MAX_CONNECTIONS": "1",  # Megatron's overlap of communication with matrix products relies on it
         "TOKENIZERS_PARALLELISM": "false",
         "PYTORCH_ALLOC_CONF": "expandable_segments:True",
@@ -155,7 +159,18 @@ def _worker_environment(job: Job, resources: Resources) -> dict[str, str]:
     return {**defaults, **passed_on, **job.spec.cluster.env}
 
 
-_PASSED_ON = ("HF_", "HUGGING_FACE_", "NCCL_", "TORCH_", "TORCHINDUCTOR_", "TRITON_", "NVTE_", "WANDB_", "AWS_", "RAYMB_")
+_PASSED_ON = (
+    "HF_",
+    "HUGGING_FACE_",
+    "NCCL_",
+    "TORCH_",
+    "TORCHINDUCTOR_",
+    "TRITON_",
+    "NVTE_",
+    "WANDB_",
+    "AWS_",
+    "RAYMB_",
+)
 
 
 class _terminate_like_ctrl_c:
@@ -226,5 +241,3 @@ def _conclude(job: Job, place: directories.RunDir, console: Console) -> None:
     for name, path in places.items():
         if path is not None:
             console.print(f"  {name:<19}{path}", highlight=False, soft_wrap=True)
-
-

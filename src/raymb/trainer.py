@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ray.train.torch import TorchTrainer
+from ray.train.torch import TorchTrainer  # noqa: TID253
 
 
 class LeanTorchTrainer(TorchTrainer):

@@ -100,13 +100,13 @@ def _register(directory: str, step: int) -> None:
 def _log_to(file: Path) -> None:
     """Send all that this process prints, C++ included, to the run directory, so that the terminal stays readable."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    stream = open(file, "ab", buffering=0)
+    stream = open(file, "ab", buffering=0)  # noqa: SIM115
     sys.stdout.flush()
     sys.stderr.flush()
     os.dup2(stream.fileno(), 1)
     os.dup2(stream.fileno(), 2)
-    sys.stdout = open(1, "w", buffering=1, closefd=False, encoding="utf-8")
-    sys.stderr = open(2, "w", buffering=1, closefd=False, encoding="utf-8")
+    sys.stdout = open(1, "w", buffering=1, closefd=False, encoding="utf-8")  # noqa: SIM115
+    sys.stderr = open(2, "w", buffering=1, closefd=False, encoding="utf-8")  # noqa: SIM115
 
 
 def _join_process_group(backend: str, device: Any) -> None:

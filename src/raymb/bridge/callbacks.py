@@ -70,9 +70,10 @@ class Metrics(Callback):
 
     def on_train_step_start(self, context: CallbackContext) -> None:
         self._flush(context)
+        self.counter.take()  # what a validation counted
         self.started = time.perf_counter()
         self.flops_before = context.state.train_state.floating_point_operations_so_far
-        self.learning_rate = next((group["lr"] for group in context.optimizer.param_groups if group), None)
+        self.learning_rate = next((group["lr"] for group in context.optimizer.param_groups if group), None)  # type: ignore[union-attr]
 
     def on_train_step_end(self, context: CallbackContext) -> None:
         self.ended = time.perf_counter()
@@ -80,7 +81,7 @@ class Metrics(Callback):
         if self.counts_tokens:
             step = context.state.train_state.step + 1
             self.pending = {"kind": "part", "step": step, "tokens": tokens, "trained_tokens": trained_tokens}
-            self.loss, self.grad_norm = context.loss_dict.get("lm loss"), context.grad_norm
+            self.loss, self.grad_norm = context.loss_dict.get("lm loss"), context.grad_norm  # type: ignore[union-attr]
 
     def on_eval_start(self, context: CallbackContext) -> None:
         self._flush(context)
@@ -109,7 +110,7 @@ class Metrics(Callback):
             seconds = (self.ended if saved else time.perf_counter()) - self.started
             flops = context.state.train_state.floating_point_operations_so_far - self.flops_before
             record |= {
-                "loss": float(self.loss),
+                "loss": float(self.loss),  # type: ignore[arg-type]
                 "grad_norm": self.grad_norm,
                 "learning_rate": self.learning_rate,
                 "step_seconds": seconds,
@@ -147,4 +148,4 @@ class HuggingFaceExport(Callback):
     def on_train_end(self, context: CallbackContext) -> None:
         if torch.distributed.get_rank() == 0:
             self.emit({"kind": "phase", "text": "writing the Hugging Face model"})
-        export.write_hf_model(self.hf_bridge, context.model, self.job.hf_dir, self.job.model_path)
+        export.write_hf_model(self.hf_bridge, context.model, self.job)

@@ -29,8 +29,8 @@ def point_latest_at(checkpoint_dir: str | Path, step: int) -> None:
 def latest_step(checkpoint_dir: str | Path) -> int | None:
     """The step of the newest whole checkpoint, None when there is none."""
     try:
-        name = (Path(checkpoint_dir) / LATEST).read_text(encoding="ascii").strip()
-    except FileNotFoundError:
+        name = (Path(checkpoint_dir) / LATEST).read_text(encoding="ascii", errors="replace").strip()
+    except (FileNotFoundError, NotADirectoryError):
         return None
     match = _ITERATION.fullmatch(name)
     if match is None or not (Path(checkpoint_dir) / name).is_dir():

@@ -84,9 +84,7 @@ def _set(config: ConfigContainer, path: str, value: Any) -> None:
 
 def _hf_bridge(job: Job) -> AutoBridge:
     revision = {"revision": job.spec.model.hf_revision} if job.spec.model.hf_revision else {}
-    return AutoBridge.from_hf_pretrained(
-        job.model_path, trust_remote_code=job.spec.model.trust_remote_code, **revision
-    )
+    return AutoBridge.from_hf_pretrained(job.model_path, trust_remote_code=job.spec.model.trust_remote_code, **revision)
 
 
 def _model(job: Job, hf_bridge: AutoBridge, accelerator: Accelerator, precision: str, load_weights: bool) -> Any:
@@ -107,8 +105,8 @@ def _model(job: Job, hf_bridge: AutoBridge, accelerator: Accelerator, precision:
         # The loss is the mean over the global batch's trained tokens, so it does not depend on how the batch is cut
         # into micro batches and data-parallel ranks.
         "calculate_per_token_loss": True,
-        "make_vocab_size_divisible_by": 1,
-        "should_pad_vocab": True,
+        # Bridge 0.6.2 pads a vocabulary only if the model's config leaves its size open, which it never does.
+        "vocab_size": plan["padded_vocab_size"],
         "gradient_accumulation_fusion": fixes.can_fuse_gradient_accumulation(),
         **_precision(precision),
         **_recompute(job.spec.train.recompute),
@@ -142,10 +140,17 @@ def _fused_cross_entropy(accelerator: Accelerator) -> dict[str, Any]:
 
 
 def _validation(job: Job) -> ValidationConfig:
-    evaluation = job.spec.evaluation
-    on = job.validation_rows > 0 and evaluation.eval_interval > 0 and evaluation.eval_iters > 0
+    """Validation as asked, with a global batch that the held-out rows can fill; none where they cannot fill any."""
+    evaluation, plan = job.spec.evaluation, job.plan
+    smallest = plan["micro_batch_size"] * plan["data_parallel_size"]
+    batch = min(plan["global_batch_size"], job.validation_rows // smallest * smallest)
+    if not batch or not evaluation.eval_interval or not evaluation.eval_iters:
+        return ValidationConfig(eval_interval=None, eval_iters=0)
     return ValidationConfig(
-        eval_interval=evaluation.eval_interval if on else None, eval_iters=evaluation.eval_iters if on else 0
+        eval_interval=evaluation.eval_interval,
+        eval_iters=evaluation.eval_iters,
+        eval_global_batch_size=batch,
+        eval_micro_batch_size=plan["micro_batch_size"],
     )
 
 
@@ -188,7 +193,7 @@ def _ddp() -> DistributedDataParallelConfig:
 
 def _dataset(job: Job) -> GPTSFTDatasetConfig:
     chat = job.data_kind == "messages"
-    preprocessing = ChatSFTPreprocessingConfig() if chat else PromptCompletionSFTPreprocessingConfig()
+    preprocessing = ChatSFTPreprocessingConfig() if chat else _prompt_completion()
     return GPTSFTDatasetConfig(
         dataset_root=job.data_dir,
         seq_length=job.spec.data.seq_length,
@@ -199,6 +204,11 @@ def _dataset(job: Job) -> GPTSFTDatasetConfig:
         do_test=False,
         dataset_kwargs={"pad_to_max_length": True},
     )
+
+
+def _prompt_completion() -> PromptCompletionSFTPreprocessingConfig:
+    """The row's own text, joined as it stands: a completion that begins with a space keeps it."""
+    return PromptCompletionSFTPreprocessingConfig(separator="", strip_whitespace=False)
 
 
 def _tokenizer(job: Job) -> TokenizerConfig:

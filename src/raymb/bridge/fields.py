@@ -34,6 +34,8 @@ def _problem(path: str) -> str:
         return ""
     if section not in sections:
         return f"override {path}: the ConfigContainer has no section {section!r}{_nearest(section, sections)}"
+    if not name:
+        return f"override {path}: section.field is expected, not a whole section"
     names: dict[str, Any] = {}
     for module, class_name in _classes_of(_CONTAINER[0], sections[section]):
         names |= class_fields(module, class_name)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import logging
+import queue
 from typing import Any
 
 logger = logging.getLogger(__name__)
@@ -16,6 +17,7 @@ def apply_all() -> None:
     skip_compiling_shipped_helpers()
     allow_peft_without_transformer_engine()
     allocate_torch_adam_state()
+    keep_write_results_in_process()
 
 
 def skip_compiling_shipped_helpers() -> None:
@@ -24,7 +26,7 @@ def skip_compiling_shipped_helpers() -> None:
     with contextlib.suppress(ImportError):
         importlib.import_module("megatron.core.datasets.helpers_cpp")
         initialize = importlib.import_module("megatron.bridge.training.initialize")
-        initialize.compile_helpers = lambda: None
+        initialize.compile_helpers = lambda: None  # type: ignore[attr-defined]
 
 
 def can_fuse_gradient_accumulation() -> bool:
@@ -46,7 +48,25 @@ def allow_peft_without_transformer_engine() -> None:
         return
     peft_utils = importlib.import_module("megatron.bridge.peft.utils")
     if hasattr(peft_utils, "HAVE_TE"):
-        peft_utils.HAVE_TE = False
+        peft_utils.HAVE_TE = False  # type: ignore[attr-defined]
+
+
+def keep_write_results_in_process() -> None:
+    """megatron-core 0.19.2: the first torch_dist save starts a multiprocessing manager by spawn, whose child imports
+    the main module again (7 s on 2 cores), to carry results between functions of one process. A plain queue does.
+    An asynchronous save writes in another process and puts its own queue here."""
+    filesystem_async = importlib.import_module("megatron.core.dist_checkpointing.strategies.filesystem_async")
+    if getattr(filesystem_async, "_results_queue", "absent") is None:
+        filesystem_async._results_queue = _PlainQueue()  # type: ignore[attr-defined]
+
+
+class _PlainQueue(queue.Queue):
+    """With the manager that Bridge shuts down when a run fails."""
+
+    class _manager:
+        @staticmethod
+        def shutdown() -> None:
+            pass
 
 
 def allocate_torch_adam_state() -> None:

@@ -37,7 +37,7 @@ def counting_forward_step() -> tuple[Callable, TokenCounter]:
             yield batch
 
     def step(state: GlobalState, data_iterator: Any, model: Any, return_schedule_plan: bool = False) -> Any:
-        batches = counted(data_iterator) if data_iterator is not None else None
+        batches: Any = counted(data_iterator) if data_iterator is not None else None
         return forward_step(state, batches, model, return_schedule_plan)
 
     # Bridge tells by this annotation that it should pass its state; as a string it would not recognise it.

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from raymb.plan.table import print_plan
+from raymb.spec import without_secrets
 
 if TYPE_CHECKING:
     from raymb.preflight import Preflight
     from raymb.spec.sections import RunSpec
 
-_SECRET = re.compile(r"TOKEN|KEY|SECRET|PASSWORD|PASSWD|CREDENTIAL", re.IGNORECASE)
-
 
 def print_dry_run(checked: Preflight) -> None:
-    """Print to standard output; values of secret-looking environment variables are left out."""
+    """Print to standard output; secret-looking environment variables are left out."""
     print_plan(checked.plan, checked.shape, checked.spec.model.hf_model_path)
     print(f"\n{checked.rows.summary()}")
     print("\n# the resolved spec, as YAML for --config")
@@ -26,8 +24,5 @@ def spec_as_yaml(spec: RunSpec) -> str:
     """The spec as YAML in the order of the schema."""
     import yaml
 
-    content: dict[str, Any] = spec.model_dump(mode="json")
-    content["cluster"]["env"] = {
-        name: "***" if _SECRET.search(name) else value for name, value in spec.cluster.env.items()
-    }
+    content = without_secrets(spec).model_dump(mode="json")
     return yaml.safe_dump(content, sort_keys=False, width=1000)

@@ -16,10 +16,28 @@ from typing import Any
 import torch
 
 CPU = torch.device("cpu")
-_FACTORIES = (
-    "arange empty empty_like eye full full_like linspace ones ones_like rand rand_like randint randn randperm "
-    "tensor zeros zeros_like as_tensor empty_strided scalar_tensor"
-).split()
+_FACTORIES = [
+    "arange",
+    "empty",
+    "empty_like",
+    "eye",
+    "full",
+    "full_like",
+    "linspace",
+    "ones",
+    "ones_like",
+    "rand",
+    "rand_like",
+    "randint",
+    "randn",
+    "randperm",
+    "tensor",
+    "zeros",
+    "zeros_like",
+    "as_tensor",
+    "empty_strided",
+    "scalar_tensor",
+]
 _TENSOR_METHODS = ("new_empty", "new_full", "new_ones", "new_tensor", "new_zeros")
 _TYPE_NAMES = {
     torch.float32: "torch.cuda.FloatTensor",
@@ -119,7 +137,15 @@ def _install_device_functions() -> None:
     }
     for name, answer in answers.items():
         setattr(torch.cuda, name, functools.partial(_answer, answer))
-    for name in ("set_device", "set_stream", "synchronize", "empty_cache", "_lazy_init", "init", "reset_peak_memory_stats"):
+    for name in (
+        "set_device",
+        "set_stream",
+        "synchronize",
+        "empty_cache",
+        "_lazy_init",
+        "init",
+        "reset_peak_memory_stats",
+    ):
         setattr(torch.cuda, name, functools.partial(_answer, None))
     for name in ("memory_allocated", "memory_reserved", "max_memory_allocated", "max_memory_reserved"):
         setattr(torch.cuda, name, _resident_bytes)

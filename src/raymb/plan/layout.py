@@ -74,6 +74,11 @@ def make_plan(spec: RunSpec, shape: ModelShape, *, rows: int | None = None, back
     backend = spec.run.backend if backend == "auto" else backend
     layout, chosen = resolve(spec, shape, backend)
     problems = rules.broken_rules(layout, shape)
+    if rows is not None and rows < layout.global_batch_size:
+        problems.append(
+            f"the {rows} training rows do not fill one global batch of {layout.global_batch_size}: "
+            f"lower --global_batch_size or give more rows with --dataset"
+        )
     if problems:
         raise PlanError(problems)
     samples = spec.train.train_iters * layout.global_batch_size

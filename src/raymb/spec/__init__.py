@@ -1,6 +1,6 @@
 """What the user asked for, as one frozen object. Imports no framework and looks at nothing outside its input."""
 
-from raymb.spec.load import load_spec, spec_from_json, spec_to_json
+from raymb.spec.load import load_spec, spec_from_json, spec_to_json, without_secrets
 from raymb.spec.sections import FLAG_THAT_OWNS, SECTION_OF_FLAG, SECTIONS, RunSpec
 
 __all__ = [
@@ -11,4 +11,5 @@ __all__ = [
     "load_spec",
     "spec_from_json",
     "spec_to_json",
+    "without_secrets",
 ]

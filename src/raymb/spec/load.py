@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,17 @@ def load_spec(
 
 
 def spec_to_json(spec: RunSpec) -> str:
-    return spec.model_dump_json(indent=2) + "\n"
+    """The spec as it is stored: secrets that came with --env are left out, and must be given again to repeat a run."""
+    return without_secrets(spec).model_dump_json(indent=2) + "\n"
+
+
+def without_secrets(spec: RunSpec) -> RunSpec:
+    """The spec without the environment variables whose names say that they are secret."""
+    shown = {name: value for name, value in spec.cluster.env.items() if not _SECRET.search(name)}
+    return spec.model_copy(update={"cluster": spec.cluster.model_copy(update={"env": shown})})
+
+
+_SECRET = re.compile(r"TOKEN|KEY|SECRET|PASSWORD|PASSWD|CREDENTIAL", re.IGNORECASE)
 
 
 def spec_from_json(text: str) -> RunSpec:

@@ -8,13 +8,16 @@ the controller polls (2 s a step).
 from __future__ import annotations
 
 import contextlib
+import logging
 import queue
 import threading
 from collections.abc import Callable
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
 
+logger = logging.getLogger(__name__)
 Record = dict[str, Any]
 _SECONDS_BETWEEN_SENDS = 0.25
 
@@ -40,6 +43,7 @@ class Sender:
     def __init__(self, hub: Any):
         self.hub = hub
         self.queue: queue.SimpleQueue[Record] = queue.SimpleQueue()
+        self.sent: Any = None  # the newest push; the actor runs them in order
         self.closing = threading.Event()
         self.thread = threading.Thread(target=self._run, name="raymb-metrics", daemon=True)
         self.thread.start()
@@ -48,24 +52,25 @@ class Sender:
         self.queue.put(record)
 
     def close(self) -> None:
-        """Send what is left and wait until it has arrived."""
+        """Send what is left and wait until everything has arrived. A lost hub fails no training."""
         self.closing.set()
         self.thread.join(timeout=10)
-        self._send(wait=True)
+        self._send()
+        if self.sent is not None:
+            with contextlib.suppress(RayError):
+                ray.get(self.sent, timeout=10)
 
     def _run(self) -> None:
         while not self.closing.wait(_SECONDS_BETWEEN_SENDS):
-            self._send(wait=False)
+            self._send()
 
-    def _send(self, wait: bool) -> None:
+    def _send(self) -> None:
         records = []
         with contextlib.suppress(queue.Empty):
             while True:
                 records.append(self.queue.get_nowait())
         if records:
-            sent = self.hub.push.remote(records)
-            if wait:
-                ray.get(sent, timeout=10)
+            self.sent = self.hub.push.remote(records)
 
 
 class Receiver:
@@ -79,6 +84,7 @@ class Receiver:
     def __init__(self, hub: Any, handle: Callable[[Record | None], None]):
         self.hub = hub
         self.handle = handle
+        self.failed = False
         self.closing = threading.Event()
         self.thread = threading.Thread(target=self._run, name="raymb-telemetry", daemon=True)
         self.thread.start()
@@ -92,7 +98,16 @@ class Receiver:
         last_round = False
         while not last_round:
             last_round = self.closing.wait(_SECONDS_BETWEEN_SENDS)
-            with contextlib.suppress(ray.exceptions.RayError):
+            with contextlib.suppress(RayError):
                 for record in ray.get(self.hub.take.remote(), timeout=10):
-                    self.handle(record)
-            self.handle(None)
+                    self._handle(record)
+            self._handle(None)
+
+    def _handle(self, record: Record | None) -> None:
+        """A record that cannot be written (a full disk) must not end this thread, which also keeps the lock alive."""
+        try:
+            self.handle(record)
+        except Exception as error:
+            if not self.failed:
+                self.failed = True
+                logger.warning("metrics are incomplete from here on: %s: %s", type(error).__name__, error)

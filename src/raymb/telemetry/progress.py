@@ -28,7 +28,9 @@ class Terminal:
         self.progress: Progress | None = None
 
     def phase(self, text: str) -> None:
-        self.console.print(f"[dim]{time.monotonic() - self.began:6.1f} s[/dim]  {text}", highlight=False, soft_wrap=True)
+        self.console.print(
+            f"[dim]{time.monotonic() - self.began:6.1f} s[/dim]  {text}", highlight=False, soft_wrap=True
+        )
 
     def start(self, step: int) -> None:
         self.phase("training" + (f" from step {step}" if step else ""))
@@ -40,17 +42,19 @@ class Terminal:
 
     def step(self, record: Record) -> None:
         text = (
-            f"loss {record['loss']:.4f}  grad norm {record['grad_norm']:.3g}  {record['step_seconds']:.3g} s/step  "
+            f"loss {record['loss']:.4f}  grad norm {_short(record['grad_norm'])}  {record['step_seconds']:.3g} s/step  "
             f"{record['tokens_per_second']:,.0f} tokens/s"
         )
         if self.progress is not None:
             self.progress.update(self.task, completed=record["step"], description=text)
-            return
-        last = record["step"] == self.train_iters
-        if last or record["step"] == 1 or time.monotonic() - self.printed >= _SECONDS_BETWEEN_PLAIN_LINES:
+        last = record["step"] == self.train_iters  # stays on the screen when the live line goes
+        if last or (self.progress is None and self._is_due(record["step"])):
             self.printed = time.monotonic()
             left = (self.train_iters - record["step"]) * record["step_seconds"]
             self.phase(f"step {record['step']}/{self.train_iters}  {text}  {_duration(left)} left")
+
+    def _is_due(self, step: int) -> bool:
+        return step == 1 or time.monotonic() - self.printed >= _SECONDS_BETWEEN_PLAIN_LINES
 
     def validation(self, record: Record) -> None:
         self.phase(f"validation at step {record['step']}: loss {record['loss']:.4f}")
@@ -62,6 +66,10 @@ class Terminal:
         if self.progress is not None:
             self.progress.stop()
             self.progress = None
+
+
+def _short(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3g}"
 
 
 def _duration(seconds: float) -> str:

@@ -25,7 +25,7 @@ class JsonLines:
         if not self.file.exists():
             return
         lines = self.file.read_text(encoding="utf-8").splitlines(keepends=True)
-        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+        kept = [line for line in lines if (of := _step_of(line)) is not None and of <= step]
         temporary = self.file.with_suffix(".tmp")
         temporary.write_text("".join(kept), encoding="utf-8")
         os.replace(temporary, self.file)
@@ -38,21 +38,43 @@ class JsonLines:
         pass
 
 
+def _step_of(line: str) -> int | None:
+    """The step of a whole line; None for one that a killed driver left torn."""
+    if not line.endswith("\n"):
+        return None
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
 class TensorBoard:
-    """Scalars under train/ and validation/, by step."""
+    """Scalars under train/ and validation/, by step. A new event file begins with each start of the training."""
 
     def __init__(self, directory: Path):
-        from tensorboardX import SummaryWriter
-
-        self.writer = SummaryWriter(str(directory), flush_secs=10)
+        self.directory = directory
+        self.writer: Any = None
 
     def restart_after(self, step: int) -> None:
-        pass  # TensorBoard shows the later event of a step
+        """Have TensorBoard leave out what older event files say of steps that will be done again."""
+        self._open(step)
+
+    def _open(self, step: int) -> Any:
+        from tensorboardX import SummaryWriter
+
+        self.close()
+        # Without the suffix, a second file within a second would replace the first.
+        self.writer = SummaryWriter(
+            str(self.directory), flush_secs=10, purge_step=step + 1, filename_suffix=f".from-{step}"
+        )
+        return self.writer
 
     def write(self, record: Record) -> None:
+        writer = self.writer or self._open(record["step"] - 1)
         for name, value in record.items():
             if name not in ("kind", "step") and isinstance(value, int | float):
-                self.writer.add_scalar(f"{record['kind']}/{name}", value, record["step"])
+                writer.add_scalar(f"{record['kind']}/{name}", value, record["step"])
 
     def close(self) -> None:
-        self.writer.close()
+        if self.writer is not None:
+            self.writer.close()

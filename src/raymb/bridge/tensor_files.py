@@ -1,0 +1,61 @@
+"""The safetensors files of a Hugging Face directory: shapes, the vocabulary's padding, and whether two agree."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+
+from raymb.errors import RunFailed
+
+
+def tensor_shapes(directory: Path) -> dict[str, list[int]]:
+    """Name to shape of every tensor in the directory's safetensors files, from their headers."""
+    return {name: shape for file in sorted(directory.glob("*.safetensors")) for name, shape in _header(file).items()}
+
+
+def trim_vocabulary(directory: Path, padded: int, vocabulary: int) -> None:
+    """Cut the padding that Megatron adds to divide a vocabulary by TP off the embedding and the output layer.
+
+    Args:
+        padded: rows that Megatron trained with.
+        vocabulary: rows of the source model.
+    """
+    if padded == vocabulary:
+        return
+    from safetensors.torch import load_file, save_file
+
+    for file in directory.glob("*.safetensors"):
+        names = [name for name, shape in _header(file).items() if _is_vocabulary(name) and shape[0] == padded]
+        if names:
+            tensors = load_file(file)
+            trimmed = {name: tensors[name][:vocabulary].contiguous() for name in names}
+            save_file(tensors | trimmed, file, metadata={"format": "pt"})
+
+
+def check_same_tensors(written: Path, source: Path) -> None:
+    """Every tensor of the source is there with its shape, and no other. A source without local files is not checked.
+
+    Raises:
+        RunFailed: naming the first difference.
+    """
+    expected, found = tensor_shapes(source), tensor_shapes(written)
+    wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+    if expected and wrong:
+        name = wrong[0]
+        raise RunFailed(
+            f"the exported model differs from {source} in {len(wrong)} tensors, first {name}: "
+            f"{found.get(name)} instead of {expected.get(name)}",
+            f"the export is left in {written}",
+        )
+
+
+def _is_vocabulary(name: str) -> bool:
+    return "embed" in name or "lm_head" in name
+
+
+def _header(file: Path) -> dict[str, list[int]]:
+    with open(file, "rb") as stream:
+        (length,) = struct.unpack("<Q", stream.read(8))
+        header = json.loads(stream.read(length))
+    return {name: entry["shape"] for name, entry in header.items() if name != "__metadata__"}

@@ -1,0 +1,152 @@
+"""A record's way from a rank to the driver, with a hub in this process instead of a Ray actor."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from typing import Any
+
+import pytest
+from ray.exceptions import RayActorError
+
+from raymb.telemetry import hub
+from raymb.telemetry.hub import Receiver, Sender
+
+
+class _Method:
+    def __init__(self, function: Any):
+        self.remote = function
+
+
+class FakeHub:
+    """push and take run at once; what they return is what ray.get returns."""
+
+    def __init__(self) -> None:
+        self.records: list[dict[str, Any]] = []
+        self.pushes = 0
+        self.push = _Method(self._push)
+        self.take = _Method(self._take)
+
+    def _push(self, records: list[dict[str, Any]]) -> str:
+        self.records += records
+        self.pushes += 1
+        return f"push {self.pushes}"
+
+    def _take(self) -> list[dict[str, Any]]:
+        records, self.records = self.records, []
+        return records
+
+
+@pytest.fixture
+def waited(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What ray.get was asked for."""
+    asked: list[Any] = []
+
+    def get(reference: Any, timeout: float) -> Any:
+        asked.append(reference)
+        return reference
+
+    monkeypatch.setattr(hub.ray, "get", get)
+    monkeypatch.setattr(hub, "_SECONDS_BETWEEN_SENDS", 0.01)
+    return asked
+
+
+def _until(condition: Any) -> None:
+    deadline = time.monotonic() + 5
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.005)
+    assert condition()
+
+
+def test_sender_sends_in_order_and_nothing_is_left_at_close(waited: list[Any]) -> None:
+    fake = FakeHub()
+    sender = Sender(fake)
+    for step in range(200):
+        sender.emit({"step": step})
+    sender.close()
+    assert [record["step"] for record in fake.records] == list(range(200))
+    assert waited == [f"push {fake.pushes}"]
+
+
+def test_close_waits_for_what_was_sent_before(waited: list[Any]) -> None:
+    fake = FakeHub()
+    sender = Sender(fake)
+    sender.emit({"step": 1})
+    _until(lambda: fake.pushes == 1)
+    sender.close()
+    assert waited == ["push 1"]
+
+
+def test_sender_with_nothing_to_say_asks_for_nothing(waited: list[Any]) -> None:
+    fake = FakeHub()
+    Sender(fake).close()
+    assert fake.pushes == 0 and waited == []
+
+
+def test_lost_hub_fails_no_training(waited: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    def lost(reference: Any, timeout: float) -> None:
+        raise RayActorError
+
+    monkeypatch.setattr(hub.ray, "get", lost)
+    sender = Sender(FakeHub())
+    sender.emit({"step": 1})
+    sender.close()
+
+
+def test_emit_does_not_wait_for_the_hub(waited: list[Any]) -> None:
+    fake, busy = FakeHub(), threading.Event()
+    fake.push = _Method(lambda records: busy.wait(5))
+    sender = Sender(fake)
+    began = time.monotonic()
+    for step in range(1000):
+        sender.emit({"step": step})
+    assert time.monotonic() - began < 1
+    busy.set()
+    sender.close()
+
+
+def test_receiver_hands_over_every_record_in_order(waited: list[Any]) -> None:
+    fake, seen = FakeHub(), []
+    fake.records = [{"step": 1}]
+    receiver = Receiver(fake, seen.append)
+    _until(lambda: {"step": 1} in seen)
+    fake.records = [{"step": 2}, {"step": 3}]  # after this, close takes the rest
+    receiver.close()
+    assert [record["step"] for record in seen if record] == [1, 2, 3]
+    assert None in seen
+    assert not receiver.thread.is_alive()
+
+
+def test_receiver_outlives_a_failing_write_and_says_so_once(
+    waited: list[Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    fake, seen = FakeHub(), []
+
+    def handle(record: Any) -> None:
+        seen.append(record)
+        if record:
+            raise OSError(28, "No space left on device")
+
+    fake.records = [{"step": 1}, {"step": 2}]
+    with caplog.at_level(logging.WARNING):
+        receiver = Receiver(fake, handle)
+        _until(lambda: None in seen)
+        receiver.close()
+    assert [record["step"] for record in seen if record] == [1, 2]
+    assert len(caplog.records) == 1 and "No space left" in caplog.text
+
+
+def test_receiver_outlives_a_hub_that_does_not_answer(waited: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def lost(reference: Any, timeout: float) -> None:
+        calls.append(reference)
+        raise RayActorError
+
+    monkeypatch.setattr(hub.ray, "get", lost)
+    seen: list[Any] = []
+    receiver = Receiver(FakeHub(), seen.append)
+    _until(lambda: len(calls) >= 2)
+    receiver.close()
+    assert set(seen) == {None}

@@ -1,0 +1,93 @@
+"""metrics.jsonl and TensorBoard's event files, over restarts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from raymb.telemetry.sinks import JsonLines, TensorBoard
+
+
+def _train(step: int, loss: float = 1.0) -> dict[str, Any]:
+    return {"kind": "train", "step": step, "loss": loss}
+
+
+def _lines(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def test_floats_keep_their_full_precision(tmp_path: Path) -> None:
+    sink, values = JsonLines(tmp_path / "metrics.jsonl"), [0.1 + 0.2, 1 / 3, 5e-324, 1.7976931348623157e308, 1e-5]
+    for step, value in enumerate(values, start=1):
+        sink.write(_train(step, value))
+    sink.close()
+    assert [line["loss"] for line in _lines(tmp_path / "metrics.jsonl")] == values
+
+
+def test_restart_drops_later_lines_and_a_torn_last_one(tmp_path: Path) -> None:
+    file = tmp_path / "metrics.jsonl"
+    sink = JsonLines(file)
+    for step in (1, 2, 3):
+        sink.write(_train(step))
+    sink.write({"kind": "validation", "step": 2, "loss": 0.5})
+    with open(file, "a") as stream:
+        stream.write('{"kind": "train", "step": 2, "lo')
+    JsonLines(file).restart_after(2)
+    sink.write(_train(3, 9.0))
+    assert [(line["kind"], line["step"], line["loss"]) for line in _lines(file)] == [
+        ("train", 1, 1.0),
+        ("train", 2, 1.0),
+        ("validation", 2, 0.5),
+        ("train", 3, 9.0),
+    ]
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+@pytest.mark.parametrize("line", ["not JSON", "[]", '{"kind": "train"}', '{"step": null}', ""])
+def test_restart_drops_lines_that_are_no_records(tmp_path: Path, line: str) -> None:
+    file = tmp_path / "metrics.jsonl"
+    sink = JsonLines(file)
+    sink.write(_train(1))
+    file.write_text(file.read_text() + line + "\n")
+    sink.restart_after(5)
+    assert _lines(file) == [_train(1)]
+
+
+def test_restart_without_a_file_makes_none(tmp_path: Path) -> None:
+    JsonLines(tmp_path / "metrics.jsonl").restart_after(0)
+    assert not list(tmp_path.iterdir())
+
+
+def _scalars(directory: Path, tag: str) -> list[tuple[int, float]]:
+    accumulator_module = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    accumulator = accumulator_module.EventAccumulator(str(directory)).Reload()
+    return [(event.step, event.value) for event in accumulator.Scalars(tag)]
+
+
+def test_tensorboard_reads_the_scalars(tmp_path: Path) -> None:
+    sink = TensorBoard(tmp_path)
+    sink.write({"kind": "train", "step": 1, "loss": 2.5, "chip": "text is left out"})
+    sink.write({"kind": "validation", "step": 1, "loss": 1.5})
+    sink.close()
+    assert _scalars(tmp_path, "train/loss") == [(1, 2.5)]
+    assert _scalars(tmp_path, "validation/loss") == [(1, 1.5)]
+
+
+def test_tensorboard_shows_a_repeated_step_once(tmp_path: Path) -> None:
+    sink = TensorBoard(tmp_path)
+    sink.restart_after(0)
+    for step in (1, 2, 3):
+        sink.write(_train(step, 1.0))
+    sink.restart_after(1)
+    for step in (2, 3):
+        sink.write(_train(step, 4.0))
+    sink.close()
+    assert _scalars(tmp_path, "train/loss") == [(1, 1.0), (2, 4.0), (3, 4.0)]
+
+
+def test_tensorboard_without_a_start_writes_nothing(tmp_path: Path) -> None:
+    TensorBoard(tmp_path / "tensorboard").close()
+    assert not list(tmp_path.iterdir())
