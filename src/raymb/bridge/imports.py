@@ -29,7 +29,7 @@ from raymb import stand_in
 
 LAZY = frozenset({"megatron.bridge", "megatron.bridge.models", "megatron.bridge.data.builders", "megatron.training"})
 STAND_INS = ("modelopt", "megatron.energon", "diffusers", "datasets")
-UNUSED = frozenset({"wandb", "comet_ml", "mlflow", "multistorageclient", "scipy"})
+UNUSED = frozenset({"wandb", "comet_ml", "mlflow", "multistorageclient", "scipy", "sklearn"})
 
 
 def install() -> None:
