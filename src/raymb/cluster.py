@@ -65,7 +65,7 @@ class Cluster:
 
 
 @contextmanager
-def connect(spec: RunSpec, num_workers: int) -> Iterator[Cluster]:
+def connect(spec: RunSpec) -> Iterator[Cluster]:
     """Join the cluster that --ray_address or RAY_ADDRESS names, or one that this process is connected to already,
     or start a local one, which ends with the run.
 
@@ -120,10 +120,12 @@ def wait_for(worker: Resources, num_workers: int, seconds: float, console: Conso
     """
     began = time.monotonic()
     said = began
+    asked = False
     while missing := _missing(worker, num_workers):
         waited = time.monotonic() - began
-        if waited == 0 or said == began:
-            _ask_autoscaler(worker, num_workers)
+        if not asked:
+            asked = True
+            _ask_autoscaler([worker.to_dict()] * num_workers)
         if waited >= seconds:
             raise ClusterError(
                 f"the cluster has too little for {num_workers} workers: {missing}",
@@ -133,6 +135,8 @@ def wait_for(worker: Resources, num_workers: int, seconds: float, console: Conso
             said = time.monotonic()
             console.print(f"waiting for resources, {waited:.0f} of {seconds:.0f} s: {missing}", highlight=False)
         time.sleep(min(1.0, max(0.05, seconds - waited)))
+    if asked:
+        _ask_autoscaler([])  # from here on Ray Train asks for its own workers, and gives them back
 
 
 def _missing(worker: Resources, num_workers: int) -> str:
@@ -145,7 +149,7 @@ def _missing(worker: Resources, num_workers: int) -> str:
     )
 
 
-def _ask_autoscaler(worker: Resources, num_workers: int) -> None:
+def _ask_autoscaler(bundles: list[dict[str, float]]) -> None:
     from ray.autoscaler.sdk import request_resources
 
-    request_resources(bundles=[worker.to_dict()] * num_workers)
+    request_resources(bundles=bundles)

@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
+import re
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from rich.console import Console
 
 from raymb import run_dir as directories
 from raymb.accelerator import ACCELERATORS
-from raymb.bridge.checkpoint import latest_step
+from raymb.bridge.checkpoint import iteration_dir, latest_step
 from raymb.cluster import Cluster, Resources, connect, start_coordinator, wait_for
 from raymb.data import write_rows
 from raymb.errors import EXIT_INTERRUPTED, EXIT_OK, RunFailed
+from raymb.interrupt import noting_interrupts
 from raymb.job import Job
 from raymb.plan import Plan, make_plan
 from raymb.preflight import Preflight, fingerprint, model_path, run_name
+from raymb.spec import RunSpec
 from raymb.telemetry.hub import Hub
 from raymb.telemetry.monitor import Monitor
 
@@ -41,14 +42,11 @@ def run(checked: Preflight) -> int:
     place = directories.RunDir.of(spec, run_name(checked))
     identity = fingerprint(checked)
     directories.check_claim(place, spec, identity)
-    done = None if spec.checkpoint.overwrite else latest_step(place.checkpoints)
-    if done is not None and done >= spec.train.train_iters and spec.checkpoint.resume == "auto":
-        console.print(
-            f"{place.path} has finished: {done} of {spec.train.train_iters} steps; raise --train_iters to go on"
-        )
+    if _has_finished(spec, place):
+        console.print(f"{place.path} has finished {spec.train.train_iters} steps; raise --train_iters to go on")
         return EXIT_OK
 
-    with connect(spec, checked.plan.num_workers) as cluster:
+    with connect(spec) as cluster:
         backend = cluster.backend(spec.run.backend)
         plan = make_plan(spec, checked.shape, rows=len(checked.rows.train), backend=backend)
         resources = cluster.resources_of_a_worker(backend, spec.cluster.cpus_per_worker, plan.num_workers)
@@ -64,6 +62,14 @@ def run(checked: Preflight) -> int:
             return _fit(job, trainer, place, console)
         finally:
             directories.release(place)
+
+
+def _has_finished(spec: RunSpec, place: directories.RunDir) -> bool:
+    """Whether the same command ran to its end here before; one that died before its export goes on to write it."""
+    done = latest_step(place.checkpoints)
+    complete = place.hf.exists() or not spec.checkpoint.export_hf
+    again = spec.checkpoint.overwrite or spec.checkpoint.resume != "auto"
+    return done is not None and done >= spec.train.train_iters and complete and not again
 
 
 def _job(checked: Preflight, plan: Plan, backend: str, resources: Resources, place: directories.RunDir) -> Job:
@@ -90,14 +96,14 @@ def _fit(job: Job, trainer: Trainer, place: directories.RunDir, console: Console
     interrupted = threading.Event()
     failure: Exception | None = None
     try:
-        with _terminate_like_ctrl_c(interrupted):
+        with noting_interrupts(interrupted):
             failure = trainer.fit().error
     except Exception as error:
         failure = error
     finally:
         monitor.close()
     if interrupted.is_set():
-        return _say_how_to_go_on(place, console)
+        return _say_how_to_go_on(job, place, console)
     if failure is not None:
         raise RunFailed(_reason(failure), f"the workers' logs: {place.logs}") from failure
     _conclude(job, place, console)
@@ -173,67 +179,51 @@ _PASSED_ON = (
 )
 
 
-class _terminate_like_ctrl_c:
-    """SIGTERM takes the way of Ctrl-C: Ray Train ends its workers on SIGINT. The flag says that it was so."""
-
-    def __init__(self, interrupted: threading.Event):
-        self.interrupted = interrupted
-
-    def __enter__(self) -> None:
-        self.previous = signal.signal(signal.SIGTERM, self._pass_on)
-        self.original_signal = signal.signal
-
-        # Ray Train installs its own SIGINT handler inside fit(); ours notes the signal and calls it.
-        def install(number: int, handler: Any) -> Any:
-            return self.original_signal(number, self._noting(handler) if number == signal.SIGINT else handler)
-
-        signal.signal = install  # type: ignore[assignment]
-
-    def _noting(self, handler: Any) -> Any:
-        def noted(number: int, frame: FrameType | None) -> None:
-            self.interrupted.set()
-            handler(number, frame)
-
-        return noted if callable(handler) else handler
-
-    def _pass_on(self, number: int, frame: FrameType | None) -> None:
-        os.kill(os.getpid(), signal.SIGINT)
-
-    def __exit__(self, *error: Any) -> None:
-        signal.signal = self.original_signal  # type: ignore[assignment]
-        signal.signal(signal.SIGTERM, self.previous)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
 def _reason(error: BaseException) -> str:
-    """The root of a chain of Ray errors, in one line or a few."""
-    failures = getattr(error, "worker_failures", None)
-    if failures:
-        rank, failure = sorted(failures.items())[0]
-        text = str(failure).strip().splitlines()
-        return f"worker {rank} failed: {text[-1] if text else type(failure).__name__}"
-    text = str(error).strip().splitlines()
-    return text[-1] if text else type(error).__name__
+    """The worker failure that caused the others, in one line: a peer's closed connection is a consequence."""
+    failures = sorted(getattr(error, "worker_failures", {}).items())
+    if not failures:
+        return _last_line(error)
+    causes = [item for item in failures if not _CONSEQUENCE.search(str(item[1]))]
+    rank, failure = (causes or failures)[0]
+    return f"worker {rank} failed: {_last_line(failure)}"
 
 
-def _say_how_to_go_on(place: directories.RunDir, console: Console) -> int:
+_CONSEQUENCE = re.compile(
+    r"connection (closed|reset)|broken pipe|remote process exited|NCCL (communicator|timeout)", re.I
+)
+
+
+def _last_line(error: object) -> str:
+    """What an exception says, or the line of a traceback that says it: the last one that is not indented."""
+    lines = [line for line in str(error).strip().splitlines() if line.strip() and not line.startswith(" ")]
+    return lines[-1] if lines else type(error).__name__
+
+
+def _say_how_to_go_on(job: Job, place: directories.RunDir, console: Console) -> int:
     step = latest_step(place.checkpoints)
     if step is None:
-        console.print("interrupted before the first checkpoint; the same command starts again")
-    else:
-        console.print(f"interrupted; the same command goes on from step {step} ({place.checkpoints})")
+        console.print("interrupted before the first checkpoint; start again with the same command")
+        return EXIT_INTERRUPTED
+    settings = job.spec.checkpoint
+    change = "" if not settings.overwrite and settings.resume == "auto" else " with --resume auto and no --overwrite"
+    console.print(f"interrupted; the same command{change} goes on from step {step}")
+    console.print(f"  {'checkpoint':<19}{iteration_dir(place.checkpoints, step)}", highlight=False, soft_wrap=True)
     return EXIT_INTERRUPTED
 
 
 def _conclude(job: Job, place: directories.RunDir, console: Console) -> None:
     """Print where everything lies, and the answers to the sample prompt if there is one."""
-    if job.spec.run.sample_prompt:
+    step = latest_step(place.checkpoints) or 0
+    if step < job.spec.train.train_iters:
+        console.print(f"stopped at step {step} of {job.spec.train.train_iters}; the same command goes on from there")
+    elif job.spec.run.sample_prompt and place.hf.exists():
         from raymb.sample import print_answers
 
         print_answers(job, console)
     places = {
         "metrics": place.metrics,
-        "checkpoint": Path(place.checkpoints, f"iter_{latest_step(place.checkpoints) or 0:07d}"),
+        "checkpoint": iteration_dir(place.checkpoints, step),
         "Hugging Face model": place.hf if place.hf.exists() else None,
         "TensorBoard": place.tensorboard,
         "workers' logs": place.logs,

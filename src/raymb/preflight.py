@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raymb.errors import ModelError
+from raymb.errors import ModelError, SpecError
 from raymb.model_shape import ModelShape, read_model_shape
 from raymb.plan import Plan, make_plan
 from raymb.spec.sections import RunSpec
@@ -35,6 +35,10 @@ def preflight(spec: RunSpec) -> Preflight:
     Raises:
         UserError: SpecError, ModelError, PlanError or DataError, for the first of them that is wrong.
     """
+    if spec.run.sample_prompt and not spec.checkpoint.export_hf:
+        raise SpecError(
+            "--sample_prompt asks the exported model, and --no_export_hf leaves it out", "drop one of the two flags"
+        )
     shape = checked_shape(spec)
     # Twice: the layout needs no data and is cheap, so its mistakes come before minutes of reading.
     backend = local_backend(spec)
@@ -74,8 +78,7 @@ def local_backend(spec: RunSpec) -> str:
     """cuda or cpu where the run would stay on this machine; `auto` where a cluster decides."""
     if spec.run.backend != "auto":
         return spec.run.backend
-    # `ray start` leaves its address in that file, and ray.init() joins the cluster it finds there.
-    if spec.cluster.ray_address or os.environ.get("RAY_ADDRESS") or Path("/tmp/ray/ray_current_cluster").exists():
+    if spec.cluster.ray_address or os.environ.get("RAY_ADDRESS"):
         return "auto"
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "all").strip() in ("", "-1", "NoDevFiles")
     has_gpu = not hidden and any(Path(device).exists() for device in ("/dev/nvidiactl", "/dev/dxg"))
@@ -95,10 +98,15 @@ def model_path(spec: RunSpec) -> str:
 
 def run_name(checked: Preflight) -> str:
     """The run directory's name when the user gave none: the same command finds its run again."""
-    model = Path(checked.spec.model.hf_model_path).name
     plan = checked.plan
-    layout = f"tp{plan.tensor_parallel_size}-pp{plan.pipeline_parallel_size}-dp{plan.data_parallel_size}"
-    return f"{model}-{layout}"
+    sizes = {
+        "tp": plan.tensor_parallel_size,
+        "pp": plan.pipeline_parallel_size,
+        "dp": plan.data_parallel_size,
+        **({"cp": plan.context_parallel_size} if plan.context_parallel_size > 1 else {}),
+        **({"ep": plan.expert_parallel_size} if plan.expert_parallel_size > 1 else {}),
+    }
+    return "-".join([Path(model_path(checked.spec)).name, *(f"{name}{size}" for name, size in sizes.items())])
 
 
 def fingerprint(checked: Preflight) -> dict[str, Any]:
@@ -109,7 +117,7 @@ def fingerprint(checked: Preflight) -> dict[str, Any]:
         f"hf_model_path:{name}": hashlib.sha256((path / name).read_bytes()).hexdigest()[:16]
         for name in ("config.json", "tokenizer.json")
         if (path / name).is_file()
-    }
+    } | {f"hf_model_path:{file.name}": _ends_digest(file) for file in sorted(path.glob("*.safetensors"))}
     return {
         **(files or {"hf_model_path": f"{path}@{spec.model.hf_revision or 'main'}"}),
         "dataset:content": checked.rows.content_hash[:16],
@@ -117,3 +125,12 @@ def fingerprint(checked: Preflight) -> dict[str, Any]:
         "global_batch_size": spec.train.global_batch_size,
         "seed": spec.train.seed,
     }
+
+
+def _ends_digest(file: Path) -> str:
+    """A digest of a weight file that takes no time: its size, its first and its last 64 KiB."""
+    size = file.stat().st_size
+    with open(file, "rb") as stream:
+        first = stream.read(65536)
+        stream.seek(max(0, size - 65536))
+        return hashlib.sha256(first + stream.read() + str(size).encode()).hexdigest()[:16]

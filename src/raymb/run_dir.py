@@ -112,6 +112,7 @@ def check_claim(run: RunDir, spec: RunSpec, fingerprint: dict[str, Any]) -> None
             "ways out: --experiment_name NEW_NAME, --storage_path ANOTHER_DIR, or end that run and go on with "
             "--resume auto",
         )
+    _check_resume_path(spec.checkpoint.resume)
     if spec.checkpoint.overwrite:
         return
     ways_out = "--experiment_name NEW_NAME for a new run, --overwrite to delete this one"
@@ -128,6 +129,18 @@ def check_claim(run: RunDir, spec: RunSpec, fingerprint: dict[str, Any]) -> None
         raise RunDirError(
             f"{run.fingerprint.parent} holds the checkpoints of another run: {listed}",
             f"ways out: the former value of --{different[0].split(':')[0]} to go on with it, {ways_out}",
+        )
+
+
+def _check_resume_path(resume: str) -> None:
+    """--resume PATH must be a directory of checkpoints as Bridge writes them, or one of its iter_ directories."""
+    if resume in ("auto", "never"):
+        return
+    path = Path(resume).expanduser()
+    if not any((path / name).is_file() for name in ("latest_train_state.pt", "train_state.pt")):
+        raise RunDirError(
+            f"--resume {resume}: no checkpoint there (neither latest_train_state.pt nor train_state.pt)",
+            "give a run's checkpoints/ directory or one of its iter_ directories, auto, or never",
         )
 
 

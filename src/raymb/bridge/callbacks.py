@@ -23,7 +23,12 @@ def make_callbacks(
     job: Job, hf_bridge: AutoBridge, counter: TokenCounter, emit: Emit, on_checkpoint: OnCheckpoint
 ) -> list[Callback]:
     """The callbacks of a run, in firing order."""
-    metrics = Metrics(counter, emit, job.plan["num_workers"], job.spec.checkpoint.save_interval)
+    interval, last = job.spec.checkpoint.save_interval, job.spec.train.train_iters
+
+    def saves_after(step: int) -> bool:
+        return step == last or bool(interval and step % interval == 0)
+
+    metrics = Metrics(counter, emit, job.plan["num_workers"], saves_after)
     callbacks = [ExactResume(), metrics, Checkpoints(job.checkpoint_dir, emit, on_checkpoint)]
     return [*callbacks, HuggingFaceExport(job, hf_bridge, emit)] if job.spec.checkpoint.export_hf else callbacks
 
@@ -47,14 +52,14 @@ class Metrics(Callback):
         counter: this rank's tokens.
         emit: takes a record and returns at once.
         world_size: workers, to share a step's floating-point operations among.
-        save_interval: steps between checkpoints; the seconds of a step that saves end before the save.
+        saves_after: whether a checkpoint follows a step; that step's seconds end before it.
     """
 
-    def __init__(self, counter: TokenCounter, emit: Emit, world_size: int, save_interval: int):
+    def __init__(self, counter: TokenCounter, emit: Emit, world_size: int, saves_after: Callable[[int], bool]):
         self.counter = counter
         self.emit = emit
         self.world_size = world_size
-        self.save_interval = save_interval
+        self.saves_after = saves_after
         self.pending: dict[str, Any] | None = None
         self.validated = 0
 
@@ -63,7 +68,8 @@ class Metrics(Callback):
             parallel_state.get_tensor_model_parallel_rank() == 0 and parallel_state.get_context_parallel_rank() == 0
         )
         self.counts_tokens = on_first_of_its_copy and parallel_state.is_pipeline_last_stage(ignore_virtual=True)
-        self.knows_loss = self.counts_tokens and parallel_state.get_data_parallel_rank() == 0
+        self.copy = parallel_state.get_data_parallel_rank()
+        self.knows_loss = self.counts_tokens and self.copy == 0
         if self.knows_loss:
             chip = torch.cuda.get_device_name()
             self.emit({"kind": "start", "step": context.state.train_state.step, "chip": chip})
@@ -80,7 +86,13 @@ class Metrics(Callback):
         tokens, trained_tokens = self.counter.take()
         if self.counts_tokens:
             step = context.state.train_state.step + 1
-            self.pending = {"kind": "part", "step": step, "tokens": tokens, "trained_tokens": trained_tokens}
+            self.pending = {
+                "kind": "part",
+                "step": step,
+                "copy": self.copy,
+                "tokens": tokens,
+                "trained_tokens": trained_tokens,
+            }
             self.loss, self.grad_norm = context.loss_dict.get("lm loss"), context.grad_norm  # type: ignore[union-attr]
 
     def on_eval_start(self, context: CallbackContext) -> None:
@@ -106,8 +118,7 @@ class Metrics(Callback):
         record, self.pending = self.pending, None
         record["memory_bytes"] = torch.cuda.max_memory_allocated()
         if self.knows_loss:
-            saved = self.save_interval and record["step"] % self.save_interval == 0
-            seconds = (self.ended if saved else time.perf_counter()) - self.started
+            seconds = (self.ended if self.saves_after(record["step"]) else time.perf_counter()) - self.started
             flops = context.state.train_state.floating_point_operations_so_far - self.flops_before
             record |= {
                 "loss": float(self.loss),  # type: ignore[arg-type]

@@ -176,7 +176,9 @@ def _is_number(text: str) -> bool:
 
 
 def _owned_override(path: str) -> str:
-    flag = FLAG_THAT_OWNS.get(path)
+    parts = path.split(".")
+    prefixes = (".".join(parts[: length + 1]) for length in range(len(parts)))
+    flag = next((FLAG_THAT_OWNS[prefix] for prefix in prefixes if prefix in FLAG_THAT_OWNS), None)
     return f"override {path}: this field belongs to the flag --{flag}; use the flag" if flag else ""
 
 

@@ -50,7 +50,6 @@ class Monitor:
         if kind == "phase":
             self.terminal.phase(record["text"])
         elif kind == "start":
-            self.joiner.restart()
             self.joiner.chip = record["chip"]
             for sink in self.sinks:
                 sink.restart_after(record["step"])

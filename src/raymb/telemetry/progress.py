@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from typing import Any
 
@@ -25,6 +26,7 @@ class Terminal:
         self.train_iters = train_iters
         self.began = time.monotonic()
         self.printed = 0.0
+        self.recent: list[float] = []
         self.progress: Progress | None = None
 
     def phase(self, text: str) -> None:
@@ -36,7 +38,9 @@ class Terminal:
         self.phase("training" + (f" from step {step}" if step else ""))
         if self.console.is_terminal and self.progress is None:
             columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), MofNCompleteColumn())
-            self.progress = Progress(*columns, TimeRemainingColumn(), console=self.console, transient=True)
+            self.progress = Progress(
+                *columns, TimeRemainingColumn(), console=self.console, transient=True, speed_estimate_period=600
+            )
             self.task = self.progress.add_task("", total=self.train_iters, completed=step)
             self.progress.start()
 
@@ -45,12 +49,13 @@ class Terminal:
             f"loss {record['loss']:.4f}  grad norm {_short(record['grad_norm'])}  {record['step_seconds']:.3g} s/step  "
             f"{record['tokens_per_second']:,.0f} tokens/s"
         )
+        self.recent = [*self.recent[-9:], record["step_seconds"]]  # the slow first step is soon forgotten
         if self.progress is not None:
             self.progress.update(self.task, completed=record["step"], description=text)
         last = record["step"] == self.train_iters  # stays on the screen when the live line goes
         if last or (self.progress is None and self._is_due(record["step"])):
             self.printed = time.monotonic()
-            left = (self.train_iters - record["step"]) * record["step_seconds"]
+            left = (self.train_iters - record["step"]) * statistics.median(self.recent)
             self.phase(f"step {record['step']}/{self.train_iters}  {text}  {_duration(left)} left")
 
     def _is_due(self, step: int) -> bool:

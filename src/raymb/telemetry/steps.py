@@ -22,20 +22,16 @@ class StepJoiner:
         self.parts = parts
         self.samples = samples
         self.world_size = world_size
-        self.waiting: dict[int, list[Record]] = {}
+        self.waiting: dict[int, dict[int, Record]] = {}
         self.chip = ""
-
-    def restart(self) -> None:
-        """Forget parts of steps that a lost worker group did not finish."""
-        self.waiting.clear()
 
     def join(self, part: Record) -> Record | None:
         """The step's train record when its last part arrives, else None."""
-        gathered = self.waiting.setdefault(part["step"], [])
-        gathered.append(part)
-        if len(gathered) < self.parts:
+        by_copy = self.waiting.setdefault(part["step"], {})
+        by_copy[part["copy"]] = part  # a step done again after a failure replaces the parts of the first time
+        if len(by_copy) < self.parts:
             return None
-        del self.waiting[part["step"]]
+        gathered = list(self.waiting.pop(part["step"]).values())
         known = next(item for item in gathered if "loss" in item)
         tokens = sum(item["tokens"] for item in gathered)
         record = {

@@ -1,0 +1,46 @@
+"""What the cluster lacks is said before a run directory is made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+pytestmark = [pytest.mark.smoke, pytest.mark.timeout(200)]
+
+
+@pytest.mark.parametrize(
+    ("flags", "asked"),
+    [
+        ({"num_workers": 4, "cpus_per_worker": 8}, "32 CPUs asked (8 for each worker), 16 there"),
+        ({"num_workers": 2, "backend": "cuda"}, "2 GPUs asked (1 for each worker), 0 there"),
+    ],
+    ids=["cpus", "gpus"],
+)
+def test_too_few_resources(
+    flags: dict[str, object],
+    asked: str,
+    finetune: Callable[..., Path],
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    finetune(**flags, wait_for_resources=1, code=2)
+    error = capfd.readouterr().err
+    assert asked in error and "--num_workers" in error and "--wait_for_resources" in error
+    assert not list(tmp_path.iterdir())
+
+
+def test_no_cluster_at_the_address(
+    monkeypatch: pytest.MonkeyPatch, shape_only_model_dir: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    import subprocess
+    import sys
+
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "completion": "b"}\n' * 20)
+    words = ["--hf_model_path", shape_only_model_dir, "--dataset", tmp_path / "rows.jsonl", "--seq_length", "64"]
+    words += ["--storage_path", tmp_path / "runs", "--ray_address", "127.0.0.1:1"]
+    done = subprocess.run([sys.executable, "-m", "raymb", "finetune", *words], capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    assert "no Ray cluster answers at 127.0.0.1:1" in done.stderr and "--ray_address" in done.stderr
+    assert "Traceback" not in done.stderr and not (tmp_path / "runs").exists()

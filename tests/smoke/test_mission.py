@@ -1,0 +1,66 @@
+"""The mission's command on a local model, with eight CPU workers, through the command line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from raymb.bridge.checkpoint import latest_step
+from raymb.bridge.tensor_files import tensor_shapes
+from tests.models import make_tiny_qwen2
+from tests.smoke.conftest import read_metrics
+
+pytestmark = [pytest.mark.smoke, pytest.mark.slow, pytest.mark.timeout(400)]
+
+
+def test_mission_command_with_eight_workers(finetune: Callable[..., Path], rows: Path, tmp_path: Path) -> None:
+    model = make_tiny_qwen2(tmp_path / "odd-vocabulary", vocabulary=305)  # padded to 306 for TP 2, trimmed in hf/
+    run = finetune(
+        hf_model_path=model,
+        num_workers=8,
+        tensor_parallel_size=2,
+        pipeline_parallel_size=2,
+        train_iters=6,
+        seq_length=128,
+        save_interval=4,
+        eval_interval=3,
+        eval_iters=1,
+        output_dir=tmp_path / "elsewhere",
+    )
+    metrics = read_metrics(run)
+    assert [record["step"] for record in metrics] == [1, 2, 3, 4, 5, 6]
+    assert metrics[-1]["loss"] < metrics[0]["loss"]
+    for record in metrics:
+        assert record["tokens"] == 8 * 128 and 0 < record["trained_tokens"] < record["tokens"]
+        assert record["samples"] == 8
+        assert record["tokens_per_second"] == pytest.approx(record["tokens"] / record["step_seconds"])
+    assert [record["step"] for record in read_metrics(run, "validation")] == [3, 6]
+    assert latest_step(tmp_path / "elsewhere") == 6
+    assert {path.name for path in (tmp_path / "elsewhere").glob("iter_*")} == {"iter_0000004", "iter_0000006"}
+    assert tensor_shapes(run / "hf") == tensor_shapes(model)
+    plan = json.loads((run / "plan.json").read_text())
+    assert (plan["data_parallel_size"], plan["padded_vocab_size"]) == (2, 306)
+    assert len(list((run / "logs").glob("worker-*.log"))) == 8
+    assert list((run / "tensorboard").iterdir())
+    assert not (run / "lock").exists()
+
+
+def test_exported_model_is_the_trained_one(finetune: Callable[..., Path], tiny_qwen2: Path) -> None:
+    """The loss of the exported model, computed by transformers, continues the run's own curve."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    run = finetune(num_workers=2, tensor_parallel_size=2, train_iters=3, lr_decay_style="constant")
+    base = AutoModelForCausalLM.from_pretrained(tiny_qwen2, dtype=torch.float32)
+    tuned = AutoModelForCausalLM.from_pretrained(run / "hf", dtype=torch.float32)
+    tokens = torch.arange(3, 60).unsqueeze(0)
+    assert not torch.allclose(base(tokens).logits, tuned(tokens).logits)
+    moved = [
+        name
+        for (name, before), after in zip(base.named_parameters(), tuned.parameters(), strict=True)
+        if not torch.equal(before, after)
+    ]
+    assert len(moved) == len(list(base.parameters()))

@@ -1,0 +1,106 @@
+"""A run that stops goes on as if it had not."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from raymb.bridge.checkpoint import latest_step
+from tests.smoke.conftest import MAIN_FLAGS, read_metrics
+
+pytestmark = [pytest.mark.smoke, pytest.mark.slow, pytest.mark.timeout(400)]
+CURVE = ("step", "loss", "grad_norm", "learning_rate", "trained_tokens")
+
+
+def _curve(run: Path) -> list[tuple[Any, ...]]:
+    return [tuple(record[name] for name in CURVE) for record in read_metrics(run)]
+
+
+def test_stopped_after_five_of_ten_steps_it_ends_with_the_same_numbers(
+    finetune: Callable[..., Path], capfd: pytest.CaptureFixture[str]
+) -> None:
+    layout = {"num_workers": 2, "tensor_parallel_size": 2}
+    whole = finetune(experiment_name="whole", **layout)
+    stopped = finetune("train.exit_interval=5", experiment_name="stopped", **layout)
+    assert [step for step, *_ in _curve(stopped)] == [1, 2, 3, 4, 5]
+    assert latest_step(stopped / "checkpoints") == 5
+    assert "stopped at step 5 of 10" in capfd.readouterr().err
+    finetune(experiment_name="stopped", **layout)
+    assert "training from step 5" in capfd.readouterr().err
+    assert _curve(stopped) == _curve(whole)  # exactly: every float is equal to the last bit
+    print("\nstep", *CURVE[1:])
+    for ours in _curve(stopped)[4:]:
+        print(*ours)
+
+
+def test_finished_run_is_not_trained_again(finetune: Callable[..., Path], capfd: pytest.CaptureFixture[str]) -> None:
+    run = finetune(num_workers=1, train_iters=2)
+    before = (run / "metrics.jsonl").read_bytes()
+    finetune(num_workers=1, train_iters=2)
+    assert "has finished" in capfd.readouterr().err
+    assert (run / "metrics.jsonl").read_bytes() == before
+    finetune(num_workers=1, train_iters=2, resume="never", code=2)
+    error = capfd.readouterr().err
+    for way_out in ("--resume auto", "--experiment_name", "--overwrite"):
+        assert way_out in error
+    finetune(num_workers=1, train_iters=2, learning_rate=2e-3, overwrite=True)
+    assert read_metrics(run)[0]["learning_rate"] == 2e-3
+
+
+def test_another_runs_checkpoint_is_never_loaded(
+    finetune: Callable[..., Path], capfd: pytest.CaptureFixture[str]
+) -> None:
+    finetune(num_workers=1, train_iters=1)
+    finetune(num_workers=1, train_iters=2, seq_length=32, code=2)
+    error = capfd.readouterr().err
+    assert "seq_length was 64, is 32" in error and "--overwrite" in error
+
+
+def test_a_failing_worker_is_named(finetune: Callable[..., Path], capfd: pytest.CaptureFixture[str]) -> None:
+    """An override that Bridge itself refuses: exit 1, one line with the cause, and where the logs are."""
+    run = finetune("train.rampup_batch_size=[3,3,3]", num_workers=1, code=1)
+    error = capfd.readouterr().err
+    assert "worker 0 failed: AssertionError" in error and str(run / "logs") in error
+    assert "Traceback" not in error
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
+def test_interrupt_leaves_the_last_whole_checkpoint(
+    number: signal.Signals, tiny_qwen2: Path, rows: Path, tmp_path: Path
+) -> None:
+    """A process of its own, with a Ray cluster of its own that must end with it."""
+    flags = {**MAIN_FLAGS, "train_iters": 5000, "save_interval": 3, "hf_model_path": tiny_qwen2, "dataset": rows}
+    words = [word for flag, value in flags.items() for word in (f"--{flag}", str(value))]
+    command = [
+        sys.executable,
+        "-m",
+        "raymb",
+        "finetune",
+        *words,
+        "--storage_path",
+        tmp_path,
+        "--experiment_name",
+        "run",
+    ]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": "src"})
+    checkpoints = tmp_path / "run" / "checkpoints"
+    deadline = time.monotonic() + 180
+    while latest_step(checkpoints) is None and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.2)
+    process.send_signal(number)
+    error = process.communicate(timeout=120)[1]
+    assert process.returncode == 130, error
+    step = latest_step(checkpoints)
+    assert step is not None and step % 3 == 0
+    assert f"goes on from step {step}" in error and "Traceback" not in error
+    assert not (tmp_path / "run" / "lock").exists()
+    assert json.loads((tmp_path / "run" / "spec.json").read_text())["train"]["train_iters"] == 5000
