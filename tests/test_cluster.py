@@ -18,7 +18,7 @@ def have(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
     """The cluster's resources, for a test to set."""
     resources: dict[str, float] = {"CPU": 8.0}
     monkeypatch.setattr(cluster_module.ray, "cluster_resources", lambda: resources)
-    monkeypatch.setattr(cluster_module, "_ask_autoscaler", lambda worker, num_workers: None)
+    monkeypatch.setattr(cluster_module, "_ask_autoscaler", lambda bundles: None)
     return resources
 
 
@@ -90,7 +90,7 @@ def test_too_little_is_refused_with_flags(have: dict[str, float]) -> None:
 
 def test_waiting_ends_when_the_cluster_grows(have: dict[str, float], monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
-    monkeypatch.setattr(cluster_module, "_ask_autoscaler", lambda worker, num_workers: asked.append(num_workers))
+    monkeypatch.setattr(cluster_module, "_ask_autoscaler", asked.append)
 
     def sleep(seconds: float) -> None:
         have["GPU"] = have.get("GPU", 0) + 1
@@ -98,4 +98,4 @@ def test_waiting_ends_when_the_cluster_grows(have: dict[str, float], monkeypatch
     monkeypatch.setattr(cluster_module.time, "sleep", sleep)
     wait_for(Resources(1.0, 1, 1), 2, 60.0, Console(file=io.StringIO()))
     assert have["GPU"] == 2
-    assert asked
+    assert asked == [[{"CPU": 1.0, "GPU": 1}] * 2, []]  # asked for once, and given back

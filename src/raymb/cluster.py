@@ -6,6 +6,7 @@ import contextlib
 import logging
 import math
 import os
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -77,6 +78,8 @@ def connect(spec: RunSpec) -> Iterator[Cluster]:
         return
     address = spec.cluster.ray_address or os.environ.get("RAY_ADDRESS")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # leave CUDA_VISIBLE_DEVICES to the user
+    if address:
+        _check_reachable(address)
     importing = threading.Thread(target=_import_ray_train, daemon=True)
     importing.start()
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
@@ -105,6 +108,20 @@ def start_coordinator() -> None:
         from ray.data._internal.cluster_autoscaler import default_autoscaling_coordinator
 
         default_autoscaling_coordinator.get_or_create_autoscaling_coordinator()
+
+
+def _check_reachable(address: str) -> None:
+    """Knock at HOST:PORT first: Ray itself goes on trying a dead address for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        return  # `auto` and the like: Ray knows
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except OSError as error:
+        raise ClusterError(
+            f"no Ray cluster answers at {address}: {error.strerror or error}",
+            "check --ray_address (or RAY_ADDRESS); leave both out to start a local cluster",
+        ) from None
 
 
 def _import_ray_train() -> None:

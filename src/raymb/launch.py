@@ -94,11 +94,11 @@ def _job(checked: Preflight, plan: Plan, backend: str, resources: Resources, pla
 def _fit(job: Job, trainer: Trainer, place: directories.RunDir, console: Console) -> int:
     monitor = Monitor(trainer.hub, job, place, console)
     interrupted = threading.Event()
-    failure: Exception | None = None
+    failure: BaseException | None = None
     try:
         with noting_interrupts(interrupted):
             failure = trainer.fit().error
-    except Exception as error:
+    except (Exception, SystemExit, KeyboardInterrupt) as error:  # Ray Train's own SIGINT handler exits
         failure = error
     finally:
         monitor.close()
@@ -186,7 +186,8 @@ def _reason(error: BaseException) -> str:
         return _last_line(error)
     causes = [item for item in failures if not _CONSEQUENCE.search(str(item[1]))]
     rank, failure = (causes or failures)[0]
-    return f"worker {rank} failed: {_last_line(failure)}"
+    cause = getattr(failure, "_base_exc", failure)  # Ray Train wraps it together with its traceback
+    return f"worker {rank} failed: {type(cause).__name__}: {_last_line(cause)}"
 
 
 _CONSEQUENCE = re.compile(

@@ -28,7 +28,7 @@ def test_every_owned_field_exists() -> None:
         "optimizer.decoupled_lr",  # inherited from Megatron-Core
         "model.moe_router_topk",  # of Megatron-Core's TransformerConfig
         "ddp.overlap_grad_reduce",
-        "checkpoint.async_save",
+        "checkpoint.most_recent_k",
         "logger.wandb_project",
         "comm_overlap.tp_comm_overlap",
         "profiling.use_nsys_profiler",  # of an optional section
@@ -83,3 +83,8 @@ def test_nothing_of_megatron_is_imported() -> None:
     )
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2] / "src")}
     assert subprocess.run([sys.executable, "-c", code], env=environment, timeout=60, check=False).returncode == 0
+
+
+def test_what_is_not_supported_yet_is_refused() -> None:
+    with pytest.raises(SpecError, match="asynchronous checkpoints are not supported yet"):
+        check_overrides({"checkpoint.async_save": True})

@@ -119,7 +119,7 @@ def test_dry_run_prints_a_spec_that_repeats_it_and_makes_nothing(shape_only_mode
     printed.write_text(text.partition("# the resolved spec")[2].partition("\n")[2])
     spec = load_spec({}, [printed])
     assert (spec.parallel.num_workers, spec.run.storage_path) == (2, storage)
-    assert spec.cluster.env == {"HF_TOKEN": "***", "NCCL_DEBUG": "INFO"}
+    assert spec.cluster.env == {"NCCL_DEBUG": "INFO"}  # a secret is given again, never stored
     assert not storage.exists()
 
 

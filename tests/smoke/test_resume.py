@@ -66,10 +66,10 @@ def test_another_runs_checkpoint_is_never_loaded(
 
 
 def test_a_failing_worker_is_named(finetune: Callable[..., Path], capfd: pytest.CaptureFixture[str]) -> None:
-    """An override that Bridge itself refuses: exit 1, one line with the cause, and where the logs are."""
-    run = finetune("train.rampup_batch_size=[3,3,3]", num_workers=1, code=1)
+    """An override that torch itself refuses: exit 1, one line with the cause, and where the logs are."""
+    run = finetune("model.attention_dropout=7", num_workers=1, code=1)
     error = capfd.readouterr().err
-    assert "worker 0 failed: AssertionError" in error and str(run / "logs") in error
+    assert "worker 0 failed: ValueError: dropout probability" in error and str(run / "logs") in error
     assert "Traceback" not in error
 
 

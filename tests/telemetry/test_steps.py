@@ -10,12 +10,19 @@ from raymb.telemetry.steps import StepJoiner
 
 
 def _part(step: int, tokens: int, **more: Any) -> dict[str, Any]:
-    return {"kind": "part", "step": step, "tokens": tokens, "trained_tokens": tokens // 2, "memory_bytes": 10, **more}
+    return {
+        "kind": "part",
+        "step": step,
+        "copy": 1,
+        "tokens": tokens,
+        "trained_tokens": tokens // 2,
+        "memory_bytes": 10,
+    } | more
 
 
 def _knowing(step: int, tokens: int) -> dict[str, Any]:
     known = {"loss": 1.5, "grad_norm": 0.25, "learning_rate": 1e-5, "step_seconds": 2.0, "tflops_per_worker": 98.94}
-    return _part(step, tokens, memory_bytes=30, **known)
+    return _part(step, tokens, memory_bytes=30, copy=0, **known)
 
 
 def test_step_is_joined_when_its_last_part_arrives() -> None:
@@ -47,12 +54,11 @@ def test_parts_of_two_steps_do_not_mix() -> None:
     assert first is not None and (first["step"], first["tokens"]) == (1, 61)
 
 
-def test_restart_forgets_a_lost_groups_parts() -> None:
+def test_step_done_again_replaces_a_lost_groups_parts() -> None:
     joiner = StepJoiner(parts=2, samples=8, world_size=2)
-    joiner.join(_part(3, 100))
-    joiner.restart()
-    assert joiner.join(_knowing(3, 60)) is None
-    joined = joiner.join(_part(3, 60))
+    assert joiner.join(_part(3, 100)) is None
+    assert joiner.join(_part(3, 60)) is None  # the same copy, after the restart
+    joined = joiner.join(_knowing(3, 60))
     assert joined is not None and joined["tokens"] == 120
 
 
