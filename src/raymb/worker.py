@@ -41,9 +41,9 @@ def prepare(job: Job, emit: Callable[[dict[str, Any]], None]) -> tuple[Any, Any]
     from raymb.bridge import imports
 
     emit({"kind": "phase", "text": "importing Megatron"})
+    _join_process_group(accelerator.distributed_backend, accelerator.device())  # Ray Train has done so already
     imports.install()
     accelerator.activate()
-    _join_process_group(accelerator.distributed_backend, accelerator.device())
     imports.load_family(job.architecture)
 
     from raymb.bridge import fixes
