@@ -40,8 +40,6 @@ def run(checked: Preflight) -> int:
     """
     spec, console = checked.spec, Console(stderr=True)
     place = directories.RunDir.of(spec, run_name(checked))
-    identity = fingerprint(checked)
-    directories.check_claim(place, spec, identity)
     if _has_finished(spec, place):
         console.print(f"{place.path} has finished {spec.train.train_iters} steps; raise --train_iters to go on")
         return EXIT_OK
@@ -51,7 +49,7 @@ def run(checked: Preflight) -> int:
         plan = make_plan(spec, checked.shape, rows=len(checked.rows.train), backend=backend)
         resources = cluster.resources_of_a_worker(backend, spec.cluster.cpus_per_worker, plan.num_workers)
         wait_for(resources, plan.num_workers, spec.cluster.wait_for_resources, console)
-        directories.claim(place, spec, plan.to_dict(), identity)
+        directories.claim(place, spec, plan.to_dict(), fingerprint(checked))
         try:
             job = _job(checked, plan, backend, resources, place)
             directories.write_atomically(place.job, job.to_json())

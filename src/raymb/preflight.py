@@ -1,4 +1,6 @@
-"""Looking before a worker starts: the model's files, the data, the layout. No framework but what reading data takes."""
+"""Looking before a worker starts: the model's files, the data, the layout, the run directory.
+
+No framework but what reading data takes."""
 
 from __future__ import annotations
 
@@ -8,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from raymb import run_dir
 from raymb.errors import ModelError, SpecError
 from raymb.model_shape import ModelShape, read_model_shape
 from raymb.plan import Plan, make_plan
@@ -33,7 +36,7 @@ def preflight(spec: RunSpec) -> Preflight:
     The plan's backend is `auto` where only the cluster can tell; make_plan again once it is known.
 
     Raises:
-        UserError: SpecError, ModelError, PlanError or DataError, for the first of them that is wrong.
+        UserError: SpecError, ModelError, PlanError, DataError or RunDirError, for the first of them that is wrong.
     """
     if spec.run.sample_prompt and not spec.checkpoint.export_hf:
         raise SpecError(
@@ -48,7 +51,9 @@ def preflight(spec: RunSpec) -> Preflight:
 
     rows = load_rows(spec, chat=shape.has_chat_template)
     plan = make_plan(spec, shape, rows=len(rows.train), backend=backend)
-    return Preflight(spec, shape, plan, rows)
+    checked = Preflight(spec, shape, plan, rows)
+    run_dir.check_claim(run_dir.RunDir.of(spec, run_name(checked)), spec, fingerprint(checked))
+    return checked
 
 
 def checked_shape(spec: RunSpec) -> ModelShape:

@@ -4,9 +4,9 @@ STORAGE_PATH/EXPERIMENT_NAME/
     spec.json         what the user asked for, resolved; `--config spec.json` repeats the run
     plan.json         every size, with `auto` resolved
     metrics.jsonl     one object a line
+    job.json          what the driver gave to every worker
     checkpoints/      Megatron checkpoints and `latest`   (or --output_dir)
-        job.json          what the driver gave to every worker
-    fingerprint.json  what they belong to: model, tokenizer, data, batch
+        fingerprint.json  what they belong to: model, tokenizer, data, batch
     data/             the rows as the workers read them
     hf/               the tuned model as a Hugging Face directory
     logs/             one file a worker

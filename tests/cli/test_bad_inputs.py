@@ -173,10 +173,15 @@ FILES = {
     "array.jsonl": "[1, 2]\n",
     "mixed.jsonl": ROW + '{"messages": [{"role": "assistant", "content": "x"}]}\n',
     "chat.jsonl": '{"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]}\n',
+    "rows.jsonl": ROW,
     "rows.csv": "a,b\n",
 }
 DATA = {
     "dataset that is not there": ("--dataset {tmp}/none.jsonl", ["--dataset", "none.jsonl", "no such file"]),
+    "dry run of a resume that cannot be": (
+        "--dataset @rows.jsonl --validation_split 0 --global_batch_size 1 --dry_run --backend cpu --resume {tmp}/none",
+        ["--resume", "none", "no checkpoint there"],
+    ),
     "dataset of another kind": ("--dataset @rows.csv", ["--dataset", "rows.csv", ".jsonl"]),
     "dataset directory without train": ("--dataset {tmp}", ["--dataset", "no train.jsonl"]),
     "empty dataset": ("--dataset @empty.jsonl", ["--dataset", "empty.jsonl", "no rows"]),

@@ -55,6 +55,15 @@ def test_identities_hold_over_a_grid(tensor, pipeline, context, data, micro, ste
     assert plan.sequence_parallel == (tensor > 1)
 
 
+def test_workers_a_node_and_nodes():
+    plan = plan_of(num_workers=16, tensor_parallel_size=2, global_batch_size=16, gpus_per_node=6)
+    assert (plan.workers_per_node, plan.nodes) == (6, 3)
+    assert dict(plan_rows(plan, DENSE, "m"))["workers a node"] == "6, on 3 nodes"
+    crossing = plan_of(num_workers=4, tensor_parallel_size=2, global_batch_size=16, gpus_per_node=1)
+    assert "crosses nodes" in dict(plan_rows(crossing, DENSE, "m"))["workers a node"]
+    assert (plan_of(num_workers=2).workers_per_node, plan_of(num_workers=2).nodes) == (None, None)
+
+
 @pytest.mark.parametrize(("workers", "batch"), list(itertools.product(range(1, 9), range(1, 33))))
 def test_a_plan_is_made_exactly_where_the_arithmetic_allows_it(workers, batch):
     """auto micro batch: any global batch that divides by the data parallel size trains, and no other."""

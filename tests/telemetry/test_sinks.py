@@ -27,6 +27,14 @@ def test_floats_keep_their_full_precision(tmp_path: Path) -> None:
     assert [line["loss"] for line in _lines(tmp_path / "metrics.jsonl")] == values
 
 
+def test_a_number_that_json_does_not_have_is_null(tmp_path: Path) -> None:
+    sink = JsonLines(tmp_path / "metrics.jsonl")
+    for value in (float("nan"), float("inf")):
+        sink.write(_train(1, value))
+    assert [line["loss"] for line in _lines(tmp_path / "metrics.jsonl")] == [None, None]
+    assert "NaN" not in (tmp_path / "metrics.jsonl").read_text()
+
+
 def test_restart_drops_later_lines_and_a_torn_last_one(tmp_path: Path) -> None:
     file = tmp_path / "metrics.jsonl"
     sink = JsonLines(file)

@@ -22,6 +22,7 @@ def _part(step: int, tokens: int, **more: Any) -> dict[str, Any]:
 
 def _knowing(step: int, tokens: int) -> dict[str, Any]:
     known = {"loss": 1.5, "grad_norm": 0.25, "learning_rate": 1e-5, "step_seconds": 2.0, "tflops_per_worker": 98.94}
+    known["time"] = 7.0
     return _part(step, tokens, memory_bytes=30, copy=0, **known)
 
 
@@ -31,6 +32,7 @@ def test_step_is_joined_when_its_last_part_arrives() -> None:
     assert joiner.join(_knowing(1, 60)) == {
         "kind": "train",
         "step": 1,
+        "time": 7.0,
         "loss": 1.5,
         "grad_norm": 0.25,
         "learning_rate": 1e-5,

@@ -104,7 +104,7 @@ class Metrics(Callback):
         if self.knows_loss and context.total_loss_dict and step != self.validated:
             self.validated = step
             loss = float(next(iter(context.total_loss_dict.values())))
-            self.emit({"kind": "validation", "step": step, "loss": loss})
+            self.emit({"kind": "validation", "step": step, "time": time.time(), "loss": loss})
 
     def on_checkpoint_save(self, context: CallbackContext) -> None:
         self._flush(context)
@@ -121,6 +121,7 @@ class Metrics(Callback):
             seconds = (self.ended if self.saves_after(record["step"]) else time.perf_counter()) - self.started
             flops = context.state.train_state.floating_point_operations_so_far - self.flops_before
             record |= {
+                "time": time.time(),
                 "loss": float(self.loss),  # type: ignore[arg-type]
                 "grad_norm": self.grad_norm,
                 "learning_rate": self.learning_rate,

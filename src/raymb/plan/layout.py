@@ -23,11 +23,14 @@ class Plan:
     num_workers = tensor x pipeline x context x data parallel. Experts have a grid of their own over the same workers:
     num_workers = expert tensor x expert x pipeline x expert data parallel. micro_batches are those of one worker in one
     step. tokens counts padding; rows, steps_per_epoch and epochs are None until the data has been read. chosen has a
-    reason for every flag that was `auto`. backend is `auto` while nobody has looked at the cluster.
+    reason for every flag that was `auto`. workers_per_node and nodes are None unless --gpus_per_node was given.
+    backend is `auto` while nobody has looked at the cluster.
     """
 
     backend: str
     num_workers: int
+    workers_per_node: int | None
+    nodes: int | None
     tensor_parallel_size: int
     pipeline_parallel_size: int
     virtual_pipeline_parallel_size: int | None
@@ -82,9 +85,12 @@ def make_plan(spec: RunSpec, shape: ModelShape, *, rows: int | None = None, back
     if problems:
         raise PlanError(problems)
     samples = spec.train.train_iters * layout.global_batch_size
+    per_node = spec.cluster.gpus_per_node
     return Plan(
         backend=backend,
         num_workers=layout.num_workers,
+        workers_per_node=min(per_node, layout.num_workers) if per_node else None,
+        nodes=math.ceil(layout.num_workers / per_node) if per_node else None,
         tensor_parallel_size=layout.tensor,
         pipeline_parallel_size=layout.pipeline,
         virtual_pipeline_parallel_size=layout.virtual,

@@ -69,6 +69,9 @@ def _layout_rows(plan: Plan, shape: ModelShape) -> list[tuple[str, str]]:
             "(tensor x pipeline x context x data parallel)",
         )
     ]
+    if plan.nodes:
+        crossing = "; tensor parallel crosses nodes, which is slow" if tensor > (plan.workers_per_node or 0) else ""
+        rows.append(("workers a node", f"{plan.workers_per_node}, on {plan.nodes} nodes{crossing}"))
     if shape.num_experts:
         rows.append(
             (

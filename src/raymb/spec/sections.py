@@ -150,6 +150,8 @@ class Cluster(Section):
     """Ray cluster to join; default: the RAY_ADDRESS variable, else a local one is started."""
     cpus_per_worker: Annotated[float, Field(gt=0)] | Auto = "auto"
     """CPUs that Ray reserves for a worker. auto: 1, or less where CPU workers outnumber the cluster's CPUs."""
+    gpus_per_node: Size | None = None
+    """Workers that a node holds, for the plan to say how many nodes it takes; Ray places the workers."""
     omp_num_threads: Size | None = None
     """OMP_NUM_THREADS of a worker; default: the CPUs of the machine shared among its workers (CPU), 1 (CUDA)."""
     wait_for_resources: float = Field(default=60.0, ge=0)

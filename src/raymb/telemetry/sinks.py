@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -32,10 +33,15 @@ class JsonLines:
 
     def write(self, record: Record) -> None:
         with open(self.file, "a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+            file.write(json.dumps({name: _in_json(value) for name, value in record.items()}) + "\n")
 
     def close(self) -> None:
         pass
+
+
+def _in_json(value: Any) -> Any:
+    """JSON has no NaN and no infinity."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _step_of(line: str) -> int | None:
@@ -72,7 +78,7 @@ class TensorBoard:
     def write(self, record: Record) -> None:
         writer = self.writer or self._open(record["step"] - 1)
         for name, value in record.items():
-            if name not in ("kind", "step") and isinstance(value, int | float):
+            if name not in ("kind", "step", "time") and isinstance(value, int | float):
                 writer.add_scalar(f"{record['kind']}/{name}", value, record["step"])
 
     def close(self) -> None:

@@ -37,6 +37,7 @@ class StepJoiner:
         record = {
             "kind": "train",
             "step": part["step"],
+            "time": known["time"],
             "loss": known["loss"],
             "grad_norm": known["grad_norm"],
             "learning_rate": known["learning_rate"],
