@@ -44,9 +44,9 @@ class Accelerator:
         """Provider fields that the device dictates."""
         if self.name == "cuda":
             return {}
-        from raymb.cpu.model_settings import local_model_settings
+        from raymb.cpu.model_settings import cpu_model_settings
 
-        return local_model_settings()
+        return cpu_model_settings()
 
     def config_settings(self) -> dict[str, Any]:
         """ConfigContainer fields, by path, that the device dictates."""

@@ -30,11 +30,16 @@ class Unavailable(metaclass=_Names):
         raise RuntimeError(f"{type(self).__module__}.{type(self).__name__} belongs to a package left out of this run")
 
 
+def unavailable(module: str, name: str) -> Any:
+    """A name of an absent module."""
+    return _Names(name, (Unavailable,), {"__module__": module})
+
+
 class StandIn(ModuleType):
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        made = _Names(name, (Unavailable,), {"__module__": self.__name__})
+        made = unavailable(self.__name__, name)
         setattr(self, name, made)
         return made
 

@@ -11,7 +11,7 @@ from megatron.bridge.models.conversion.auto_bridge import AutoBridge
 from megatron.bridge.training.callbacks import Callback, CallbackContext
 from megatron.core import parallel_state
 
-from raymb.bridge import checkpoint, export, fixes
+from raymb.bridge import checkpoint, export
 from raymb.bridge.forward import TokenCounter
 from raymb.job import Job
 
@@ -29,17 +29,8 @@ def make_callbacks(
         return step == last or bool(interval and step % interval == 0)
 
     metrics = Metrics(counter, emit, job.plan["num_workers"], saves_after)
-    callbacks = [ExactResume(), metrics, Checkpoints(job.checkpoint_dir, emit, on_checkpoint)]
+    callbacks: list[Callback] = [metrics, Checkpoints(job.checkpoint_dir, emit, on_checkpoint)]
     return [*callbacks, HuggingFaceExport(job, hf_bridge, emit)] if job.spec.checkpoint.export_hf else callbacks
-
-
-class ExactResume(Callback):
-    """Puts back what a checkpoint does not carry."""
-
-    def on_train_start(self, context: CallbackContext) -> None:
-        done = context.state.train_state.step
-        if done:
-            fixes.restore_torch_adam_step(context.optimizer, done)
 
 
 class Metrics(Callback):

@@ -109,8 +109,11 @@ def _model(job: Job, hf_bridge: AutoBridge, accelerator: Accelerator, precision:
         "vocab_size": plan["padded_vocab_size"],
         "gradient_accumulation_fusion": fixes.can_fuse_gradient_accumulation(),
         **_precision(precision),
+        **_interleaving(plan["virtual_pipeline_parallel_size"]),
         **_recompute(job.spec.train.recompute),
-        **_fused_cross_entropy(accelerator),
+        # 13 % less step time at a vocabulary of 152,000, and no second copy of the logits.
+        "cross_entropy_loss_fusion": True,
+        "cross_entropy_fusion_impl": "te",
         **accelerator.model_settings(),
     }
     for name, value in settings.items():
@@ -125,18 +128,19 @@ def _precision(precision: str) -> dict[str, Any]:
     return {"bf16": precision == "bf16", "fp16": False, "params_dtype": dtype, "pipeline_dtype": dtype}
 
 
+def _interleaving(virtual: int | None) -> dict[str, Any]:
+    """With two stages a stage's neighbours before and behind are the same rank. Megatron-Core 0.19.2's batched
+    exchange, its default, then pairs each one's gradient with the other's activation (both posted first), and trains
+    on exchanged tensors without an error. The overlapped exchange keeps the two directions apart, and is faster."""
+    return {"overlap_p2p_comm": True, "batch_p2p_comm": False} if virtual else {}
+
+
 def _recompute(kind: str) -> dict[str, Any]:
     if kind == "none":
         return {"recompute_granularity": None}
     if kind == "selective":
         return {"recompute_granularity": "selective"}
     return {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
-
-
-def _fused_cross_entropy(accelerator: Accelerator) -> dict[str, Any]:
-    """TE's fused cross entropy: 13 % less step time at a 152k vocabulary, and no second copy of the logits."""
-    on = accelerator.name == "cuda"
-    return {"cross_entropy_loss_fusion": on, "cross_entropy_fusion_impl": "te" if on else "native"}
 
 
 def _validation(job: Job) -> ValidationConfig:

@@ -1,31 +1,34 @@
-"""The CUDA-only packages, absent.
+"""The CUDA-only packages on a machine without CUDA.
 
-Megatron-Core is imported first, with Transformer Engine hidden, so that it takes its local (plain torch) paths;
-only then do the names exist that Bridge 0.6.2 imports unconditionally: transformer_engine.pytorch (peft/lora_layers)
-and nvidia_resiliency_ext.inprocess (training/pretrain).
+- Transformer Engine is the stand-in under cpu/packages, which computes.
+- nvidia_resiliency_ext is hidden while Megatron-Core is imported, which asks for it, and a name only when Bridge 0.6.2
+  imports nvidia_resiliency_ext.inprocess (training/pretrain) without asking.
+- TorchDynamo is disabled on the CPU: importing it would only take time.
 """
 
 from __future__ import annotations
 
 import importlib
 import sys
+from pathlib import Path
 from typing import Any
 
 from raymb import stand_in
 
-_CUDA_ONLY = ("transformer_engine", "nvidia_resiliency_ext")
+_PACKAGES = Path(__file__).parent / "packages"
 _COMPILER = ("torch._dynamo", "torch.distributed.tensor", "torch.distributed._tensor")
 
 
 def install() -> None:
     _leave_out_compiler()
-    stand_in.hide(*_CUDA_ONLY)
+    sys.path.insert(0, str(_PACKAGES))
+    stand_in.hide("nvidia_resiliency_ext")
     import megatron.core.models.gpt.gpt_layer_specs
     import megatron.core.optimizer  # noqa: F401
 
     _use_cpu_generator()
-    stand_in.show(*_CUDA_ONLY)
-    stand_in.provide(*_CUDA_ONLY)
+    stand_in.show("nvidia_resiliency_ext")
+    stand_in.provide("nvidia_resiliency_ext")
 
 
 def _leave_out_compiler() -> None:

@@ -140,14 +140,13 @@ def resolve(spec: RunSpec, shape: ModelShape, backend: str) -> tuple[rules.Layou
     # One chunk a stage is the plain schedule; Megatron calls that "no virtual pipeline".
     virtual = parallel.virtual_pipeline_parallel_size
     virtual = None if virtual == 1 else virtual
-    sequence_parallel, why = _sequence_parallel(parallel.sequence_parallel, tensor, backend)
+    sequence_parallel, why = _sequence_parallel(parallel.sequence_parallel, tensor)
     if why:
         chosen["sequence_parallel"] = why
     micro_batch_size, why = _micro_batch_size(spec, data, pipeline, virtual, backend)
     if why:
         chosen["micro_batch_size"] = why
     layout = rules.Layout(
-        backend=backend,
         num_workers=parallel.num_workers,
         tensor=tensor,
         pipeline=pipeline,
@@ -177,13 +176,11 @@ def layers_per_stage(layout: rules.Layout, num_layers: int) -> list[int]:
     return first + middle + last
 
 
-def _sequence_parallel(asked: bool | str, tensor: int, backend: str) -> tuple[bool, str]:
+def _sequence_parallel(asked: bool | str, tensor: int) -> tuple[bool, str]:
     if asked != "auto":
         return bool(asked), ""
     if tensor == 1:
         return False, "off: it splits activations over tensor parallel workers, and there is 1"
-    if backend == "cpu":
-        return False, "off: not yet on the CPU backend"
     return True, "on: with tensor parallel it saves activation memory at no cost"
 
 

@@ -13,7 +13,6 @@ from raymb.model_shape import ModelShape
 class Layout:
     """A layout without `auto`, not checked yet. data is 0 where the workers do not divide."""
 
-    backend: str
     num_workers: int
     tensor: int
     pipeline: int
@@ -33,7 +32,7 @@ class Layout:
 
 def broken_rules(layout: Layout, shape: ModelShape) -> list[str]:
     """A sentence for every broken rule: the values, the rule, the flag to change. Empty if the layout can train."""
-    checks = (_world, _batch, _heads, _feed_forward, _stages, _virtual_stages, _sequence, _experts, _cpu_backend)
+    checks = (_world, _batch, _heads, _feed_forward, _stages, _virtual_stages, _sequence, _experts)
     return [text for check in checks for text in check(layout, shape)]
 
 
@@ -184,22 +183,7 @@ def _experts(layout: Layout, shape: ModelShape) -> Iterator[str]:
     if layout.tensor > 1 and not layout.sequence_parallel:
         yield (
             f"--tensor_parallel_size {layout.tensor} of a mixture-of-experts model needs --sequence_parallel true"
-            + (", which is not yet on the CPU backend; set --tensor_parallel_size 1" if layout.backend == "cpu" else "")
         )
-
-
-def _cpu_backend(layout: Layout, shape: ModelShape) -> Iterator[str]:
-    """What the local (non-TE) layer spec cannot do. Goes away with a stand-in for TE that computes."""
-    if layout.backend != "cpu":
-        return
-    asked = {
-        "--sequence_parallel true": layout.sequence_parallel,
-        f"--context_parallel_size {layout.context}": layout.context > 1,
-        f"--expert_parallel_size {layout.expert}": layout.expert > 1,
-    }
-    for flag, given in asked.items():
-        if given:
-            yield f"{flag} is not yet on the CPU backend; leave it out or set --backend cuda"
 
 
 def _uneven_flags(layout: Layout) -> dict[str, int]:

@@ -1,0 +1,11 @@
+"""The operation fuser (te.pytorch.ops) builds CUDA kernels: its names exist, for annotations, and cannot be made."""
+
+from typing import Any
+
+from raymb.stand_in import unavailable
+
+
+def __getattr__(name: str) -> Any:
+    if name.startswith("__"):
+        raise AttributeError(name)
+    return unavailable(__name__, name)
