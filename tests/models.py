@@ -9,15 +9,10 @@ from pathlib import Path
 _WORDS = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa", "lambda", "mu"]
 
 
-def make_tiny_qwen2(directory: Path, vocabulary: int = 304) -> Path:
-    """A 4-layer Qwen2 with tied embeddings and QKV biases, and a byte-level BPE tokenizer trained on a sentence.
-
-    Args:
-        vocabulary: rows of the embedding; the tokenizer has fewer tokens.
-    """
-    import torch
+def save_tokenizer(directory: Path) -> None:
+    """A byte-level BPE tokenizer of at most 304 tokens, trained on a sentence."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+    from transformers import PreTrainedTokenizerFast
 
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -28,6 +23,18 @@ def make_tiny_qwen2(directory: Path, vocabulary: int = 304) -> Path:
     bpe.train_from_iterator([" ".join(_WORDS)], trainer)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<|endoftext|>", pad_token="<|endoftext|>")
     tokenizer.save_pretrained(directory)
+
+
+def make_tiny_qwen2(directory: Path, vocabulary: int = 304) -> Path:
+    """A 4-layer Qwen2 with tied embeddings and QKV biases, and a tokenizer.
+
+    Args:
+        vocabulary: rows of the embedding; the tokenizer has fewer tokens.
+    """
+    import torch
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    save_tokenizer(directory)
     torch.manual_seed(0)
     config = Qwen2Config(
         vocab_size=vocabulary,

@@ -89,6 +89,7 @@ def _hf_bridge(job: Job) -> AutoBridge:
 
 def _model(job: Job, hf_bridge: AutoBridge, accelerator: Accelerator, precision: str, load_weights: bool) -> Any:
     """The provider of the Hugging Face model; with load_weights a hook fills the weights in when it is built."""
+    fixes.pass_on_llama3_rope(hf_bridge.hf_pretrained.config)
     provider = hf_bridge.to_megatron_provider(load_weights=load_weights)
     plan = job.plan
     settings = {

@@ -4,9 +4,11 @@ fix disappears when upstream mends it."""
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import logging
 import queue
+from typing import Any
 
 logger = logging.getLogger(__name__)
 
@@ -15,6 +17,7 @@ def apply_all() -> None:
     """Install the fixes that patch upstream; after Bridge is imported, before pretrain()."""
     skip_compiling_shipped_helpers()
     keep_write_results_in_process()
+    give_post_norms_their_epsilon()
 
 
 def skip_compiling_shipped_helpers() -> None:
@@ -53,3 +56,32 @@ class _PlainQueue(queue.Queue):
         @staticmethod
         def shutdown() -> None:
             pass
+
+
+def give_post_norms_their_epsilon() -> None:
+    """megatron-bridge 0.6.2, models/common/te_layers.py line 47: the norm behind a row parallel layer (Gemma 2 and 3)
+    takes TENorm's epsilon of 1e-5 whatever the model says, which moves logits by 1e-4."""
+    layers = importlib.import_module("megatron.bridge.models.common.te_layers")
+    cls = layers.TERowParallelLinearLayerNorm
+    if hasattr(cls, "_raymb_init"):
+        return
+    cls._raymb_init = cls.__init__
+
+    def init(self: Any, input_size: int, output_size: int, *, config: Any, **settings: Any) -> None:
+        self._raymb_init(input_size, output_size, config=config, **settings)
+        self.post_layernorm.eps = config.layernorm_epsilon
+
+    cls.__init__ = init
+
+
+def pass_on_llama3_rope(hf_config: Any) -> None:
+    """megatron-bridge 0.6.2, models/llama/llama_bridge.py hands on the factor of Llama 3's rotary scaling only, and
+    megatron-core 0.19.2 has the other three numbers as constants: another model's would be dropped without a word."""
+    rope = getattr(hf_config, "rope_scaling", None) or {}
+    names = ("low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+    given = {name: rope[name] for name in names if name in rope}
+    if rope.get("rope_type") == "llama3" and given:
+        cls = importlib.import_module("megatron.core.models.common.embeddings.rotary_pos_embedding").RotaryEmbedding
+        original = getattr(cls, "_raymb_apply_scaling", cls._apply_scaling)
+        cls._raymb_apply_scaling = original
+        cls._apply_scaling = functools.partialmethod(original, **given)

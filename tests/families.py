@@ -1,0 +1,128 @@
+"""Tiny models with random weights, one of each decoder family that Bridge converts, by the family's own architecture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+_COMMON: dict[str, Any] = {
+    "vocab_size": 304,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "initializer_range": 0.1,  # logits that differ, and a loss with something to learn
+    "bos_token_id": None,
+    "eos_token_id": 0,
+    "pad_token_id": 0,
+}
+_MLA = {
+    "q_lora_rank": 32,
+    "kv_lora_rank": 32,
+    "qk_nope_head_dim": 16,
+    "qk_rope_head_dim": 16,
+    "v_head_dim": 16,
+    "num_key_value_heads": 4,
+}
+_DEEPSEEK = {
+    **_MLA,
+    "first_k_dense_replace": 1,
+    "moe_intermediate_size": 32,
+    "n_routed_experts": 4,
+    "n_shared_experts": 1,
+    "num_experts_per_tok": 2,
+    "n_group": 1,
+    "topk_group": 1,
+}
+_LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 500000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+_YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 150000.0,
+    "factor": 32.0,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "truncate": False,
+    "original_max_position_embeddings": 4096,
+}
+
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "Qwen2": ("Qwen2", {"tie_word_embeddings": True}),
+    "Qwen3": ("Qwen3", {"head_dim": 16, "tie_word_embeddings": True}),
+    "Qwen3-MoE": (
+        "Qwen3Moe",
+        {"head_dim": 16, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "norm_topk_prob": True},
+    ),
+    "Llama 3": ("Llama", {"rope_parameters": _LLAMA3_ROPE}),
+    "Mistral": ("Mistral", {"sliding_window": 16, "head_dim": 16}),
+    "OLMoE": ("Olmoe", {"num_experts": 4, "num_experts_per_tok": 2, "num_key_value_heads": 4}),
+    "Gemma 2": (
+        "Gemma2",
+        {"head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 16, "attn_implementation": "eager"},
+    ),
+    "Gemma 3": ("Gemma3", {"head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 16}),
+    "DeepSeek-V2": ("DeepseekV2", {**_DEEPSEEK, "topk_method": "greedy", "norm_topk_prob": False}),
+    "DeepSeek-V3": ("DeepseekV3", {**_DEEPSEEK, "norm_topk_prob": True}),
+    "GPT-OSS": (
+        "GptOss",
+        {
+            "head_dim": 16,
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+            "intermediate_size": 64,
+            "sliding_window": 16,
+            "rope_parameters": _YARN,
+        },
+    ),
+    "GLM-4.5": (
+        "Glm4Moe",
+        {
+            "head_dim": 16,
+            "first_k_dense_replace": 1,
+            "moe_intermediate_size": 32,
+            "n_routed_experts": 4,
+            "n_shared_experts": 1,
+            "num_experts_per_tok": 2,
+            "n_group": 1,
+            "topk_group": 1,
+            "partial_rotary_factor": 0.5,
+            "num_nextn_predict_layers": 0,
+        },
+    ),
+    "GLM-4.7-Flash": ("Glm4MoeLite", {**_DEEPSEEK, "num_nextn_predict_layers": 0}),
+    "Nemotron": ("Nemotron", {"head_dim": 16, "partial_rotary_factor": 0.5}),
+}
+"""Family to (prefix of its transformers classes, settings beside the common ones)."""
+
+
+def make_model(family: str, directory: Path) -> Path:
+    """Save the family's tiny model, with a tokenizer."""
+    import torch
+    import transformers
+
+    from tests.models import save_tokenizer
+
+    prefix, settings = FAMILIES[family]
+    implementation = settings.get("attn_implementation")
+    given = {name: value for name, value in settings.items() if name != "attn_implementation"}
+    # Gemma 3's text model has a configuration of its own beside the multimodal one.
+    config_class = getattr(transformers, f"{prefix}TextConfig", None) if prefix == "Gemma3" else None
+    config = (config_class or getattr(transformers, f"{prefix}Config"))(**{**_COMMON, **given})
+    torch.manual_seed(0)
+    model = getattr(transformers, f"{prefix}ForCausalLM")._from_config(config, attn_implementation=implementation)
+    model = model.float()
+    with torch.no_grad():  # vectors start as 0 or 1, which would hide a norm, bias or sink in a wrong place
+        for parameter in model.parameters():
+            if parameter.dim() == 1:
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+    model.save_pretrained(directory)
+    save_tokenizer(directory)
+    return directory
