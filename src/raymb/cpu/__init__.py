@@ -12,7 +12,8 @@ import os
 def activate() -> None:
     """Give this process torch.cuda's face over the CPU and stand-ins for the CUDA-only packages."""
     os.environ["TORCHDYNAMO_DISABLE"] = "1"
-    from raymb.cpu import absent_packages, torch_cuda
+    from raymb.cpu import absent_packages, gloo, torch_cuda
 
     torch_cuda.install()
+    gloo.install()
     absent_packages.install()
