@@ -59,7 +59,13 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "Qwen3": ("Qwen3", {"head_dim": 16, "tie_word_embeddings": True}),
     "Qwen3-MoE": (
         "Qwen3Moe",
-        {"head_dim": 16, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "norm_topk_prob": True},
+        {
+            "head_dim": 16,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 32,
+            "norm_topk_prob": True,
+        },
     ),
     "Llama 3": ("Llama", {"rope_parameters": _LLAMA3_ROPE}),
     "Mistral": ("Mistral", {"sliding_window": 16, "head_dim": 16}),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -63,3 +65,52 @@ def finetune(ray_cluster: None, tiny_qwen2: Path, rows: Path, tmp_path: Path) ->
 def read_metrics(run: Path, kind: str = "train") -> list[dict[str, Any]]:
     lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     return [record for record in map(json.loads, lines) if record["kind"] == kind]
+
+
+def batches_of(run: Path, model: Path) -> list[dict[str, Any]]:
+    """The global batches that a run with MAIN_FLAGS trained on."""
+    import torch
+
+    script = Path(__file__).with_name("dump_batches.py")
+    sizes = [str(MAIN_FLAGS[flag]) for flag in ("train_iters", "global_batch_size", "seq_length")]
+    out = run / "batches.pt"
+    subprocess.run([sys.executable, script, run / "data", model, *sizes, out], check=True, capture_output=True)
+    return torch.load(out)
+
+
+def worst_deviation(metrics: list[dict[str, Any]], oracle: list[dict[str, Any]]) -> float:
+    """The largest relative difference of a loss or a gradient norm from the oracle's."""
+    return max(
+        abs(ours[name] - theirs[name]) / abs(theirs[name])
+        for ours, theirs in zip(metrics, oracle, strict=True)
+        for name in ("loss", "grad_norm")
+    )
+
+
+def make_job(storage: Path, **flags: Any) -> Path:
+    """job.json of a run on CPU workers, with its rows beside it, for programs that train without Ray."""
+    from raymb import launch
+    from raymb.cluster import Resources
+    from raymb.data import write_rows
+    from raymb.preflight import preflight
+    from raymb.run_dir import RunDir
+    from raymb.spec import load_spec
+
+    given = {**MAIN_FLAGS, "export_hf": False, "storage_path": storage, "experiment_name": "run", **flags}
+    checked = preflight(load_spec({name: str(value) for name, value in given.items()}))
+    place = RunDir.of(checked.spec, "run")
+    place.path.mkdir(parents=True)
+    write_rows(checked.rows, place.data)
+    place.job.write_text(launch._job(checked, checked.plan, "cpu", Resources(1.0, 0, 1), place).to_json())
+    return place.job
+
+
+def torchrun(workers: int, *command: object, timeout: float = 240) -> None:
+    """Run a program on so many ranks; its output is shown when it fails."""
+    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", workers, *command]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [str(word) for word in words], capture_output=True, text=True, timeout=timeout, env=environment
+    )
+    traceback = done.stderr.find("Traceback")
+    assert done.returncode == 0, done.stderr[traceback : traceback + 5000]

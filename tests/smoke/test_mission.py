@@ -13,7 +13,7 @@ from raymb.bridge.tensor_files import tensor_shapes
 from tests.models import make_tiny_qwen2
 from tests.smoke.conftest import read_metrics
 
-pytestmark = [pytest.mark.smoke, pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.smoke, pytest.mark.timeout(400)]
 
 
 def test_mission_command_with_eight_workers(finetune: Callable[..., Path], rows: Path, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import pytest
 from raymb.bridge.checkpoint import latest_step
 from tests.smoke.conftest import MAIN_FLAGS, read_metrics
 
-pytestmark = [pytest.mark.smoke, pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.smoke, pytest.mark.timeout(400)]
 CURVE = ("step", "loss", "grad_norm", "learning_rate", "trained_tokens")
 
 

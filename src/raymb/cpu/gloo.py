@@ -44,7 +44,10 @@ def _listed(sizes: Any) -> Any:
 
 
 def _all_to_all(
-    output_tensor_list: list[torch.Tensor], input_tensor_list: list[torch.Tensor], group: Any = None, async_op: bool = False
+    output_tensor_list: list[torch.Tensor],
+    input_tensor_list: list[torch.Tensor],
+    group: Any = None,
+    async_op: bool = False,
 ) -> Any:
     """gloo has no all-to-all of lists; it has the one of a single tensor."""
     received = torch.empty(sum(tensor.numel() for tensor in output_tensor_list), dtype=output_tensor_list[0].dtype)
@@ -80,7 +83,11 @@ def _all_gather_uneven(
 
 
 def _reduce_scatter_uneven(
-    output: torch.Tensor, input_list: list[torch.Tensor], op: Any = dist.ReduceOp.SUM, group: Any = None, async_op: bool = False
+    output: torch.Tensor,
+    input_list: list[torch.Tensor],
+    op: Any = dist.ReduceOp.SUM,
+    group: Any = None,
+    async_op: bool = False,
 ) -> Any:
     whole = torch.cat(input_list)
     dist.all_reduce(whole, op=op, group=group)

@@ -181,9 +181,7 @@ def _experts(layout: Layout, shape: ModelShape) -> Iterator[str]:
             f"--expert_tensor_parallel_size"
         )
     if layout.tensor > 1 and not layout.sequence_parallel:
-        yield (
-            f"--tensor_parallel_size {layout.tensor} of a mixture-of-experts model needs --sequence_parallel true"
-        )
+        yield (f"--tensor_parallel_size {layout.tensor} of a mixture-of-experts model needs --sequence_parallel true")
 
 
 def _uneven_flags(layout: Layout) -> dict[str, int]:

@@ -109,7 +109,9 @@ class FusedAdam(torch.optim.Optimizer):
             return
         states = [self.state[param] for param in params]
         weights = [state.get("master_param", param.data) for state, param in zip(states, params, strict=True)]
-        exact = [_in_fp32(weights)] + [_in_fp32([state[name] for state in states]) for name in ("exp_avg", "exp_avg_sq")]
+        exact = [_in_fp32(weights)] + [
+            _in_fp32([state[name] for state in states]) for name in ("exp_avg", "exp_avg_sq")
+        ]
         self.update(
             exact[0],
             [self._grad(param).float() for param in params],  # type: ignore[union-attr]

@@ -74,7 +74,9 @@ class DotProductAttention(TransformerEngineModule):
         elif softmax_type == "learnable":
             self.softmax_offset = torch.nn.Parameter(torch.zeros(heads))
 
-    def set_context_parallel_group(self, cp_group: Any, cp_global_ranks: Any, cp_stream: Any, cp_comm_type: str) -> None:
+    def set_context_parallel_group(
+        self, cp_group: Any, cp_global_ranks: Any, cp_stream: Any, cp_comm_type: str
+    ) -> None:
         if isinstance(cp_group, list):
             raise RuntimeError("cp_comm_type a2a+p2p is for several GPU nodes; use p2p, a2a or all_gather here")
         self.cp_group = cp_group
@@ -228,7 +230,9 @@ class _Rule:
         Args:
             q, k: positions of the queries and keys in their sequence.
         """
-        if self.left < 0 and (self.right < 0 or (self.causal and torch.equal(q, k) and torch.equal(q, torch.arange(len(q))))):
+        if self.left < 0 and (
+            self.right < 0 or (self.causal and torch.equal(q, k) and torch.equal(q, torch.arange(len(q))))
+        ):
             return None
         distance = k[None, :] - q[:, None]
         counts = torch.ones_like(distance, dtype=torch.bool)
@@ -239,15 +243,11 @@ class _Rule:
         return counts
 
 
-def _places(
-    cu_seqlens: torch.Tensor, padded: torch.Tensor | None, cp_size: int
-) -> list[tuple[int, int, int]]:
+def _places(cu_seqlens: torch.Tensor, padded: torch.Tensor | None, cp_size: int) -> list[tuple[int, int, int]]:
     """(first local token, length, slot with padding) of each packed sequence; lengths are over all ranks."""
     real = cu_seqlens.tolist()
     slots = real if padded is None else padded.tolist()
-    return [
-        (slots[i] // cp_size, real[i + 1] - real[i], slots[i + 1] - slots[i]) for i in range(len(real) - 1)
-    ]
+    return [(slots[i] // cp_size, real[i + 1] - real[i], slots[i + 1] - slots[i]) for i in range(len(real) - 1)]
 
 
 def _as_bias(q: torch.Tensor, k: torch.Tensor, rule: _Rule, mask: torch.Tensor | None, bias: Any) -> torch.Tensor:
