@@ -1,4 +1,4 @@
-"""Tiny models with random weights, one of each decoder family that Bridge converts, by the family's own architecture."""
+"""Tiny models with random weights, one of each decoder family, by the family's own architecture."""
 
 from __future__ import annotations
 

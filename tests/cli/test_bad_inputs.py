@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.conftest import QWEN2_4_LAYERS, write_shape_only_model
 
 from raymb.cli import main
-from tests.conftest import QWEN2_4_LAYERS, write_shape_only_model
 
 ROW = '{"prompt": "a", "completion": "b"}\n'
 

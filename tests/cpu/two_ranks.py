@@ -14,10 +14,10 @@ import raymb.cpu
 from raymb.cpu import gloo
 
 sys.path.insert(0, str(Path(raymb.cpu.__file__).parent / "packages"))
-import transformer_engine.pytorch as te  # noqa: E402
-from transformer_engine.pytorch.attention.context_parallel import positions_of_rank  # noqa: E402
-from transformer_engine.pytorch.attention.rope import apply_rotary_pos_emb  # noqa: E402
-from transformer_engine.pytorch.cross_entropy import parallel_cross_entropy  # noqa: E402
+import transformer_engine.pytorch as te
+from transformer_engine.pytorch.attention.context_parallel import positions_of_rank
+from transformer_engine.pytorch.attention.rope import apply_rotary_pos_emb
+from transformer_engine.pytorch.cross_entropy import parallel_cross_entropy
 
 dist.init_process_group("gloo")
 gloo.install()
@@ -46,7 +46,7 @@ def all_to_all_with_tensor_splits() -> None:
 
 def uneven_all_gather() -> None:
     parts = [torch.empty(2, 3), torch.empty(5, 3)]
-    dist.all_gather(parts, torch.full((2, 5)[RANK : RANK + 1] + (3,), float(RANK)))
+    dist.all_gather(parts, torch.full(((2, 5)[RANK], 3), float(RANK)))
     assert_close(parts, [torch.zeros(2, 3), torch.ones(5, 3)])
 
 

@@ -7,13 +7,13 @@ import json
 import math
 
 import pytest
+from tests.conftest import QWEN2_4_LAYERS, QWEN3_MOE_4_LAYERS
 
 from raymb.errors import PlanError
 from raymb.model_shape import ModelShape
 from raymb.plan import Plan, make_plan
 from raymb.plan.table import plan_rows, print_plan
 from raymb.spec import load_spec
-from tests.conftest import QWEN2_4_LAYERS, QWEN3_MOE_4_LAYERS
 
 DENSE = ModelShape.from_config(QWEN2_4_LAYERS)
 MOE = ModelShape.from_config(QWEN3_MOE_4_LAYERS)

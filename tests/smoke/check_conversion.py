@@ -1,5 +1,5 @@
-"""`python check_conversion.py JOB.json ...`: for each job (one worker) a JSON line with what the Megatron model makes of
-the Hugging Face weights: the largest relative difference of its logits from transformers', and the tensors that come
+"""`python check_conversion.py JOB.json ...`: for each job (one worker) a JSON line with what the Megatron model makes
+of the Hugging Face weights: the largest relative difference of its logits from transformers', and the tensors that come
 back changed. A process of its own: it puts on the CPU accelerator."""
 
 from __future__ import annotations

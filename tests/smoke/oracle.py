@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -41,7 +42,7 @@ def train_rows(model_dir: Path, packs: list[Batch], learning_rate: float) -> lis
         total = torch.tensor(0.0)
         for index, tokens in enumerate(batch["tokens"]):
             starts = batch.get("cu_seqlens_q_padded", batch["cu_seqlens_q"])[index].tolist()
-            for start, end in zip(starts, starts[1:], strict=False):
+            for start, end in itertools.pairwise(starts):
                 if batch["loss_mask"][index, start:end].any():
                     row = (x[None, start:end] for x in (tokens, batch["labels"][index], batch["loss_mask"][index]))
                     total = total + _loss_sum(model, *row)

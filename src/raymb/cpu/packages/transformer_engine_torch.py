@@ -1,6 +1,9 @@
 """The one function of Transformer Engine's extension module that Megatron-Core calls with packed sequences."""
 
+import itertools
+
 import torch
+
 from transformer_engine.pytorch.attention.context_parallel import positions_of_rank
 
 
@@ -13,7 +16,5 @@ def thd_get_partitioned_indices(
         cu_seqlens: where sequences begin, [sequences + 1]; each length a multiple of 2 x world_size.
     """
     starts = cu_seqlens.tolist()
-    parts = [
-        start + positions_of_rank(end - start, world_size, rank) for start, end in zip(starts, starts[1:], strict=False)
-    ]
+    parts = [start + positions_of_rank(end - start, world_size, rank) for start, end in itertools.pairwise(starts)]
     return torch.cat(parts).to(torch.int32)

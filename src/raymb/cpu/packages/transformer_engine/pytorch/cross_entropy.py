@@ -5,6 +5,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch.autograd import Function
+
 from transformer_engine.pytorch.module import refuse
 
 

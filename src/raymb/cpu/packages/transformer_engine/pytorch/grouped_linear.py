@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+
 from transformer_engine.pytorch.module import TransformerEngineModule, initialize, mark_parallel, refuse
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+
 from transformer_engine.pytorch.distributed import (
     copy_to_group,
     gather_sequence,

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch.optim.adam import adam
 from torch.optim.adamw import adamw
+
 from transformer_engine.pytorch.module import refuse
 
 _STATE_DTYPES = (torch.float32, torch.bfloat16)

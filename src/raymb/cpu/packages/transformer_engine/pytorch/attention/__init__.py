@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+
 from transformer_engine.pytorch.attention import rope
 from transformer_engine.pytorch.attention.dot_product_attention import DotProductAttention
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+
 from transformer_engine.pytorch.distributed import gather_sequence
 
 

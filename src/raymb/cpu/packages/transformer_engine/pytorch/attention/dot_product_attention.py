@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+
 from transformer_engine.pytorch.attention.context_parallel import gather_tokens, positions_of_rank
 from transformer_engine.pytorch.module import TransformerEngineModule, refuse
 
@@ -64,8 +65,8 @@ class DotProductAttention(TransformerEngineModule):
         self.attn_mask_type = attn_mask_type
         self.window_size = window_size
         self.softcap = softcap
-        own_seed = not sequence_parallel and get_rng_state_tracker is not None
-        self.dropout_seed = get_rng_state_tracker().fork if own_seed else nullcontext
+        own_seed = None if sequence_parallel else get_rng_state_tracker
+        self.dropout_seed = own_seed().fork if own_seed else nullcontext
         self.set_context_parallel_group(cp_group, cp_global_ranks, cp_stream, cp_comm_type)
         self.softmax_offset = None
         heads = num_attention_heads // tp_size
@@ -159,7 +160,8 @@ class DotProductAttention(TransformerEngineModule):
         mask = rule.mask(q_positions, k_positions)
         if left_out is not None:
             mask = ~left_out if mask is None else mask & ~left_out
-        out = self._attend(*(x.permute(1, 2, 0, 3) for x in (q, k, v)), rule, mask, bias)
+        q, k, v = (x.permute(1, 2, 0, 3) for x in (q, k, v))
+        out = self._attend(q, k, v, rule, mask, bias)
         return out.permute(2, 0, 1, 3).flatten(2)
 
     def _packed(
@@ -178,8 +180,9 @@ class DotProductAttention(TransformerEngineModule):
                 continue
             span = slice(k_at, k_at + k_slot // self.cp_size)
             mask = rule.mask(q_positions[own], k_positions[real])
-            heads = (x.transpose(0, 1)[None] for x in (q[q_at:][: len(own)][own], k[:, span][real], v[:, span][real]))
-            parts.append(self._attend(*heads, rule, mask, None)[0].transpose(0, 1))
+            row = (q[q_at:][: len(own)][own], k[:, span][real], v[:, span][real])
+            q_heads, k_heads, v_heads = (x.transpose(0, 1)[None] for x in row)
+            parts.append(self._attend(q_heads, k_heads, v_heads, rule, mask, None)[0].transpose(0, 1))
             rows.append(q_at + own.nonzero()[:, 0])
         return (out.index_copy(0, torch.cat(rows), torch.cat(parts)) if parts else out).flatten(1)
 

@@ -1,6 +1,7 @@
 """Rotary position embedding over `sbhd` and packed `thd` tensors."""
 
 import torch
+
 from transformer_engine.pytorch.attention.context_parallel import positions_of_rank
 
 
