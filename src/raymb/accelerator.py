@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from dataclasses import dataclass
 from typing import Any
+
+from raymb.errors import RaymbError
 
 
 @dataclass(frozen=True)
@@ -22,11 +25,20 @@ class Accelerator:
     precision: str
 
     def activate(self) -> None:
-        """Prepare this process; before any megatron import."""
+        """Prepare this process; before any megatron import.
+
+        Raises:
+            RaymbError: a CUDA worker has no Transformer Engine.
+        """
         if self.name == "cpu":
             from raymb import cpu
 
             cpu.activate()
+        elif importlib.util.find_spec("transformer_engine") is None:
+            raise RaymbError(
+                "Transformer Engine is not installed on this worker, and Megatron's layers on GPUs are built of it",
+                "install it there with scripts/install-cuda, or train on CPUs with --backend cpu",
+            )
 
     def device(self) -> Any:
         """Select and return this worker's torch.device. Under Ray Train each worker sees its own GPU as the

@@ -47,13 +47,15 @@ def prepare(job: Job, emit: Callable[[dict[str, Any]], None]) -> tuple[Any, Any]
     imports.load_family(job.architecture)
 
     from raymb.bridge import fixes
-    from raymb.bridge.checkpoint import where_to_resume
+    from raymb.bridge.checkpoint import where_to_resume, written_with
     from raymb.bridge.config import build_config
 
     fixes.apply_all()
     load_dir = where_to_resume(job.checkpoint_dir, job.spec.checkpoint.resume)
-    emit({"kind": "phase", "text": f"loading the {'checkpoint' if load_dir else 'model'}"})
-    return build_config(job, load_dir)
+    fresh = load_dir is not None and written_with(load_dir) not in (accelerator.distributed_backend, None)
+    note = " of the other backend, with a fresh random state" if fresh else ""
+    emit({"kind": "phase", "text": f"loading the {'checkpoint' if load_dir else 'model'}{note}"})
+    return build_config(job, load_dir, load_random_state=not fresh)
 
 
 def train_under_ray(config: dict[str, Any]) -> None:

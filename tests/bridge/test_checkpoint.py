@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from raymb.bridge.checkpoint import iteration_dir, latest_step, point_latest_at, where_to_resume
+from raymb.bridge.checkpoint import iteration_dir, latest_step, point_latest_at, where_to_resume, written_with
 
 
 def _checkpoint(directory: Path, step: int) -> None:
@@ -70,3 +70,13 @@ def test_resume_takes_the_runs_own_checkpoint_first(tmp_path: Path) -> None:
     point_latest_at(own, 5)
     for resume in ("auto", "never", str(other)):  # a restarted worker group of a run that began with --resume never
         assert where_to_resume(str(own), resume) == str(own)
+
+
+def test_the_newest_checkpoint_says_on_which_backend_it_was_written(tmp_path: Path) -> None:
+    assert written_with(tmp_path) is None
+    for step, backend in ((5, "gloo"), (10, "nccl")):
+        _checkpoint(tmp_path, step)
+        config = f"dist:\n  align_grad_reduce: true\n  distributed_backend: {backend}\nmodel:\n  x: 1\n"
+        Path(iteration_dir(tmp_path, step), "run_config.yaml").write_text(config)
+    assert written_with(tmp_path) == "nccl"
+    assert written_with(iteration_dir(tmp_path, 5)) == "gloo"

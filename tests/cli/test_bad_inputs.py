@@ -74,14 +74,6 @@ LAYOUT = {
         "--sequence_parallel true --backend cuda",
         ["--sequence_parallel true", "needs --tensor_parallel_size"],
     ),
-    "sequence parallel on CPU": (
-        "--num_workers 2 --tensor_parallel_size 2 --sequence_parallel true --backend cpu",
-        ["--sequence_parallel true", "not yet on the CPU backend"],
-    ),
-    "context parallel on CPU": (
-        "--num_workers 2 --context_parallel_size 2 --backend cpu",
-        ["--context_parallel_size 2", "not yet on the CPU backend"],
-    ),
     "experts of a dense model": (
         "--num_workers 2 --expert_parallel_size 2",
         ["--expert_parallel_size 2", "no experts", "leave it out"],
@@ -99,10 +91,6 @@ EXPERTS = {
     "expert grid": (
         "--num_workers 4 --expert_parallel_size 8 --backend cuda",
         ["--num_workers 4", "1 x 8 x 1 = 8", "--expert_parallel_size"],
-    ),
-    "experts on CPU": (
-        "--num_workers 2 --expert_parallel_size 2 --backend cpu",
-        ["--expert_parallel_size 2", "not yet on the CPU backend"],
     ),
     "experts without sequence parallel": (
         "--num_workers 2 --tensor_parallel_size 2 --sequence_parallel false --backend cuda",

@@ -95,7 +95,7 @@ def test_auto_micro_batch_fills_the_pipeline():
 
 def test_auto_on_cpu():
     plan = plan_of(num_workers=4, tensor_parallel_size=2, backend="cpu", global_batch_size=8)
-    assert (plan.micro_batch_size, plan.sequence_parallel, plan.backend) == (1, False, "cpu")
+    assert (plan.micro_batch_size, plan.sequence_parallel, plan.backend) == (1, True, "cpu")
 
 
 def test_every_auto_is_explained_and_nothing_else():
@@ -214,16 +214,35 @@ def test_a_broken_expert_rule(flags, rule, way_out):
 @pytest.mark.parametrize(
     ("shape", "flags"),
     [
-        (DENSE, {"tensor_parallel_size": 2, "sequence_parallel": "true"}),
-        (DENSE, {"context_parallel_size": 2}),
-        (MOE, {"expert_parallel_size": 2}),
+        (DENSE, {"tensor_parallel_size": 2}),
+        (DENSE, {"context_parallel_size": 2, "seq_length": 500}),
+        (MOE, {"tensor_parallel_size": 2, "expert_parallel_size": 2, "expert_tensor_parallel_size": 1}),
     ],
 )
-def test_what_the_cpu_backend_cannot_do_yet(shape, flags):
-    assert any(
-        "not yet on the CPU backend" in text for text in problems_of(shape, backend="cpu", num_workers=2, **flags)
-    )
-    assert plan_of(shape, backend="cuda", num_workers=2, **flags)
+def test_the_cpu_backend_lays_out_as_cuda_does(shape, flags):
+    flags = flags | {"num_workers": 2, "micro_batch_size": 1}
+    on_cpu, on_cuda = (plan_of(shape, backend=backend, **flags).to_dict() for backend in ("cpu", "cuda"))
+    assert on_cpu == on_cuda | {"backend": "cpu"}
+
+
+@pytest.mark.parametrize(
+    ("architecture", "flag"),
+    [
+        ("OlmoeForCausalLM", "tensor_parallel_size"),
+        ("Gemma2ForCausalLM", "context_parallel_size"),
+        ("GptOssForCausalLM", "expert_tensor_parallel_size"),
+    ],
+)
+def test_what_one_family_cannot_split(architecture, flag):
+    shape = ModelShape.from_config(QWEN3_MOE_4_LAYERS | {"architectures": [architecture]})
+    (problem,) = problems_of(shape, num_workers=2, **{flag: 2})
+    assert f"--{flag} 2 must be 1 for {architecture}" in problem
+    assert plan_of(shape, num_workers=2, pipeline_parallel_size=2)
+
+
+def test_experts_with_biases_are_not_split_by_default():
+    shape = ModelShape.from_config(QWEN3_MOE_4_LAYERS | {"architectures": ["GptOssForCausalLM"]})
+    assert plan_of(shape, num_workers=2, tensor_parallel_size=2).expert_tensor_parallel_size == 1
 
 
 def test_all_broken_rules_come_at_once():

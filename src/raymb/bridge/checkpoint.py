@@ -8,6 +8,7 @@ from pathlib import Path
 
 LATEST = "latest"
 _ITERATION = re.compile(r"iter_(\d{7,})$")
+_BACKEND = re.compile(r"^  distributed_backend: (\w+)$", re.MULTILINE)
 
 
 def iteration_dir(checkpoint_dir: str | Path, step: int) -> str:
@@ -46,3 +47,11 @@ def where_to_resume(checkpoint_dir: str, resume: str) -> str | None:
     if latest_step(checkpoint_dir) is not None:
         return checkpoint_dir
     return None if resume in ("auto", "never") else resume
+
+
+def written_with(load_dir: str | Path) -> str | None:
+    """torch.distributed's back end in the run that wrote the newest checkpoint there, nccl or gloo; None if it does
+    not say. CUDA's random state means nothing to a CPU, nor the other way round, and Bridge would stop at it."""
+    files = sorted(Path(load_dir).glob("run_config.yaml")) or sorted(Path(load_dir).glob("iter_*/run_config.yaml"))
+    match = _BACKEND.search(files[-1].read_text(encoding="utf-8")) if files else None
+    return match.group(1) if match else None

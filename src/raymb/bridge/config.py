@@ -28,11 +28,14 @@ from raymb.errors import SpecError
 from raymb.job import Job
 
 
-def build_config(job: Job, load_dir: str | None) -> tuple[ConfigContainer, AutoBridge]:
+def build_config(
+    job: Job, load_dir: str | None, *, load_random_state: bool = True
+) -> tuple[ConfigContainer, AutoBridge]:
     """The ConfigContainer of a job, with the user's overrides applied last, and the bridge to its Hugging Face model.
 
     Args:
         load_dir: checkpoint directory to go on from; None to start from the Hugging Face weights.
+        load_random_state: whether the checkpoint's state of the random number generators is wanted too.
 
     Raises:
         SpecError: an override names a field that the ConfigContainer does not have.
@@ -55,7 +58,7 @@ def build_config(job: Job, load_dir: str | None) -> tuple[ConfigContainer, AutoB
         dataset=_dataset(job),
         logger=LoggerConfig(log_interval=job.spec.run.log_interval, log_loss_scale_to_tensorboard=False),
         tokenizer=_tokenizer(job),
-        checkpoint=_checkpoint(job, load_dir),
+        checkpoint=_checkpoint(job, load_dir, load_random_state),
         rng=RNGConfig(seed=job.spec.train.seed),
         dist=DistributedInitConfig(),
         mixed_precision="bf16_mixed" if precision == "bf16" else None,
@@ -225,10 +228,11 @@ def _tokenizer(job: Job) -> TokenizerConfig:
     )
 
 
-def _checkpoint(job: Job, load_dir: str | None) -> CheckpointConfig:
+def _checkpoint(job: Job, load_dir: str | None, load_random_state: bool) -> CheckpointConfig:
     return CheckpointConfig(
         save=job.checkpoint_dir,
         load=load_dir,
+        load_rng=load_random_state,
         # 0 would switch the last step's save off, too.
         save_interval=job.spec.checkpoint.save_interval or None,
         ckpt_format="torch_dist",

@@ -12,8 +12,9 @@ import os
 def activate() -> None:
     """Give this process torch.cuda's face over the CPU and stand-ins for the CUDA-only packages."""
     os.environ["TORCHDYNAMO_DISABLE"] = "1"
-    from raymb.cpu import absent_packages, gloo, torch_cuda
+    from raymb.cpu import absent_packages, flex_attention, gloo, torch_cuda
 
     torch_cuda.install()
     gloo.install()
     absent_packages.install()
+    flex_attention.install()

@@ -33,8 +33,8 @@ def install() -> None:
 
 def _leave_out_compiler() -> None:
     """TorchDynamo is disabled on the CPU and no tensor is a DTensor, but importing them (and sympy for them) costs a
-    worker 4 CPU seconds. torch and transformers ask dynamo for one kind
-    of thing: to treat a function in its own way."""
+    worker 4 CPU seconds. torch and transformers ask dynamo for one kind of thing: to treat a function in its own way.
+    """
     if any(name in sys.modules for name in _COMPILER):
         return
     stand_in.provide(*_COMPILER)

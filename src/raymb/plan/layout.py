@@ -153,7 +153,7 @@ def resolve(spec: RunSpec, shape: ModelShape, backend: str) -> tuple[rules.Layou
         virtual=virtual,
         context=context,
         expert=expert,
-        expert_tensor=expert_tensor or (tensor if shape.num_experts else 1),
+        expert_tensor=expert_tensor or rules.default_expert_tensor(shape, tensor),
         expert_tensor_given=expert_tensor is not None,
         data=data,
         sequence_parallel=sequence_parallel,

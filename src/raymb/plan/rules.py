@@ -32,7 +32,7 @@ class Layout:
 
 def broken_rules(layout: Layout, shape: ModelShape) -> list[str]:
     """A sentence for every broken rule: the values, the rule, the flag to change. Empty if the layout can train."""
-    checks = (_world, _batch, _heads, _feed_forward, _stages, _virtual_stages, _sequence, _experts)
+    checks = (_world, _batch, _heads, _feed_forward, _stages, _virtual_stages, _sequence, _experts, _family)
     return [text for check in checks for text in check(layout, shape)]
 
 
@@ -182,6 +182,28 @@ def _experts(layout: Layout, shape: ModelShape) -> Iterator[str]:
         )
     if layout.tensor > 1 and not layout.sequence_parallel:
         yield (f"--tensor_parallel_size {layout.tensor} of a mixture-of-experts model needs --sequence_parallel true")
+
+
+def default_expert_tensor(shape: ModelShape, tensor: int) -> int:
+    """Megatron's default is the tensor parallel size, where the family can have it."""
+    family = _ONLY_ONE.get(shape.architecture, ("", ""))
+    return 1 if not shape.num_experts or family[0] == "expert_tensor" else tensor
+
+
+_ONLY_ONE = {
+    "OlmoeForCausalLM": ("tensor", "Bridge 0.6.2 norms its queries and keys over all heads (olmoe_provider.py)"),
+    "Gemma2ForCausalLM": ("context", "Bridge 0.6.2 has an attention of its own for it (gemma2_provider.py)"),
+    "GptOssForCausalLM": ("expert_tensor", "its experts have biases, which Megatron-Core 0.19 does not split"),
+}
+"""What cannot be split in one family: architecture -> (size that must be 1, why)."""
+
+
+def _family(layout: Layout, shape: ModelShape) -> Iterator[str]:
+    if shape.architecture in _ONLY_ONE:
+        field, why = _ONLY_ONE[shape.architecture]
+        flag, size = f"--{field}_parallel_size", getattr(layout, field)
+        if size > 1:
+            yield f"{flag} {size} must be 1 for {shape.architecture}: {why}; set {flag} to 1"
 
 
 def _uneven_flags(layout: Layout) -> dict[str, int]:

@@ -1,0 +1,66 @@
+"""A run changes between CPU workers and GPU workers: the same checkpoint on both sides. One GPU."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.families import FAMILIES, make_model
+from tests.models import write_rows
+
+pytestmark = [pytest.mark.gpu, pytest.mark.timeout(900)]
+FLAGS: dict[str, Any] = {
+    "num_workers": 1,
+    "seq_length": 64,
+    "global_batch_size": 8,
+    "micro_batch_size": 1,
+    "precision": "fp32",
+    "learning_rate": 1e-3,
+    "train_iters": 6,
+    "save_interval": 3,
+    "eval_interval": 0,
+}
+
+
+@pytest.mark.parametrize("family", ["Qwen2", "Qwen3-MoE", "DeepSeek-V3", "GPT-OSS", "Gemma 3", "Nemotron"])
+def test_a_run_changes_sides(family: str, tmp_path: Path) -> None:
+    from raymb.cli import main
+
+    rows, model = write_rows(tmp_path / "rows"), make_model(family, tmp_path / "model")
+    overrides = ["model.moe_aux_loss_coeff=0"] if any("expert" in name for name in FAMILIES[family][1]) else []
+
+    def train(name: str, backend: str, *more: str) -> Path:
+        given = {**FLAGS, "hf_model_path": model, "dataset": rows, "storage_path": tmp_path, "experiment_name": name}
+        words = [word for flag, value in given.items() for word in (f"--{flag}", str(value))]
+        assert main(["finetune", *overrides, *more, *words, "--no_export_hf", "--backend", backend]) == 0
+        return tmp_path / name
+
+    runs = {}
+    for first, second in (("cpu", "cuda"), ("cuda", "cpu")):
+        train(f"from-{first}", first, "train.exit_interval=3")
+        runs[first] = train(f"from-{first}", second)
+    losses = [_losses(run) for run in runs.values()]
+    print(f"\n{family}: {losses}")
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+    for step in (3, 6):
+        names = [_keys(run / "checkpoints" / f"iter_{step:07d}") for run in runs.values()]
+        assert names[0] == names[1]
+        print(f"{len(names[0])} keys, shapes and types are equal at step {step}")
+
+
+def _losses(run: Path) -> list[float]:
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [record["loss"] for record in records if record["kind"] == "train"]
+
+
+def _keys(iteration: Path) -> list[tuple[Any, ...]]:
+    """(name, shape, type) of everything in a checkpoint."""
+    from torch.distributed.checkpoint import FileSystemReader
+
+    stored = FileSystemReader(iteration).read_metadata().state_dict_metadata
+    return sorted(
+        (name, tuple(entry.size), str(entry.properties.dtype)) if hasattr(entry, "size") else (name, (), "bytes")
+        for name, entry in stored.items()
+    )
