@@ -87,7 +87,8 @@ def _conversion(run: Path) -> dict[str, Any]:
     """The run's model on one worker, by check_conversion.py."""
     job = json.loads((run / "job.json").read_text())
     job["plan"] |= dict.fromkeys((f"{kind}_parallel_size" for kind in ("tensor", "pipeline", "expert")), 1)
-    job["plan"] |= {"num_workers": 1, "sequence_parallel": False, "expert_tensor_parallel_size": 1, "layers_per_stage": [4]}
+    job["plan"] |= {"num_workers": 1, "expert_tensor_parallel_size": 1}
+    job["plan"] |= {"sequence_parallel": False, "layers_per_stage": [4]}
     job["checkpoint_dir"] = str(run / "none")
     alone = run / "alone.json"
     alone.write_text(json.dumps(job))
