@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from tests.models import save_tokenizer
+
 QWEN2_4_LAYERS: dict[str, Any] = {
     "architectures": ["Qwen2ForCausalLM"],
     "model_type": "qwen2",
@@ -33,12 +35,11 @@ QWEN3_MOE_4_LAYERS: dict[str, Any] = QWEN2_4_LAYERS | {
 
 
 def write_shape_only_model(directory: Path, config: dict[str, Any] = QWEN2_4_LAYERS) -> Path:
-    """A directory that looks like a Hugging Face model from outside: the sizes are real, weights and tokenizer not."""
+    """A directory that looks like a Hugging Face model from outside: the sizes are real, the weights not."""
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "config.json").write_text(json.dumps(config))
     (directory / "model.safetensors").write_bytes(bytes(16))
-    (directory / "tokenizer.json").write_text("{}")
-    (directory / "tokenizer_config.json").write_text("{}")
+    save_tokenizer(directory)
     return directory
 
 

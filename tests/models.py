@@ -10,9 +10,8 @@ _WORDS = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", 
 
 
 def save_tokenizer(directory: Path) -> None:
-    """A byte-level BPE tokenizer of at most 304 tokens, trained on a sentence."""
+    """A byte-level BPE tokenizer of at most 304 tokens, trained on a sentence. Needs no transformers."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
 
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -21,8 +20,12 @@ def save_tokenizer(directory: Path) -> None:
         vocab_size=304, special_tokens=["<|endoftext|>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
     )
     bpe.train_from_iterator([" ".join(_WORDS)], trainer)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<|endoftext|>", pad_token="<|endoftext|>")
-    tokenizer.save_pretrained(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    bpe.save(str(directory / "tokenizer.json"))
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast"} | dict.fromkeys(
+        ("eos_token", "pad_token"), "<|endoftext|>"
+    )
+    (directory / "tokenizer_config.json").write_text(json.dumps(settings))
 
 
 def make_tiny_qwen2(directory: Path, vocabulary: int = 304) -> Path:

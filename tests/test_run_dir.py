@@ -56,7 +56,6 @@ def test_claim_writes_what_the_run_is(tmp_path: Path, spec: RunSpec) -> None:
     assert json.loads(run.fingerprint.read_text()) == FINGERPRINT
     assert sorted(path.name for path in run.path.iterdir()) == [
         "checkpoints",
-        "data",
         "lock",
         "logs",
         "plan.json",

@@ -6,15 +6,19 @@ import contextlib
 import logging
 import math
 import os
+import shutil
 import socket
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import ray  # noqa: TID253
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # noqa: TID253
 from rich.console import Console
 
 from raymb.errors import ClusterError
@@ -99,6 +103,57 @@ def connect(spec: RunSpec) -> Iterator[Cluster]:
         yield Cluster(joined=bool(address))
     finally:
         ray.shutdown()
+
+
+def check_storage(directory: Path, joined: bool) -> None:
+    """Have every node read a token in the directory and answer with one of its own.
+
+    Args:
+        joined: the cluster was there before this run; one that the run started is this machine alone.
+
+    Raises:
+        ClusterError: naming the nodes that do not see the directory, or cannot write there.
+    """
+    if not joined:
+        return
+    nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
+    token = uuid.uuid4().hex
+    place = directory / f".seen-{token}"
+    place.mkdir()
+    try:
+        (place / "driver").write_text(token)
+        asked = {
+            node["NodeID"]: _answer_token.options(
+                num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            ).remote(str(place), token, node["NodeID"])
+            for node in nodes
+        }
+        said = {node: ray.get(answer) for node, answer in asked.items()}
+        blind = [
+            f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']}): "
+            f"{said[node['NodeID']] or 'what it writes does not arrive here'}"
+            for node in nodes
+            if said[node["NodeID"]] or not (place / node["NodeID"]).exists()
+        ]
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+    if blind:
+        raise ClusterError(
+            f"--storage_path {directory} is not one place for all nodes; not seen by\n  " + "\n  ".join(blind),
+            "give a --storage_path on storage that every node mounts",
+        )
+
+
+@ray.remote
+def _answer_token(place: str, token: str, node: str) -> str:
+    """What is wrong with the place on this node; "" if it can be read and written."""
+    try:
+        if Path(place, "driver").read_text() != token:
+            return "another directory is there"
+        Path(place, node).write_text(token)
+    except OSError as error:
+        return error.strerror or str(error)
+    return ""
 
 
 def start_coordinator() -> None:

@@ -20,9 +20,9 @@ class Job:
         architecture: `architectures[0]` of the model's config.json.
         vocab_size: rows of the model's embedding, before padding.
         model_path: what Hugging Face loads: a hub id or a local directory.
-        data_dir: directory with training.jsonl and validation.jsonl.
-        data_kind: "prompt_completion" or "messages".
-        validation_rows: rows in validation.jsonl; 0 for no validation.
+        data_dir: directory of prepared rows: train.arrow, validation.arrow, test.arrow.
+        pad_id: token behind the end of a row.
+        validation_rows, test_rows: rows in those files; 0 for none.
         run_dir: the run directory.
         checkpoint_dir: where checkpoints are written, and read on a restart.
         hf_dir: where the tuned model goes as a Hugging Face directory.
@@ -37,8 +37,9 @@ class Job:
     vocab_size: int
     model_path: str
     data_dir: str
-    data_kind: str
+    pad_id: int
     validation_rows: int
+    test_rows: int
     run_dir: str
     checkpoint_dir: str
     hf_dir: str

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
@@ -16,14 +17,12 @@ from rich.console import Console
 from raymb import run_dir as directories
 from raymb.accelerator import ACCELERATORS
 from raymb.bridge.checkpoint import iteration_dir, latest_step
-from raymb.cluster import Cluster, Resources, connect, start_coordinator, wait_for
-from raymb.data import write_rows
+from raymb.cluster import Cluster, Resources, check_storage, connect, start_coordinator, wait_for
 from raymb.errors import EXIT_INTERRUPTED, EXIT_OK, RunFailed
 from raymb.interrupt import noting_interrupts
 from raymb.job import Job
 from raymb.plan import Plan, make_plan
 from raymb.preflight import Preflight, fingerprint, model_path, run_name
-from raymb.spec import RunSpec
 from raymb.telemetry.hub import Hub
 from raymb.telemetry.monitor import Monitor
 
@@ -40,34 +39,39 @@ def run(checked: Preflight) -> int:
     """
     spec, console = checked.spec, Console(stderr=True)
     place = directories.RunDir.of(spec, run_name(checked))
-    if _has_finished(spec, place):
-        console.print(f"{place.path} has finished {spec.train.train_iters} steps; raise --train_iters to go on")
+    if _has_finished(checked, place):
+        console.print(f"{place.path} has finished {checked.plan.train_iters} steps; raise --train_iters to go on")
         return EXIT_OK
 
     with connect(spec) as cluster:
         backend = cluster.backend(spec.run.backend)
-        plan = make_plan(spec, checked.shape, rows=len(checked.rows.train), backend=backend)
+        plan = make_plan(spec, checked.shape, rows=checked.prepared.rows("train"), backend=backend)
         resources = cluster.resources_of_a_worker(backend, spec.cluster.cpus_per_worker, plan.num_workers)
         wait_for(resources, plan.num_workers, spec.cluster.wait_for_resources, console)
+        check_storage(checked.prepared.path.parent, cluster.joined)
         directories.claim(place, spec, plan.to_dict(), fingerprint(checked))
         try:
             job = _job(checked, plan, backend, resources, place)
             directories.write_atomically(place.job, job.to_json())
             environment = _worker_environment(job)
             start_coordinator()
-            write_rows(checked.rows, place.data)
+            directories.write_atomically(place.data, json.dumps(_data(checked), indent=2) + "\n")
             trainer = _trainer(job, cluster, resources, environment)
             return _fit(job, trainer, place, console)
         finally:
             directories.release(place)
 
 
-def _has_finished(spec: RunSpec, place: directories.RunDir) -> bool:
+def _data(checked: Preflight) -> dict[str, Any]:
+    return {"path": str(checked.prepared.path), **checked.prepared.manifest}
+
+
+def _has_finished(checked: Preflight, place: directories.RunDir) -> bool:
     """Whether the same command ran to its end here before; one that died before its export goes on to write it."""
-    done = latest_step(place.checkpoints)
+    spec, done = checked.spec, latest_step(place.checkpoints)
     complete = place.hf.exists() or not spec.checkpoint.export_hf
     again = spec.checkpoint.overwrite or spec.checkpoint.resume != "auto"
-    return done is not None and done >= spec.train.train_iters and complete and not again
+    return done is not None and done >= (checked.plan.train_iters or 0) and complete and not again
 
 
 def _job(checked: Preflight, plan: Plan, backend: str, resources: Resources, place: directories.RunDir) -> Job:
@@ -78,9 +82,10 @@ def _job(checked: Preflight, plan: Plan, backend: str, resources: Resources, pla
         architecture=checked.shape.architecture,
         vocab_size=checked.shape.vocab_size,
         model_path=model_path(checked.spec),
-        data_dir=str(place.data),
-        data_kind=checked.rows.kind,
-        validation_rows=len(checked.rows.validation),
+        data_dir=str(checked.prepared.path),
+        pad_id=checked.prepared.manifest["pad_id"],
+        validation_rows=checked.prepared.rows("validation"),
+        test_rows=checked.prepared.rows("test"),
         run_dir=str(place.path),
         checkpoint_dir=str(place.checkpoints),
         hf_dir=str(place.hf),
@@ -214,8 +219,8 @@ def _say_how_to_go_on(job: Job, place: directories.RunDir, console: Console) -> 
 def _conclude(job: Job, place: directories.RunDir, console: Console) -> None:
     """Print where everything lies, and the answers to the sample prompt if there is one."""
     step = latest_step(place.checkpoints) or 0
-    if step < job.spec.train.train_iters:
-        console.print(f"stopped at step {step} of {job.spec.train.train_iters}; the same command goes on from there")
+    if step < job.plan["train_iters"]:
+        console.print(f"stopped at step {step} of {job.plan['train_iters']}; the same command goes on from there")
     elif job.spec.run.sample_prompt and place.hf.exists():
         from raymb.sample import print_answers
 

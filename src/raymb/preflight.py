@@ -17,21 +17,23 @@ from raymb.plan import Plan, make_plan
 from raymb.spec.sections import RunSpec
 
 if TYPE_CHECKING:
-    from raymb.data import Rows
+    from rich.console import Console
+
+    from raymb.data.prepare import Prepared
 
 
 @dataclass(frozen=True)
 class Preflight:
-    """Everything that was found out before the run: all of it read, nothing written."""
+    """Everything that was found out before the run; nothing was written but the prepared rows."""
 
     spec: RunSpec
     shape: ModelShape
     plan: Plan
-    rows: Rows
+    prepared: Prepared
 
 
-def preflight(spec: RunSpec) -> Preflight:
-    """Check the user's input against the model and the data.
+def preflight(spec: RunSpec, console: Console | None = None) -> Preflight:
+    """Check the user's input against the model and the data, and prepare the rows.
 
     The plan's backend is `auto` where only the cluster can tell; make_plan again once it is known.
 
@@ -45,15 +47,24 @@ def preflight(spec: RunSpec) -> Preflight:
     shape = checked_shape(spec)
     # Twice: the layout needs no data and is cheap, so its mistakes come before minutes of reading.
     backend = local_backend(spec)
-    make_plan(spec, shape, backend=backend)
-
-    from raymb.data import load_rows
-
-    rows = load_rows(spec, chat=shape.has_chat_template)
-    plan = make_plan(spec, shape, rows=len(rows.train), backend=backend)
-    checked = Preflight(spec, shape, plan, rows)
+    plan = make_plan(spec, shape, backend=backend)
+    prepared = prepared_rows(spec, shape, plan, console)
+    plan = make_plan(spec, shape, rows=prepared.rows("train"), backend=backend)
+    checked = Preflight(spec, shape, plan, prepared)
     run_dir.check_claim(run_dir.RunDir.of(spec, run_name(checked)), spec, fingerprint(checked))
     return checked
+
+
+def prepared_rows(spec: RunSpec, shape: ModelShape, plan: Plan, console: Console | None) -> Prepared:
+    """The rows of a spec, prepared now or by an earlier run.
+
+    Args:
+        console: where a progress bar goes.
+    """
+    from raymb.data.prepare import prepare
+
+    chat = shape.has_chat_template or spec.data.chat_template is not None
+    return prepare(spec, model_path(spec), chat=chat, multiple=plan.sample_multiple, console=console)
 
 
 def checked_shape(spec: RunSpec) -> ModelShape:
@@ -125,7 +136,7 @@ def fingerprint(checked: Preflight) -> dict[str, Any]:
     } | {f"hf_model_path:{file.name}": _ends_digest(file) for file in sorted(path.glob("*.safetensors"))}
     return {
         **(files or {"hf_model_path": f"{path}@{spec.model.hf_revision or 'main'}"}),
-        "dataset:content": checked.rows.content_hash[:16],
+        "dataset:content": checked.prepared.content_hash,
         "seq_length": spec.data.seq_length,
         "global_batch_size": spec.train.global_batch_size,
         "seed": spec.train.seed,

@@ -7,7 +7,7 @@ STORAGE_PATH/EXPERIMENT_NAME/
     job.json          what the driver gave to every worker
     checkpoints/      Megatron checkpoints and `latest`   (or --output_dir)
         fingerprint.json  what they belong to: model, tokenizer, data, batch
-    data/             the rows as the workers read them
+    data.json         which prepared rows, and what they are like
     hf/               the tuned model as a Hugging Face directory
     logs/             one file a worker
     (and Ray Train's own small files)
@@ -76,7 +76,7 @@ class RunDir:
 
     @property
     def data(self) -> Path:
-        return self.path / "data"
+        return self.path / "data.json"
 
     @property
     def hf(self) -> Path:
@@ -159,7 +159,7 @@ def claim(run: RunDir, spec: RunSpec, plan: dict[str, Any], fingerprint: dict[st
         run.ray_snapshot.unlink(missing_ok=True)  # Ray refuses to start when a checkpoint in it has been deleted
         if spec.checkpoint.overwrite:
             _delete_old_run(run)
-        for directory in (run.checkpoints, run.logs, run.data):
+        for directory in (run.checkpoints, run.logs):
             directory.mkdir(parents=True, exist_ok=True)
         write_atomically(run.spec, spec_to_json(spec))
         write_atomically(run.plan, json.dumps(plan, indent=2) + "\n")
@@ -285,7 +285,7 @@ def _delete_old_run(run: RunDir) -> None:
     for name in _POINTERS:  # first: what they point at must be whole
         (run.checkpoints / name).unlink(missing_ok=True)
     steps = [path for path in run.checkpoints.glob("iter_*") if _ITERATION.fullmatch(path.name)]
-    for directory in (run.data, run.hf, run.logs, run.tensorboard, *steps):
+    for directory in (run.hf, run.logs, run.tensorboard, *steps):
         shutil.rmtree(directory, ignore_errors=True)
-    for file in (run.spec, run.plan, run.job, run.fingerprint, run.metrics):
+    for file in (run.spec, run.plan, run.job, run.data, run.fingerprint, run.metrics):
         file.unlink(missing_ok=True)

@@ -107,20 +107,20 @@ def rows_file(directory: Path) -> Path:
     return file
 
 
-def test_dry_run_prints_a_spec_that_repeats_it_and_makes_nothing(shape_only_model_dir, tmp_path, capsys):
+def test_dry_run_prints_a_spec_that_repeats_it_and_makes_rows_only(shape_only_model_dir, tmp_path, capsys):
     storage = tmp_path / "runs"
     words = ["--hf_model_path", str(shape_only_model_dir), "--dataset", str(rows_file(tmp_path)), "--backend", "cpu"]
     words += ["--storage_path", str(storage), "--env", "HF_TOKEN=sesame", "--env", "NCCL_DEBUG=INFO", "--num_workers=2"]
     assert main(["finetune", "--dry_run", *words]) == 0
     text = capsys.readouterr().out
-    assert "19 prompt/completion rows to train on, 1 for validation" in text
+    assert "19 rows to train on, 1 for validation" in text
     assert "sesame" not in text
     printed = tmp_path / "printed.yaml"
     printed.write_text(text.partition("# the resolved spec")[2].partition("\n")[2])
     spec = load_spec({}, [printed])
     assert (spec.parallel.num_workers, spec.run.storage_path) == (2, storage)
     assert spec.cluster.env == {"NCCL_DEBUG": "INFO"}  # a secret is given again, never stored
-    assert not storage.exists()
+    assert [place.name for place in storage.iterdir()] == ["_prepared"]
 
 
 def test_dry_run_imports_no_ray(shape_only_model_dir, tmp_path):

@@ -133,6 +133,29 @@ def test_uneven_stages(flags, stages):
     assert plan_of(num_workers=flags["pipeline_parallel_size"], **flags).layers_per_stage == stages
 
 
+def test_epochs_become_steps_once_the_rows_are_known():
+    assert (plan_of(num_epochs=2).train_iters, plan_of(num_epochs=2).tokens) == (None, None)
+    assert "once the rows are prepared" in dict(plan_rows(plan_of(num_epochs=2), DENSE, "m"))["training"]
+    plan = plan_of(num_epochs=1.5, rows=100, global_batch_size=8)
+    assert (plan.train_iters, plan.samples) == (19, 152)
+    assert (plan_of().train_iters, plan_of(train_iters=7).train_iters) == (100, 7)
+
+
+def test_packed_rows_and_their_multiple():
+    plan = plan_of(packing=True, num_workers=8, tensor_parallel_size=2, context_parallel_size=2, rows=50)
+    assert (plan.micro_batch_size, plan.sample_multiple) == (1, 8)
+    assert "50 packed rows" in dict(plan_rows(plan, DENSE, "m"))["data"]
+    assert plan_of(packing=True, num_workers=2, context_parallel_size=2).sample_multiple == 4
+    assert plan_of(packing=True, num_workers=2, tensor_parallel_size=2).sample_multiple == 1
+    assert plan_of(num_workers=2, context_parallel_size=2).sample_multiple == 1
+    (problem,) = problems_of(packing=True, micro_batch_size=2)
+    assert "--micro_batch_size 2 must be 1 with --packing" in problem
+    given = {"packing": True, "num_workers": 4, "tensor_parallel_size": 2, "context_parallel_size": 2}
+    assert any("must be a multiple of 8 with --packing" in text for text in problems_of(**given, seq_length=516))
+    gemma = ModelShape.from_config(QWEN2_4_LAYERS | {"architectures": ["Gemma2ForCausalLM"]})
+    assert any("--packing is not possible with Gemma2" in text for text in problems_of(gemma, packing=True))
+
+
 def test_key_value_groups_may_be_a_divisor_of_tensor_parallel():
     assert plan_of(num_workers=8, tensor_parallel_size=8).tensor_parallel_size == 8
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from raymb.data.store import RowFile
 from tests.models import make_tiny_qwen2, write_rows
 
 MAIN_FLAGS = {
@@ -67,15 +68,25 @@ def read_metrics(run: Path, kind: str = "train") -> list[dict[str, Any]]:
     return [record for record in map(json.loads, lines) if record["kind"] == kind]
 
 
-def batches_of(run: Path, model: Path) -> list[dict[str, Any]]:
-    """The global batches that a run with MAIN_FLAGS trained on."""
+def batches_of(run: Path) -> list[list[tuple[list[int], list[int]]]]:
+    """The (ids, trained) samples of each of a run's steps, packed ones taken apart. One epoch is enough here."""
     import torch
 
-    script = Path(__file__).with_name("dump_batches.py")
-    sizes = [str(MAIN_FLAGS[flag]) for flag in ("train_iters", "global_batch_size", "seq_length")]
-    out = run / "batches.pt"
-    subprocess.run([sys.executable, script, run / "data", model, *sizes, out], check=True, capture_output=True)
-    return torch.load(out)
+    job = json.loads((run / "job.json").read_text())
+    rows = RowFile(Path(job["data_dir"], "train.arrow"))
+    seed = job["spec"]["train"]["seed"]
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).tolist()  # Bridge's, epoch 0
+    size = job["plan"]["global_batch_size"]
+    assert job["plan"]["train_iters"] * size <= len(rows)
+    steps = [order[start : start + size] for start in range(0, job["plan"]["train_iters"] * size, size)]
+    return [[sample for index in step for sample in _samples(rows[index])] for step in steps]
+
+
+def _samples(row: dict[str, Any]) -> list[tuple[list[int], list[int]]]:
+    ends = row["lengths"].cumsum().tolist()
+    begins = [0, *ends[:-1]]
+    ids, trained = row["input_ids"].tolist(), row["trained"].tolist()
+    return [(ids[begin:end], trained[begin:end]) for begin, end in zip(begins, ends, strict=True)]
 
 
 def worst_deviation(metrics: list[dict[str, Any]], oracle: list[dict[str, Any]]) -> float:
@@ -91,7 +102,6 @@ def make_job(storage: Path, **flags: Any) -> Path:
     """job.json of a run on CPU workers, with its rows beside it, for programs that train without Ray."""
     from raymb import launch
     from raymb.cluster import Resources
-    from raymb.data import write_rows
     from raymb.preflight import preflight
     from raymb.run_dir import RunDir
     from raymb.spec import load_spec
@@ -100,7 +110,6 @@ def make_job(storage: Path, **flags: Any) -> Path:
     checked = preflight(load_spec({name: str(value) for name, value in given.items()}))
     place = RunDir.of(checked.spec, "run")
     place.path.mkdir(parents=True)
-    write_rows(checked.rows, place.data)
     place.job.write_text(launch._job(checked, checked.plan, "cpu", Resources(1.0, 0, 1), place).to_json())
     return place.job
 

@@ -28,7 +28,7 @@ def test_too_few_resources(
     finetune(**flags, wait_for_resources=1, code=2)
     error = capfd.readouterr().err
     assert asked in error and "--num_workers" in error and "--wait_for_resources" in error
-    assert not list(tmp_path.iterdir())
+    assert [place.name for place in tmp_path.iterdir()] == ["_prepared"]
 
 
 def test_no_cluster_at_the_address(
@@ -43,4 +43,19 @@ def test_no_cluster_at_the_address(
     done = subprocess.run([sys.executable, "-m", "raymb", "finetune", *words], capture_output=True, text=True)
     assert done.returncode == 2, done.stderr
     assert "no Ray cluster answers at 127.0.0.1:1" in done.stderr and "--ray_address" in done.stderr
-    assert "Traceback" not in done.stderr and not (tmp_path / "runs").exists()
+    assert "Traceback" not in done.stderr and [place.name for place in (tmp_path / "runs").iterdir()] == ["_prepared"]
+
+
+def test_a_node_that_does_not_see_the_storage(
+    ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """/proc/self/cwd is another directory for each process whose working directory is another."""
+    from raymb.cluster import check_storage
+    from raymb.errors import ClusterError
+
+    check_storage(tmp_path, joined=True)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ClusterError, match=r"is not one place for all nodes; not seen by\n  \S+ \(") as caught:
+        check_storage(Path("/proc/self/cwd"), joined=True)
+    assert "No such file or directory" in caught.value.message and "--storage_path" in caught.value.hint
+    assert not list(tmp_path.iterdir())

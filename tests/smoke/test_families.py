@@ -71,7 +71,7 @@ def test_family(
         **{f"{'expert' if family in NO_TENSOR_PARALLEL else 'tensor'}_parallel_size": 2},
     )
     if not batches:  # all families share one tokenizer
-        batches["all"] = batches_of(run, model)[:STEPS]
+        batches["all"] = batches_of(run)[:STEPS]
     steps = oracle.train(model, batches["all"], MAIN_FLAGS["learning_rate"])
     row.training = worst_deviation(read_metrics(run), steps)
     conversion = _conversion(run)

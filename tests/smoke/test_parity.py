@@ -74,7 +74,7 @@ def test_layout_agrees_with_hugging_face(
     overrides = ["model.moe_aux_loss_coeff=0"] if case.model == MIXTURE else []
     run = finetune(*overrides, num_workers=case.workers, hf_model_path=models[case.model], **case.flags)
     if case.model not in oracle_steps:
-        batches = batches_of(run, models[case.model])
+        batches = batches_of(run)
         oracle_steps[case.model] = oracle.train(models[case.model], batches, MAIN_FLAGS["learning_rate"])
     metrics = read_metrics(run)
     assert [record["step"] for record in metrics] == list(range(1, 11))

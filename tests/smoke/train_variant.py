@@ -1,5 +1,5 @@
-"""`torchrun train_variant.py JOB.json packed|lora OUT`: a job trained with a setting that no flag reaches yet. Writes
-OUT/steps.json (loss and grad norm of each step) and what the oracle needs: OUT/batches.pt or OUT/adapter."""
+"""`torchrun train_variant.py JOB.json plain|lora OUT`: a job trained without Ray; no flag reaches LoRA yet. Writes
+OUT/steps.json (loss and grad norm of each step) and what the oracle needs: OUT/adapter."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def main() -> None:
 
     def prepare_variant(job: Job, emit: Any) -> Any:
         config, hf_bridge = prepare(job, emit)
-        callbacks.extend({"packed": _pack, "lora": _add_lora}[variant](job, config, hf_bridge, out))
+        callbacks.extend(_add_lora(job, config, hf_bridge, out) if variant == "lora" else [])
         import raymb.bridge.callbacks as ours
 
         make = ours.make_callbacks
@@ -32,44 +32,6 @@ def main() -> None:
     worker.train(job, lambda record: steps.append(record) if "grad_norm" in record else None, lambda *args: None)
     if steps:
         (out / "steps.json").write_text(json.dumps(steps))
-
-
-def _pack(job: Job, config: Any, hf_bridge: Any, out: Path) -> list[Any]:
-    from megatron.bridge.data.packing import PackedSequenceSpecs
-    from megatron.bridge.training.callbacks import Callback
-
-    context = job.plan["context_parallel_size"]
-    multiple = 2 * context * job.plan["tensor_parallel_size"] if context > 1 else 1
-    config.dataset.enable_offline_packing = True
-    config.dataset.offline_packing_specs = PackedSequenceSpecs(
-        packed_sequence_size=job.spec.data.seq_length, pad_seq_to_mult=multiple, num_tokenizer_workers=1
-    )
-
-    class Dump(Callback):
-        """The packed rows in the order of the training, on the first rank."""
-
-        def on_train_start(self, context: Any) -> None:
-            import torch
-
-            batches = _batches(job, config)  # collective
-            if torch.distributed.get_rank() == 0:
-                torch.save(batches, out / "batches.pt")
-
-    return [Dump()]
-
-
-def _batches(job: Job, config: Any) -> list[Any]:
-    import torch
-    from megatron.bridge.data.builders.gpt_sft import GPTSFTDatasetBuilder
-    from megatron.bridge.training.tokenizers.tokenizer import build_tokenizer
-
-    builder = GPTSFTDatasetBuilder(config.dataset, tokenizer=build_tokenizer(config.tokenizer))
-    dataset = builder.build()[0]
-    order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(job.spec.train.seed)).tolist()
-    size = job.spec.train.global_batch_size
-    steps = range(0, job.spec.train.train_iters * size, size)
-    assert steps[-1] + size <= len(dataset), "one epoch is enough here"
-    return [dataset.collate_fn([dataset[index] for index in order[start : start + size]]) for start in steps]
 
 
 def _add_lora(job: Job, config: Any, hf_bridge: Any, out: Path) -> list[Any]:

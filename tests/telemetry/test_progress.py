@@ -32,7 +32,7 @@ def test_plain_lines_where_there_is_no_terminal() -> None:
     screen.terminal.phase("starting 2 cpu workers")
     screen.terminal.start(0)
     screen.terminal.step(_step(1))
-    screen.terminal.validation({"step": 1, "loss": 1.25})
+    screen.terminal.validation({"kind": "validation", "step": 1, "loss": 1.25})
     screen.terminal.checkpoint(1)
     screen.terminal.close()
     assert screen.lines() == [

@@ -23,7 +23,7 @@ def make_callbacks(
     job: Job, hf_bridge: AutoBridge, counter: TokenCounter, emit: Emit, on_checkpoint: OnCheckpoint
 ) -> list[Callback]:
     """The callbacks of a run, in firing order."""
-    interval, last = job.spec.checkpoint.save_interval, job.spec.train.train_iters
+    interval, last = job.spec.checkpoint.save_interval, job.plan["train_iters"]
 
     def saves_after(step: int) -> bool:
         return step == last or bool(interval and step % interval == 0)
@@ -94,8 +94,18 @@ class Metrics(Callback):
         # Bridge validates once more after the last step, on other batches; a step has one validation.
         if self.knows_loss and context.total_loss_dict and step != self.validated:
             self.validated = step
-            loss = float(next(iter(context.total_loss_dict.values())))
-            self.emit({"kind": "validation", "step": step, "time": time.time(), "loss": loss})
+            self._emit_loss("validation", context)
+
+    def on_test_start(self, context: CallbackContext) -> None:
+        self._flush(context)
+
+    def on_test_end(self, context: CallbackContext) -> None:
+        if self.knows_loss and context.total_loss_dict:
+            self._emit_loss("test", context)
+
+    def _emit_loss(self, kind: str, context: CallbackContext) -> None:
+        loss = float(next(iter(context.total_loss_dict.values())))  # type: ignore[union-attr]
+        self.emit({"kind": kind, "step": context.state.train_state.step, "time": time.time(), "loss": loss})
 
     def on_checkpoint_save(self, context: CallbackContext) -> None:
         self._flush(context)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from megatron.bridge.data.builders.gpt_sft import GPTSFTDatasetConfig
-from megatron.bridge.data.sft_processing import ChatSFTPreprocessingConfig, PromptCompletionSFTPreprocessingConfig
 from megatron.bridge.models.conversion.auto_bridge import AutoBridge
 from megatron.bridge.training.config import (
     CheckpointConfig,
@@ -24,6 +22,7 @@ from megatron.bridge.training.config import (
 
 from raymb.accelerator import ACCELERATORS, Accelerator
 from raymb.bridge import fixes
+from raymb.bridge.dataset import PreparedRowsConfig
 from raymb.errors import SpecError
 from raymb.job import Job
 
@@ -47,7 +46,7 @@ def build_config(
     config = ConfigContainer(
         model=_model(job, hf_bridge, accelerator, precision, load_weights=load_dir is None),
         train=TrainingConfig(
-            train_iters=job.spec.train.train_iters,
+            train_iters=job.plan["train_iters"],
             global_batch_size=job.spec.train.global_batch_size,
             micro_batch_size=job.plan["micro_batch_size"],
         ),
@@ -148,14 +147,15 @@ def _recompute(kind: str) -> dict[str, Any]:
 
 
 def _validation(job: Job) -> ValidationConfig:
-    """Validation as asked, with a global batch that the held-out rows can fill; none where they cannot fill any."""
+    """Validation and test as asked, with a global batch that the held-out rows can fill; none where they cannot."""
     evaluation, plan = job.spec.evaluation, job.plan
     smallest = plan["micro_batch_size"] * plan["data_parallel_size"]
-    batch = min(plan["global_batch_size"], job.validation_rows // smallest * smallest)
-    if not batch or not evaluation.eval_interval or not evaluation.eval_iters:
+    held_out = [rows for rows in (job.validation_rows, job.test_rows) if rows]
+    batch = min(plan["global_batch_size"], *(rows // smallest * smallest for rows in held_out or [0]))
+    if not batch or not evaluation.eval_iters or not (evaluation.eval_interval or job.test_rows):
         return ValidationConfig(eval_interval=None, eval_iters=0)
     return ValidationConfig(
-        eval_interval=evaluation.eval_interval,
+        eval_interval=evaluation.eval_interval or None if job.validation_rows else None,
         eval_iters=evaluation.eval_iters,
         eval_global_batch_size=batch,
         eval_micro_batch_size=plan["micro_batch_size"],
@@ -182,7 +182,7 @@ def _scheduler(job: Job) -> SchedulerConfig:
     optimizer = job.spec.optimizer
     return SchedulerConfig(
         lr_decay_style=optimizer.lr_decay_style,
-        lr_decay_iters=job.spec.train.train_iters,
+        lr_decay_iters=job.plan["train_iters"],
         lr_warmup_iters=optimizer.lr_warmup_iters,
         start_weight_decay=optimizer.weight_decay,
         end_weight_decay=optimizer.weight_decay,
@@ -199,24 +199,17 @@ def _ddp() -> DistributedDataParallelConfig:
     )
 
 
-def _dataset(job: Job) -> GPTSFTDatasetConfig:
-    chat = job.data_kind == "messages"
-    preprocessing = ChatSFTPreprocessingConfig() if chat else _prompt_completion()
-    return GPTSFTDatasetConfig(
-        dataset_root=job.data_dir,
+def _dataset(job: Job) -> PreparedRowsConfig:
+    return PreparedRowsConfig(
+        directory=job.data_dir,
         seq_length=job.spec.data.seq_length,
         seed=job.spec.train.seed,
-        preprocessing=preprocessing,
-        dataloader_type="batch",
-        do_validation=job.validation_rows > 0,
-        do_test=False,
-        dataset_kwargs={"pad_to_max_length": True},
+        pad_id=job.pad_id,
+        validation=job.validation_rows > 0,
+        test=job.test_rows > 0,
+        enable_offline_packing=job.spec.data.packing,
+        sample_multiple=job.plan["sample_multiple"],
     )
-
-
-def _prompt_completion() -> PromptCompletionSFTPreprocessingConfig:
-    """The row's own text, joined as it stands: a completion that begins with a space keeps it."""
-    return PromptCompletionSFTPreprocessingConfig(separator="", strip_whitespace=False)
 
 
 def _tokenizer(job: Job) -> TokenizerConfig:

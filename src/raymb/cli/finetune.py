@@ -14,9 +14,11 @@ def command(
     ),
 ) -> int:
     """Fine-tune a Hugging Face model and leave metrics and checkpoints in STORAGE_PATH/EXPERIMENT_NAME."""
+    from rich.console import Console
+
     from raymb.preflight import preflight
 
-    checked = preflight(spec)
+    checked = preflight(spec, Console(stderr=True))
     if dry_run:
         from raymb.cli.dry_run import print_dry_run
 

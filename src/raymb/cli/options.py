@@ -72,6 +72,7 @@ def _spec(values: Mapping[str, Any]) -> RunSpec:
     from raymb.spec import load_spec
 
     flags = {name: value for name, value in values.items() if name not in ("config", "overrides")}
+    flags = {name: value for name, value in flags.items() if value != []}  # a repeatable flag that was not given
     flags["env"] = _environment(flags.get("env") or ())
     return load_spec(flags, [Path(file) for file in values["config"] or ()], values["overrides"] or ())
 
@@ -105,6 +106,8 @@ def _parameter(section: str, flag: str, field: FieldInfo) -> inspect.Parameter:
         names, annotation, metavar = [f"--{flag}/--no_{flag}"], bool | None, None
     elif get_origin(field.annotation) is dict:
         names, annotation, metavar = [f"--{flag}"], list[str] | None, "NAME=VALUE"
+    elif get_origin(field.annotation) is list:
+        names, annotation, metavar = [f"--{flag}"], list[str] | None, "TEXT"
     else:
         names, annotation, metavar = [f"--{flag}"], str | None, _metavar(field.annotation)
     option = typer.Option(None, *names, help=help_text, metavar=metavar, rich_help_panel=panel, show_default=False)
@@ -115,7 +118,7 @@ def _default(field: FieldInfo) -> str:
     if field.is_required():
         return " (needed)"
     value = field.default
-    if value is None or value is PydanticUndefined or isinstance(value, bool):
+    if value in (None, PydanticUndefined, []) or isinstance(value, bool):
         return " (default: off)" if value is False else ""
     return f" (default: {value})"
 

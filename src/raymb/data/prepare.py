@@ -1,66 +1,437 @@
-"""The prepared files: training.jsonl and validation.jsonl, the names that Bridge's GPTSFTDatasetConfig reads."""
+"""From sources to prepared rows, once: read, tokenize, mix, split, pack, write.
+
+The directory's name is a hash of everything that decides its content. It is built beside its place and moved there
+when it is whole; whoever comes second takes what the first one made.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import os
-from collections.abc import Iterable
+import shutil
+import socket
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from raymb.data.rows import Rows, json_lines
+import numpy as np
+from rich.console import Console
 
-MANIFEST = "manifest.json"
+from raymb.data.encode import Encoded, Settings
+from raymb.data.locate import PARTS, Located, locate
+from raymb.data.packing import first_fit_decreasing
+from raymb.data.parallel import Encoders
+from raymb.data.shapes import ROW_RULE, Shape
+from raymb.data.statistics import part_statistics
+from raymb.data.store import Samples, read_manifest, write_manifest, write_rows
+from raymb.errors import DataError, RunDirError
+from raymb.model_files import ModelFiles
+from raymb.spec import RunSpec
+
+HOME = "_prepared"  # no run can have this name
+FORMAT = 1  # of the files; another one is prepared anew
+_SHOWN = 5  # a file with one mistake in every line must not fill the screen
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "vocab.json",
+    "merges.txt",
+    "config.json",
+)
 
 
-def write_rows(rows: Rows, directory: Path) -> None:
-    """Write the rows unless the directory holds them already.
+@dataclass(frozen=True)
+class Prepared:
+    """Rows ready to be trained on.
 
-    The manifest is removed first and written last: where there is one, the files beside it are whole.
+    Args:
+        path: the directory of store.py.
+        manifest: what manifest.json says.
+        reused: an earlier run prepared them.
     """
-    directory.mkdir(parents=True, exist_ok=True)
-    manifest = directory / MANIFEST
-    if _holds(manifest, rows.content_hash):
-        return
-    manifest.unlink(missing_ok=True)
-    for stale in directory.glob("*.jsonl.idx*"):  # Bridge's line index of the old content
-        stale.unlink()
-    sizes = {}
-    for name, part in (("training.jsonl", rows.train), ("validation.jsonl", rows.validation)):
-        if part:
-            sizes[name] = _write(directory / name, json_lines(part))
-        else:
-            (directory / name).unlink(missing_ok=True)
-    content: dict[str, Any] = {
-        "content_hash": rows.content_hash,
-        "kind": rows.kind,
-        "source": rows.source,
-        "train_rows": len(rows.train),
-        "validation_rows": len(rows.validation),
-        "bytes": sizes,
+
+    path: Path
+    manifest: dict[str, Any]
+    reused: bool
+
+    def rows(self, part: str) -> int:
+        """Rows that a batch is made of: packed ones, if they are packed."""
+        return self.manifest["parts"].get(part, {}).get("packed_rows", 0)
+
+    @property
+    def content_hash(self) -> str:
+        return self.manifest["hash"]
+
+    def summary(self) -> str:
+        """Two lines for people."""
+        train = self.manifest["parts"]["train"]
+        held_out = [f"{self.manifest['parts'][part]['rows']:,} for {part}" for part in PARTS[1:] if self.rows(part)]
+        packed = (
+            f", packed into {train['packed_rows']:,} ({train['packing_efficiency']:.1%} full)"
+            if self.manifest["packing"]
+            else ""
+        )
+        lines = [
+            f"{train['rows']:,} rows to train on{packed}, {', '.join(held_out) or 'none for validation'}",
+            f"{train['tokens']:,} tokens, {train['trained_tokens']:,} of them trained; "
+            f"{'reused from' if self.reused else 'prepared in'} {self.path}",
+        ]
+        return "\n".join(lines + [f"warning: {note}" for note in self.manifest["notes"]])
+
+
+def prepare(spec: RunSpec, model_path: str, *, chat: bool, multiple: int, console: Console | None = None) -> Prepared:
+    """Prepare the rows that a spec asks for, unless an earlier run has.
+
+    Args:
+        model_path: hub id or directory of the tokenizer.
+        chat: whether it has a chat template.
+        multiple: each packed sample is padded to a multiple of it.
+        console: where a progress bar goes; None for none.
+
+    Raises:
+        DataError: rows that cannot be had or used.
+    """
+    data = spec.data
+    words = data.dataset or ["squad"]
+    located = [locate(word, chat=chat) for word in words]
+    if data.validation_dataset:
+        located = [_only_train(one, "validation") for one in located]
+        located.append(_as_part(locate(data.validation_dataset, chat=chat), "validation"))
+    if data.test_dataset:
+        located = [_only_train(one, "test") for one in located]
+        located.append(_as_part(locate(data.test_dataset, chat=chat), "test"))
+    settings = _settings(spec, model_path)
+    key = _key(spec, located, settings, multiple)
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+    home = spec.run.storage_path.expanduser().absolute() / HOME
+    path = home / digest
+    manifest = read_manifest(path)
+    if manifest is not None:
+        return Prepared(path, manifest, reused=True)
+    with _building(home, digest) as directory:
+        content = _build(spec, located, settings, multiple, directory, console)
+        write_manifest(directory, {"format": FORMAT, "hash": digest, "key": key, **content})
+        _move(directory, path)
+    manifest = read_manifest(path)
+    assert manifest is not None
+    return Prepared(path, manifest, reused=False)
+
+
+def _only_train(one: Located, part: str) -> Located:
+    """Without its own rows of a part that another --*_dataset brings."""
+    return Located(one.word, one.weight, {name: sources for name, sources in one.parts.items() if name != part})
+
+
+def _as_part(one: Located, part: str) -> Located:
+    return Located(one.word, one.weight, {part: one.parts.get(part) or one.parts["train"]})
+
+
+def _settings(spec: RunSpec, model_path: str) -> Settings:
+    data = spec.data
+    template = None
+    if data.chat_template is not None:
+        try:
+            template = data.chat_template.expanduser().read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"--chat_template {data.chat_template}: cannot be read ({error})") from None
+    return Settings(
+        model_path=model_path,
+        revision=spec.model.hf_revision if not Path(model_path).is_dir() else None,
+        trust_remote_code=spec.model.trust_remote_code,
+        chat_template=template,
+        shape=Shape(
+            data.prompt_column,
+            data.completion_column,
+            data.messages_column,
+            data.prompt_template,
+            data.completion_template,
+        ),
+        loss_mode=data.loss_mode,
+        max_tokens=data.seq_length + 1,
+        long_rows=data.long_rows,
+    )
+
+
+def _key(spec: RunSpec, located: list[Located], settings: Settings, multiple: int) -> dict[str, Any]:
+    """All that decides the prepared rows."""
+    files = ModelFiles(settings.model_path, settings.revision)
+    texts = {name: text for name in _TOKENIZER_FILES if (text := files.optional(name)) is not None}
+    tokenizer = {name: hashlib.sha256(text.encode()).hexdigest()[:16] for name, text in texts.items()}
+    sources = [
+        [one.weight, {part: [source.fingerprint() for source in one.parts.get(part, ())] for part in PARTS}]
+        for one in located
+    ]
+    data = spec.data
+    return {
+        "format": FORMAT,
+        "sources": sources,
+        "settings": {**asdict(settings), "model_path": tokenizer or settings.model_path},
+        "bad_rows": data.bad_rows,
+        "validation_split": data.validation_split,
+        "test_split": data.test_split,
+        "seed": spec.train.seed,
+        "packing": [data.seq_length, multiple] if data.packing else None,
     }
-    _write(manifest, [json.dumps(content, indent=2).encode() + b"\n"])
 
 
-def _holds(manifest: Path, content_hash: str) -> bool:
+@contextlib.contextmanager
+def _building(home: Path, digest: str) -> Iterator[Path]:
+    """A directory that goes away unless it was moved; what a killed process of this machine left goes away, too."""
+    made = [place for place in (home, *home.parents) if not place.exists()]
     try:
-        content = json.loads(manifest.read_bytes())
-        sizes = {name: (manifest.parent / name).stat().st_size for name in content["bytes"]}
-        return content["content_hash"] == content_hash and content["bytes"] == sizes
-    except (OSError, ValueError, KeyError, TypeError):
-        return False  # no manifest, or not one of ours: write
-
-
-def _write(file: Path, lines: Iterable[bytes]) -> int:
-    """Write a whole file or none, and return its size."""
-    part = file.with_name(f"{file.name}.{os.getpid()}.part")
+        home.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunDirError(
+            f"--storage_path {home.parent}: cannot be written ({error.strerror or error})",
+            "give another --storage_path",
+        ) from None
+    host = socket.gethostname()
+    for left in home.glob(f".*@{host}@*"):
+        pid = left.name.rpartition("@")[2]
+        if pid.isdigit() and int(pid) != os.getpid() and not Path(f"/proc/{pid}").exists():
+            shutil.rmtree(left, ignore_errors=True)
+    directory = home / f".{digest}@{host}@{os.getpid()}"
+    shutil.rmtree(directory, ignore_errors=True)
     try:
-        with part.open("wb") as stream:
-            stream.writelines(lines)
-            stream.flush()
-            os.fsync(stream.fileno())
-            size = stream.tell()
-        part.replace(file)
+        directory.mkdir()
+        yield directory
     finally:
-        part.unlink(missing_ok=True)
-    return size
+        shutil.rmtree(directory, ignore_errors=True)
+        for place in made:  # empty ones only
+            with contextlib.suppress(OSError):
+                place.rmdir()
+
+
+def _move(directory: Path, path: Path) -> None:
+    try:
+        os.rename(directory, path)
+    except OSError:
+        if read_manifest(path) is None:  # a directory that somebody damaged
+            shutil.rmtree(path, ignore_errors=True)
+            os.rename(directory, path)
+
+
+def _build(
+    spec: RunSpec, located: list[Located], settings: Settings, multiple: int, directory: Path, console: Console | None
+) -> dict[str, Any]:
+    pool = _Pool(directory, len(located))
+    with Encoders(settings, console) as encoders:
+        for owner, one in enumerate(located):
+            for part, sources in one.parts.items():
+                for encoded in chain.from_iterable(map(encoders.over, sources)):
+                    pool.add(encoded, owner, PARTS.index(part))
+                    _check_problems(pool, spec.data.bad_rows)
+    pool.check(spec)
+    samples = pool.samples()
+    chosen = _split(spec, located, pool.owners, pool.parts)
+    files, parts = {}, {}
+    for part, wanted in chosen.items():
+        if not len(wanted):
+            continue
+        order, counts = _arrange(samples.lengths, wanted, spec, multiple)
+        files[f"{part}.arrow"] = write_rows(directory / f"{part}.arrow", samples, order, counts)
+        parts[part] = part_statistics(samples, wanted, len(counts), spec.data.seq_length, pool.hashes)
+    parts["train"] |= pool.losses()
+    pool.remove()
+    return {
+        "packing": spec.data.packing,
+        "multiple": multiple,
+        "seq_length": spec.data.seq_length,
+        "pad_id": pool.batches[0].eos_id,
+        "sources": [
+            {"dataset": one.word, "rows": int((pool.owners == owner).sum()), "used": _used(chosen, pool.owners, owner)}
+            for owner, one in enumerate(located)
+        ],
+        "parts": parts,
+        "files": files,
+        "notes": pool.notes(spec) + _leaks(chosen, pool),
+    }
+
+
+class _Pool:
+    """Everything that was tokenized, in the order it came; the tokens on disk."""
+
+    def __init__(self, directory: Path, owners: int):
+        self.files = [directory / "tokens.tmp", directory / "trained.tmp"]
+        self.streams = [open(file, "wb") for file in self.files]  # noqa: SIM115  # noqa: SIM115
+        self.batches: list[Encoded] = []
+        self.codes: list[tuple[int, int]] = []
+        self.problems: list[str] = []
+        self.wrong = 0
+
+    def add(self, encoded: Encoded, owner: int, part: int) -> None:
+        for stream, array in zip(self.streams, (encoded.tokens, encoded.trained), strict=True):
+            array.tofile(stream)
+        self.wrong += len(encoded.problems)
+        room = _SHOWN - len(self.problems)
+        self.problems += [f"{encoded.where} {number}: {text}" for number, text in encoded.problems[: max(0, room)]]
+        encoded.tokens = encoded.trained = np.empty(0)
+        self.batches.append(encoded)
+        self.codes.append((owner, part))
+
+    def samples(self) -> Samples:
+        for stream in self.streams:
+            stream.close()
+        tokens, trained = (
+            np.memmap(file, dtype=kind, mode="r") for file, kind in zip(self.files, (np.int32, np.uint8), strict=True)
+        )
+        return Samples(tokens, trained, np.concatenate([batch.lengths for batch in self.batches]))
+
+    def _of_samples(self, which: int) -> np.ndarray:
+        return np.concatenate(
+            [np.full(len(batch.lengths), code[which]) for batch, code in zip(self.batches, self.codes, strict=True)]
+        )
+
+    @property
+    def owners(self) -> np.ndarray:
+        return self._of_samples(0)
+
+    @property
+    def parts(self) -> np.ndarray:
+        return self._of_samples(1)
+
+    @property
+    def hashes(self) -> np.ndarray:
+        return np.concatenate([batch.hashes for batch in self.batches])
+
+    def row(self, index: int) -> str:
+        """Where a sample came from, in words."""
+        for batch in self.batches:
+            if index < len(batch.lengths):
+                return f"{batch.where} {batch.numbers[index]}"
+            index -= len(batch.lengths)
+        raise IndexError(index)
+
+    def _rows_of(self, kind: str) -> tuple[int, str]:
+        """(how many, the first) of `truncated`, `too_long` or `untrained` rows."""
+        count = sum(len(getattr(batch, kind)) for batch in self.batches)
+        first = next(
+            (f"{batch.where} {min(getattr(batch, kind))}" for batch in self.batches if getattr(batch, kind)), ""
+        )
+        return count, first
+
+    def losses(self) -> dict[str, int]:
+        dropped = self._rows_of("too_long")[0] + self._rows_of("untrained")[0] + self.wrong
+        return {"truncated_rows": self._rows_of("truncated")[0], "dropped_rows": dropped}
+
+    def check(self, spec: RunSpec) -> None:
+        """The rules that need all rows."""
+        words = ", ".join(spec.data.dataset or ["squad"])
+        if self.wrong and spec.data.bad_rows == "fail":
+            raise _wrong_rows(self.problems, self.wrong, words)
+        count, first = self._rows_of("too_long")
+        if count and spec.data.long_rows == "fail":
+            raise DataError(
+                f"{_rows(count)} longer than --seq_length {spec.data.seq_length} (the first: {first})",
+                "raise --seq_length, or --long_rows truncate to cut them, or --long_rows drop to leave them out",
+            )
+        if not sum(len(batch.lengths) for batch in self.batches):
+            cut, first = self._rows_of("untrained")
+            why = f"cut to --seq_length {spec.data.seq_length}, no row has a trained token left (the first: {first})"
+            raise DataError(f"--dataset {words}: {why if cut else 'no rows to train on'}", ROW_RULE)
+
+    def notes(self, spec: RunSpec) -> list[str]:
+        length = spec.data.seq_length
+        sentences = {
+            "truncated": f"cut to --seq_length {length}",
+            "too_long": f"longer than --seq_length {length} and left out (--long_rows drop)",
+            "untrained": f"left out: cut to --seq_length {length}, no trained token is left",
+        }
+        found = [(text, *self._rows_of(kind)) for kind, text in sentences.items()]
+        notes = [f"{_rows(count)} {text} (the first: {first})" for text, count, first in found if count]
+        if self.wrong:
+            notes.append(f"{_rows(self.wrong)} wrong and left out (--bad_rows drop); the first: {self.problems[0]}")
+        return notes
+
+    def remove(self) -> None:
+        for file in self.files:
+            file.unlink()
+
+
+def _check_problems(pool: _Pool, bad_rows: str) -> None:
+    """There is no use in reading a billion rows of the wrong kind."""
+    if bad_rows == "fail" and pool.wrong > 1000:
+        raise _wrong_rows(pool.problems, pool.wrong, pool.batches[-1].where.rpartition(" ")[0], more="at least ")
+
+
+def _wrong_rows(problems: list[str], count: int, words: str, more: str = "") -> DataError:
+    lines = [f"  {text}" for text in problems]
+    if count > len(problems):
+        lines.append(f"  ... and {count - len(problems):,} more")
+    return DataError(
+        f"--dataset {words}: {more}{_rows(count)} wrong\n" + "\n".join(lines),
+        f"{ROW_RULE}; --bad_rows drop leaves them out",
+    )
+
+
+def _rows(count: int) -> str:
+    return "1 row is" if count == 1 else f"{count:,} rows are"
+
+
+def _split(spec: RunSpec, located: list[Located], owners: np.ndarray, parts: np.ndarray) -> dict[str, np.ndarray]:
+    """Sample indices by part, in the order of the sources. The same rows, shares and seed give the same split."""
+    shares = {
+        "validation": 0.0 if spec.data.validation_dataset else spec.data.validation_split,
+        "test": 0.0 if spec.data.test_dataset else spec.data.test_split,
+    }
+    random = np.random.default_rng(spec.train.seed)
+    mine = [np.flatnonzero((owners == owner) & (parts == 0)) for owner in range(len(located))]
+    chosen = {part: np.flatnonzero(parts == index) for index, part in enumerate(PARTS)}
+    rest = []
+    for one, rows in zip(located, _weighted(located, mine, random), strict=True):
+        total = len(rows)
+        for part, share in shares.items():
+            if share > 0 and part not in one.parts and len(rows) > 1:
+                count = min(max(1, round(total * share)), len(rows) - 1)
+                held_out = np.sort(random.choice(len(rows), count, replace=False))
+                chosen[part] = np.concatenate([chosen[part], rows[held_out]])
+                rows = np.delete(rows, held_out)
+        rest.append(rows)
+    return {**chosen, "train": np.concatenate(rest)}
+
+
+def _weighted(located: list[Located], rows: list[np.ndarray], random: np.random.Generator) -> list[np.ndarray]:
+    """As many rows of each data set as its weight says, so many in all that none is repeated: the scarcest is used
+    whole. A data set without a weight among weighted ones counts as 1."""
+    trained = [one for one in located if "train" in one.parts]
+    if all(one.weight is None for one in trained):
+        return rows
+    weights = [(one.weight or 1.0) if "train" in one.parts else 0.0 for one in located]
+    total = min(len(mine) / weight for mine, weight in zip(rows, weights, strict=True) if weight)
+    return [
+        np.sort(random.choice(mine, min(len(mine), round(total * weight)), replace=False)) if weight else mine
+        for mine, weight in zip(rows, weights, strict=True)
+    ]
+
+
+def _arrange(lengths: np.ndarray, wanted: np.ndarray, spec: RunSpec, multiple: int) -> tuple[np.ndarray, np.ndarray]:
+    """(samples in the order of the rows, samples in each row)."""
+    if not spec.data.packing:
+        return wanted, np.ones(len(wanted), dtype=np.int64)
+    inputs = lengths[wanted].astype(np.int64) - 1  # the last token is only predicted
+    packs = first_fit_decreasing(-(-inputs // multiple) * multiple, spec.data.seq_length)
+    return wanted[np.concatenate(packs)], np.array([len(pack) for pack in packs], dtype=np.int64)
+
+
+def _used(chosen: dict[str, np.ndarray], owners: np.ndarray, owner: int) -> int:
+    return sum(int((owners[wanted] == owner).sum()) for wanted in chosen.values())
+
+
+def _leaks(chosen: dict[str, np.ndarray], pool: _Pool) -> list[str]:
+    """Held-out samples that are trained on as well."""
+    hashes, notes = pool.hashes, []
+    for part in PARTS[1:]:
+        seen = np.isin(hashes[chosen[part]], hashes[chosen["train"]])
+        if seen.any():
+            first = pool.row(int(chosen[part][np.argmax(seen)]))
+            notes.append(f"{_rows(int(seen.sum()))} both in {part} and in training (the first: {first})")
+    return notes

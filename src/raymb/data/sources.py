@@ -1,141 +1,274 @@
-"""From `--dataset` to rows: SQuAD from the hub, the sample dialogues, a JSONL file, a directory of two."""
+"""Rows read in batches: JSON lines, JSON, CSV and Parquet at any fsspec address, hub data sets, the sample."""
 
 from __future__ import annotations
 
+import csv
+import hashlib
 import importlib.util
+import io
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, cast
 
-from raymb.data.jsonl import read_jsonl
-from raymb.data.rows import Row, Rows, split
 from raymb.errors import DataError
-from raymb.spec import RunSpec
 
-SQUAD = "rajpurkar/squad"
-_WAYS_OUT = (
-    "use your own rows with --dataset FILE.jsonl, or the dialogues of the chatterbot-corpus package with "
-    "--dataset sample"
-)
+BATCH = 2000
+_BLOCK = 1 << 22
+FORMATS = ("jsonl", "ndjson", "json", "csv", "tsv", "parquet")
 
 
-def load_rows(spec: RunSpec, chat: bool) -> Rows:
-    """The rows that the spec asks for, checked and split.
+@dataclass(frozen=True)
+class Batch:
+    """Raw rows in order.
 
     Args:
-        spec: `data.dataset`, `data.validation_split` and `train.seed` count here.
-        chat: does the model's tokenizer have a chat template?
-
-    Raises:
-        DataError: the rows cannot be had or cannot be used with this model.
+        where: "rows.jsonl line" or "org/name row", to be followed by a number.
+        numbers: of each row, from 1.
+        rows: JSON lines as bytes, or objects.
+        size: how much of the source's size this batch is.
     """
-    dataset, share, seed = spec.data.dataset, spec.data.validation_split, spec.train.seed
-    if dataset is None:
-        return _squad()
-    if dataset == "sample":
-        train, validation = split(_dialogues(chat), share, seed)
-        return Rows("messages" if chat else "prompt_completion", train, validation, "the chatterbot-corpus package")
-    rows = _local(Path(dataset).expanduser(), share, seed)
-    if rows.kind == "messages" and not chat:
-        raise DataError(
-            f"--dataset {dataset}: its rows are messages, but {spec.model.hf_model_path} has no chat template",
-            "give prompt/completion rows with --dataset, or an instruct model with --hf_model_path",
-        )
-    return rows
+
+    where: str
+    numbers: range
+    rows: list[Any]
+    size: int
 
 
-def _local(path: Path, share: float, seed: int) -> Rows:
-    if path.is_dir():
-        return _directory(path, share, seed)
-    if not path.exists():
-        raise DataError(f"--dataset {path}: no such file or directory", _WAYS_OUT)
-    if path.suffix != ".jsonl" or not path.is_file():
-        raise DataError(f"--dataset {path}: a .jsonl file or a directory with train.jsonl is expected", _WAYS_OUT)
-    kind, rows = read_jsonl(path)
-    train, validation = split(rows, share, seed)
-    return Rows(kind, train, validation, str(path))
+class Source(Protocol):
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def size(self) -> int:
+        """In any unit; for the progress bar."""
+        ...
+
+    def fingerprint(self) -> str:
+        """Equal for equal content."""
+        ...
+
+    def batches(self) -> Iterator[Batch]: ...
 
 
-def _directory(path: Path, share: float, seed: int) -> Rows:
-    """A directory without validation.jsonl is split like a single file."""
-    train_file, validation_file = path / "train.jsonl", path / "validation.jsonl"
-    if not train_file.is_file():
-        raise DataError(f"--dataset {path}: this directory has no train.jsonl", _WAYS_OUT)
-    kind, rows = read_jsonl(train_file)
-    if not validation_file.exists():
-        train, validation = split(rows, share, seed)
-        return Rows(kind, train, validation, str(path))
-    other_kind, held_out = read_jsonl(validation_file)
-    if other_kind != kind:
-        raise DataError(
-            f"--dataset {path}: train.jsonl holds {kind} rows and validation.jsonl {other_kind} rows",
-            "use one kind in both files",
-        )
-    return Rows(kind, tuple(rows), tuple(held_out), str(path))
+@dataclass(frozen=True)
+class File:
+    """A file at a path or fsspec address; .gz, .bz2, .xz and .zst are decompressed."""
+
+    name: str
+    kind: str
+
+    @cached_property
+    def _info(self) -> dict[str, Any]:
+        import fsspec
+
+        filesystem, path = fsspec.core.url_to_fs(self.name)
+        return filesystem.info(path)
+
+    @property
+    def size(self) -> int:
+        return int(self._info.get("size") or 1)
+
+    def fingerprint(self) -> str:
+        """sha256 of a local file; what the store says of a remote one (its checksum, or size and time)."""
+        if Path(self.name).is_file():
+            with open(self.name, "rb") as stream:
+                return hashlib.file_digest(stream, "sha256").hexdigest()
+        known = ("name", "size", "ETag", "etag", "mtime", "LastModified", "last_modified", "generation", "created")
+        return json.dumps({key: str(self._info[key]) for key in known if key in self._info})
+
+    def batches(self) -> Iterator[Batch]:
+        with _reading(self.name):
+            yield from _READERS[self.kind](self)
+
+    def open(self) -> Any:
+        import fsspec
+
+        return cast(Any, fsspec.open(self.name, "rb", compression="infer")).open()
 
 
-def _dialogues(chat: bool) -> list[Row]:
-    """Question and first answer of every English dialogue, a question asked again left out.
+def kind_of(name: str) -> str | None:
+    """The format of a file by its name, compression endings left out; None for one that raymb does not read."""
+    parts = name.lower().rsplit("/", 1)[-1].split(".")
+    if parts[-1] in ("gz", "bz2", "xz", "zst"):
+        parts.pop()
+    return parts[-1] if len(parts) > 1 and parts[-1] in FORMATS else None
+
+
+@contextmanager
+def _reading(name: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"--dataset {name}: cannot be read ({error.strerror or error})") from None
+    except UnicodeDecodeError as error:
+        wrong = error.object[error.start]
+        raise DataError(f"--dataset {name}: byte {wrong:#04x} is not UTF-8", "save the file as UTF-8") from None
+
+
+def _lines(file: File) -> Iterator[Batch]:
+    """Parsed by whoever encodes them, side by side."""
+    first, rest, done, used = 1, b"", False, 0
+    pending: list[bytes] = []
+    with file.open() as stream:
+        raw = getattr(stream, "raw", stream)
+        while not done:
+            block = stream.read(_BLOCK)
+            done = not block
+            lines = (rest + block).split(b"\n")
+            rest = lines.pop() if not done else b""
+            if first == 1 and not pending and lines:
+                lines[0] = lines[0].removeprefix(b"\xef\xbb\xbf")  # a byte order mark is no mistake
+            pending += lines
+            while len(pending) >= BATCH or (done and pending):
+                now, pending = pending[:BATCH], pending[BATCH:]
+                place = raw.tell() if hasattr(raw, "tell") else used
+                yield Batch(f"{file.name} line", range(first, first + len(now)), now, max(0, place - used))
+                first, used = first + len(now), max(used, place)
+
+
+def _json(file: File) -> Iterator[Batch]:
+    """A list of objects; objects one a line are read, too."""
+    with file.open() as stream:
+        start = stream.read(256).lstrip(b"\xef\xbb\xbf \t\r\n")
+    if not start.startswith(b"["):
+        yield from _lines(file)
+        return
+    with file.open() as stream:
+        try:
+            rows = json.loads(stream.read().decode("utf-8-sig"))
+        except json.JSONDecodeError as error:
+            raise DataError(
+                f"--dataset {file.name}: not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}"
+            ) from None
+    yield from _of_objects(f"{file.name} row", rows, file.size)
+
+
+def _csv(file: File) -> Iterator[Batch]:
+    """All columns are text. The number is that of the line where the row ends."""
+    csv.field_size_limit(sys.maxsize)
+    with file.open() as stream:
+        text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
+        reader = csv.DictReader(text, delimiter="\t" if file.kind == "tsv" else ",", strict=True, restkey="")
+        rows = []
+        try:
+            for row in reader:
+                if "" in row or None in row.values():
+                    raise DataError(
+                        f"--dataset {file.name}: line {reader.line_num} has {'more' if '' in row else 'fewer'} fields "
+                        f"than the {len(reader.fieldnames or ())} columns of the first line",
+                        "quote fields that hold commas, quotes or line ends",
+                    )
+                rows.append(row)
+        except csv.Error as error:
+            raise DataError(f"--dataset {file.name}: line {reader.line_num}: not valid CSV ({error})") from None
+    yield from _of_objects(f"{file.name} row", rows, file.size)
+
+
+def _parquet(file: File) -> Iterator[Batch]:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    first = 1
+    with file.open() as stream:
+        try:
+            table = parquet.ParquetFile(stream)
+            share = file.size / max(1, table.metadata.num_rows)
+            for batch in table.iter_batches(batch_size=BATCH):
+                rows = batch.to_pylist()
+                yield Batch(f"{file.name} row", range(first, first + len(rows)), rows, int(share * len(rows)))
+                first += len(rows)
+        except pa.ArrowException as error:
+            reason = str(error).splitlines()[0]
+            raise DataError(f"--dataset {file.name}: not a readable Parquet file ({reason})") from None
+
+
+_READERS = {"jsonl": _lines, "ndjson": _lines, "json": _json, "csv": _csv, "tsv": _csv, "parquet": _parquet}
+
+
+def _of_objects(where: str, rows: list[Any], size: int) -> Iterator[Batch]:
+    for start in range(0, len(rows), BATCH):
+        part = rows[start : start + BATCH]
+        yield Batch(where, range(start + 1, start + 1 + len(part)), part, size * len(part) // len(rows))
+
+
+@dataclass(frozen=True)
+class HubSplit:
+    """One split of a data set that the datasets library has loaded."""
+
+    name: str
+    dataset: Any
+    revision: str
+    columns: Any = None  # a preset's way to read its rows
+
+    @property
+    def size(self) -> int:
+        return len(self.dataset)
+
+    def fingerprint(self) -> str:
+        return f"{self.name}@{self.revision}:{self.dataset._fingerprint}"
+
+    def batches(self) -> Iterator[Batch]:
+        first = 1
+        for table in self.dataset.with_format("arrow").iter(batch_size=BATCH):
+            rows: Iterable[Any] = table.to_pylist()
+            rows = [self.columns(row) for row in rows] if self.columns else list(rows)
+            yield Batch(f"{self.name} row", range(first, first + len(rows)), rows, len(rows))
+            first += len(rows)
+
+
+@dataclass(frozen=True)
+class Dialogues:
+    """Question and first answer of every English dialogue of the chatterbot-corpus package, as messages or, for a model
+    without a chat template, as prompt and completion. A question asked again is left out.
 
     2,026 dialogues ask 748 questions (ten tech-support questions alone a thousand times): with repetitions, a held-out
     question would be trained on. Further answers contradict the first.
     """
-    import yaml
 
-    spec = importlib.util.find_spec("chatterbot_corpus")
-    folder = Path(spec.origin or "").parent / "data" / "english" if spec else None
-    if folder is None or not folder.is_dir():
-        raise DataError(
-            "--dataset sample: the package chatterbot-corpus is not installed",
-            "pip install chatterbot-corpus (the extra `sample`), or use your own rows with --dataset FILE.jsonl",
-        )
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    answers: dict[str, tuple[str, str]] = {}
-    for file in sorted(folder.glob("*.yml")):
-        for conversation in yaml.load(file.read_text(encoding="utf-8"), loader)["conversations"]:
-            if not isinstance(conversation, list) or len(conversation) < 2:
-                continue  # one entry of trivia.yml is a bare string
-            question, answer = (str(text).strip() for text in conversation[:2])
-            if question and answer:
-                answers.setdefault(question.casefold(), (question, answer))
-    return [_dialogue_row(question, answer, chat) for question, answer in answers.values()]
+    chat: bool
+    name: str = "sample"
 
+    @property
+    def size(self) -> int:
+        return 1
 
-def _dialogue_row(question: str, answer: str, chat: bool) -> Row:
-    if chat:
-        return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
-    return {"prompt": f"Question: {question}\nAnswer:", "completion": f" {answer}"}
+    def fingerprint(self) -> str:
+        digest = hashlib.sha256()
+        for file in self._files():
+            digest.update(file.read_bytes())
+        return f"chatterbot-corpus:{self.chat}:{digest.hexdigest()}"
 
+    def batches(self) -> Iterator[Batch]:
+        import yaml
 
-def _squad() -> Rows:
-    parts = _load_squad()
-    train, validation = (tuple(_squad_row(example) for example in parts[name]) for name in ("train", "validation"))
-    return Rows("prompt_completion", train, validation, f"{SQUAD} on the hub")
+        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+        answers: dict[str, tuple[str, str]] = {}
+        for file in self._files():
+            for conversation in yaml.load(file.read_text(encoding="utf-8"), loader)["conversations"]:
+                if not isinstance(conversation, list) or len(conversation) < 2:
+                    continue  # one entry of trivia.yml is a bare string
+                question, answer = (str(text).strip() for text in conversation[:2])
+                if question and answer:
+                    answers.setdefault(question.casefold(), (question, answer))
+        rows = [self._row(question, answer) for question, answer in answers.values()]
+        yield from _of_objects("sample row", rows, 1)
 
+    def _row(self, question: str, answer: str) -> dict[str, Any]:
+        if self.chat:
+            return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
+        return {"prompt": f"Question: {question}\nAnswer:", "completion": f" {answer}"}
 
-def _load_squad() -> Any:
-    """SQuAD from the hub, or from the local cache when the hub does not answer."""
-    try:
-        import datasets
-        import datasets.config
-        from huggingface_hub import HfApi
-    except ImportError as error:
-        raise DataError(f"SQuAD needs the package {error.name}, which is not installed", _WAYS_OUT) from None
-    try:
-        HfApi().dataset_info(SQUAD, timeout=5)  # datasets alone retries for half a minute
-    except Exception as error:
-        datasets.config.HF_HUB_OFFLINE = True
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-    else:
-        reason = ""
-    try:
-        return datasets.load_dataset(SQUAD)
-    except Exception as error:
-        why = reason or f"{type(error).__name__}: {' '.join(str(error).split())}"
-        raise DataError(
-            f"without --dataset, SQuAD is read from the hub, which failed ({why[:200]})", _WAYS_OUT
-        ) from None
-
-
-def _squad_row(example: dict[str, Any]) -> Row:
-    prompt = f"Context: {example['context']} Question: {example['question']} Answer:"
-    return {"prompt": prompt, "completion": f" {example['answers']['text'][0]}"}
+    def _files(self) -> list[Path]:
+        spec = importlib.util.find_spec("chatterbot_corpus")
+        folder = Path(spec.origin or "").parent / "data" / "english" if spec else None
+        if folder is None or not folder.is_dir():
+            raise DataError(
+                "--dataset sample: the package chatterbot-corpus is not installed",
+                "pip install chatterbot-corpus (the extra `sample`), or use your own rows with --dataset FILE.jsonl",
+            )
+        return sorted(folder.glob("*.yml"))

@@ -22,8 +22,10 @@ class Plan:
 
     num_workers = tensor x pipeline x context x data parallel. Experts have a grid of their own over the same workers:
     num_workers = expert tensor x expert x pipeline x expert data parallel. micro_batches are those of one worker in one
-    step. tokens counts padding; rows, steps_per_epoch and epochs are None until the data has been read. chosen has a
-    reason for every flag that was `auto`. workers_per_node and nodes are None unless --gpus_per_node was given.
+    step. tokens counts padding. rows (packed ones, with packing), steps_per_epoch and epochs are None until the data
+    has been prepared; so are train_iters, samples and tokens where --num_epochs decides them. Each sample of a packed
+    row is padded to sample_multiple tokens. chosen has a reason for every flag that was `auto`. workers_per_node and
+    nodes are None unless --gpus_per_node was given.
     backend is `auto` while nobody has looked at the cluster.
     """
 
@@ -47,9 +49,11 @@ class Plan:
     global_batch_size: int
     micro_batches: int
     seq_length: int
-    train_iters: int
-    samples: int
-    tokens: int
+    packing: bool
+    sample_multiple: int
+    train_iters: int | None
+    samples: int | None
+    tokens: int | None
     rows: int | None
     steps_per_epoch: float | None
     epochs: float | None
@@ -78,13 +82,15 @@ def make_plan(spec: RunSpec, shape: ModelShape, *, rows: int | None = None, back
     layout, chosen = resolve(spec, shape, backend)
     problems = rules.broken_rules(layout, shape)
     if rows is not None and rows < layout.global_batch_size:
+        kind, or_else = ("packed ", ", or leave --packing out") if layout.packing else ("", "")
         problems.append(
-            f"the {rows} training rows do not fill one global batch of {layout.global_batch_size}: "
-            f"lower --global_batch_size or give more rows with --dataset"
+            f"the {rows} {kind}training rows do not fill one global batch of {layout.global_batch_size}: "
+            f"lower --global_batch_size, give more rows with --dataset{or_else}"
         )
     if problems:
         raise PlanError(problems)
-    samples = spec.train.train_iters * layout.global_batch_size
+    train_iters = _train_iters(spec, rows, layout.global_batch_size)
+    samples = train_iters * layout.global_batch_size if train_iters else None
     per_node = spec.cluster.gpus_per_node
     return Plan(
         backend=backend,
@@ -107,16 +113,27 @@ def make_plan(spec: RunSpec, shape: ModelShape, *, rows: int | None = None, back
         global_batch_size=layout.global_batch_size,
         micro_batches=layout.global_batch_size // (layout.micro_batch_size * layout.data),
         seq_length=layout.seq_length,
-        train_iters=spec.train.train_iters,
+        packing=layout.packing,
+        sample_multiple=rules.sample_multiple(layout),
+        train_iters=train_iters,
         samples=samples,
-        tokens=samples * layout.seq_length,
+        tokens=samples * layout.seq_length if samples else None,
         rows=rows,
         steps_per_epoch=rows / layout.global_batch_size if rows else None,
-        epochs=samples / rows if rows else None,
+        epochs=samples / rows if samples and rows else None,
         padded_vocab_size=math.ceil(shape.vocab_size / layout.tensor) * layout.tensor,
         parameters=shape.parameter_count,
         chosen=chosen,
     )
+
+
+DEFAULT_TRAIN_ITERS = 100
+
+
+def _train_iters(spec: RunSpec, rows: int | None, batch: int) -> int | None:
+    if spec.train.num_epochs is None:
+        return spec.train.train_iters or DEFAULT_TRAIN_ITERS
+    return math.ceil(spec.train.num_epochs * rows / batch) if rows else None
 
 
 def resolve(spec: RunSpec, shape: ModelShape, backend: str) -> tuple[rules.Layout, dict[str, str]]:
@@ -162,6 +179,7 @@ def resolve(spec: RunSpec, shape: ModelShape, backend: str) -> tuple[rules.Layou
         micro_batch_size=micro_batch_size,
         global_batch_size=spec.train.global_batch_size,
         seq_length=spec.data.seq_length,
+        packing=spec.data.packing,
     )
     return layout, chosen
 
@@ -189,6 +207,8 @@ def _micro_batch_size(spec: RunSpec, data: int, pipeline: int, virtual: int | No
     asked = spec.train.micro_batch_size
     if asked != "auto":
         return asked, ""
+    if spec.data.packing:
+        return 1, "1: a packed row is a micro batch of its own"
     if backend == "cpu":
         return 1, "1: the CPU gains nothing from a larger one"
     if not data or spec.train.global_batch_size % data:

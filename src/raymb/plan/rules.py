@@ -28,11 +28,12 @@ class Layout:
     micro_batch_size: int
     global_batch_size: int
     seq_length: int
+    packing: bool = False
 
 
 def broken_rules(layout: Layout, shape: ModelShape) -> list[str]:
     """A sentence for every broken rule: the values, the rule, the flag to change. Empty if the layout can train."""
-    checks = (_world, _batch, _heads, _feed_forward, _stages, _virtual_stages, _sequence, _experts, _family)
+    checks = (_world, _batch, _heads, _feed_forward, _stages, _virtual_stages, _sequence, _packing, _experts, _family)
     return [text for check in checks for text in check(layout, shape)]
 
 
@@ -147,6 +148,34 @@ def _sequence(layout: Layout, shape: ModelShape) -> Iterator[str]:
             f"--seq_length {length} must be a multiple of tensor x context parallel = {layout.tensor} x "
             f"{layout.context} = {product} with sequence parallel; set --seq_length to "
             f"{_nearest_multiples(length, product)}, or --sequence_parallel false"
+        )
+
+
+def sample_multiple(layout: Layout) -> int:
+    """Context parallel workers take two pieces each of every sample; with sequence parallel a piece is split again."""
+    if not layout.packing or layout.context == 1:
+        return 1
+    return 2 * layout.context * (layout.tensor if layout.sequence_parallel else 1)
+
+
+def _packing(layout: Layout, shape: ModelShape) -> Iterator[str]:
+    if not layout.packing:
+        return
+    if layout.micro_batch_size > 1:
+        yield (
+            f"--micro_batch_size {layout.micro_batch_size} must be 1 with --packing, where a row holds many samples; "
+            f"set it to 1 and raise --seq_length instead"
+        )
+    multiple = sample_multiple(layout)
+    if layout.seq_length % multiple and layout.seq_length % (2 * layout.context) == 0:
+        yield (
+            f"--seq_length {layout.seq_length} must be a multiple of {multiple} with --packing in this layout (2 x "
+            f"context x tensor parallel); set --seq_length to {_nearest_multiples(layout.seq_length, multiple)}"
+        )
+    if shape.architecture == "Gemma2ForCausalLM":
+        yield (
+            "--packing is not possible with Gemma2ForCausalLM: Bridge 0.6.2 has an attention of its own for it "
+            "(gemma2_provider.py); leave --packing out"
         )
 
 

@@ -42,18 +42,25 @@ def plan_rows(plan: Plan, shape: ModelShape, model: str) -> list[tuple[str, str]
             f"{plan.global_batch_size} = {plan.micro_batch_size} x {plan.data_parallel_size} x {plan.micro_batches}  "
             "(micro batch x data parallel x micro-batches a step)",
         ),
-        (
-            "training",
-            f"{plan.train_iters:,} steps x {plan.global_batch_size:,} = {plan.samples:,} samples; "
-            f"x {plan.seq_length:,} = {plan.tokens:,} tokens, padding counted",
-        ),
+        ("training", _training(plan)),
     ]
     if plan.rows:
+        packed = "packed " if plan.packing else ""
         rows.append(
-            ("data", f"{plan.rows:,} rows: {plan.steps_per_epoch:.2f} steps an epoch, {plan.epochs:.2f} epochs")
+            ("data", f"{plan.rows:,} {packed}rows: {plan.steps_per_epoch:.2f} steps an epoch, {plan.epochs:.2f} epochs")
         )
     rows.append(("backend", plan.backend if plan.backend != "auto" else "auto (CUDA when the cluster has GPUs)"))
     return rows
+
+
+def _training(plan: Plan) -> str:
+    if plan.train_iters is None:
+        return "as many steps as the epochs take, once the rows are prepared (raymb data prepare)"
+    padding = "" if plan.packing else ", padding counted"
+    return (
+        f"{plan.train_iters:,} steps x {plan.global_batch_size:,} = {plan.samples:,} samples; "
+        f"x {plan.seq_length:,} = {plan.tokens:,} tokens{padding}"
+    )
 
 
 def _layout_rows(plan: Plan, shape: ModelShape) -> list[tuple[str, str]]:

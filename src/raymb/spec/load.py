@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from raymb.errors import SpecError
+from raymb.spec.conflicts import conflicts
 from raymb.spec.sections import FLAG_THAT_OWNS, SECTION_OF_FLAG, SECTIONS, RunSpec
 
 
@@ -53,6 +54,7 @@ def load_spec(
     merged.setdefault("model", {})
     try:
         spec = RunSpec.model_validate(merged)
+        problems += conflicts(spec)
     except ValidationError as error:
         problems += _in_flag_names(error)
     if problems:

@@ -10,11 +10,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 Auto = Literal["auto"]
 Size = Annotated[int, Field(ge=1)]
 AutoSize = Size | Auto
+Words = Annotated[list[str], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
+"""A repeatable flag; in YAML one word or a list."""
 
 
 def bridge(*paths: str, default: Any = ..., **constraints: Any) -> Any:
@@ -38,13 +40,40 @@ class Model(Section):
 
 
 class Data(Section):
-    dataset: str | None = None
-    """JSONL file of prompt/completion or messages rows, a directory with train.jsonl and
-    validation.jsonl, or `sample` (dialogues of the chatterbot-corpus package). Default: SQuAD from the hub."""
+    dataset: Words = []
+    """JSONL, JSON, CSV, TSV or Parquet file, glob, directory or address (s3://...); hub id (owner/name, with
+    ?config=&split=&revision=); squad, gsm8k, tulu3, openmathinstruct2; `sample` (dialogues of the chatterbot-corpus
+    package). Repeatable; a:0.7 and b:0.3 mix by weight. Default: squad."""
+    validation_dataset: str | None = None
+    """Rows to validate on; default: the data set's own validation rows, else --validation_split of its rows."""
+    test_dataset: str | None = None
+    """Rows for a last test after training; default: the data set's own test rows, else --test_split of its rows."""
     validation_split: float = Field(default=0.05, ge=0.0, lt=1.0)
-    """Share of a single file's rows held out for validation; 0 for none."""
+    """Share of the rows held out for validation, where the data set has none of its own; 0 for none."""
+    test_split: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """Share of the rows held out for the test, where the data set has none of its own."""
     seq_length: Size = bridge("model.seq_length", "dataset.seq_length", default=512)
-    """Tokens in a sample; longer samples are cut, shorter ones padded."""
+    """Tokens in a row; longer samples are cut (see --long_rows), shorter ones padded or packed."""
+    packing: bool = bridge("dataset.enable_offline_packing", "dataset.offline_packing_specs", default=False)
+    """Put several samples into a row, each with attention and positions of its own; a batch counts packed rows."""
+    prompt_column: str | None = None
+    """Column of the prompt; default: prompt."""
+    completion_column: str | None = None
+    """Column of the completion; default: completion."""
+    messages_column: str | None = None
+    """Column of the conversation; default: messages, conversations or conversation."""
+    prompt_template: str | None = None
+    """Prompt made of columns, for example "Q: {question} A:"."""
+    completion_template: str | None = None
+    """Completion made of columns, for example " {answer}"."""
+    chat_template: Path | None = None
+    """File with a Jinja chat template instead of the tokenizer's own."""
+    loss_mode: Literal["assistant", "last_turn", "full"] = "assistant"
+    """What is trained: completions and assistant turns, the last assistant turn only, or every token."""
+    long_rows: Literal["truncate", "drop", "fail"] = "truncate"
+    """What becomes of samples longer than --seq_length; truncate cuts their end."""
+    bad_rows: Literal["fail", "drop"] = "fail"
+    """What becomes of rows that cannot be used; fail names the first ones."""
 
 
 class Parallel(Section):
@@ -71,8 +100,10 @@ class Parallel(Section):
 
 
 class Train(Section):
-    train_iters: Size = bridge("train.train_iters", default=100)
-    """Optimizer steps."""
+    train_iters: Size | None = bridge("train.train_iters", default=None)
+    """Optimizer steps (default: 100)."""
+    num_epochs: float | None = bridge("train.num_epochs", default=None, gt=0)
+    """Passes over the training rows, instead of --train_iters."""
     global_batch_size: Size = bridge("train.global_batch_size", "validation.eval_global_batch_size", default=8)
     """Samples in an optimizer step, over all workers."""
     micro_batch_size: AutoSize = bridge("train.micro_batch_size", "validation.eval_micro_batch_size", default="auto")
@@ -114,7 +145,7 @@ class Evaluation(Section):
     eval_interval: int = bridge("validation.eval_interval", default=50, ge=0)
     """Steps between validations; 0 for none."""
     eval_iters: int = bridge("validation.eval_iters", default=4, ge=0)
-    """Global batches in a validation; 0 for none."""
+    """Global batches in a validation and in the test; 0 for none."""
 
 
 class Checkpoint(Section):

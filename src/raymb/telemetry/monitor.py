@@ -32,7 +32,7 @@ class Monitor:
         self.joiner = StepJoiner(
             job.plan["data_parallel_size"], job.spec.train.global_batch_size, job.plan["num_workers"]
         )
-        self.terminal = Terminal(console, job.spec.train.train_iters)
+        self.terminal = Terminal(console, job.plan["train_iters"])
         self.terminal.phase(f"starting {job.plan['num_workers']} {job.backend} workers")
         self.receiver = Receiver(hub, self._handle)
 
@@ -59,7 +59,7 @@ class Monitor:
             if step is not None:
                 self._write(step)
                 self.terminal.step(step)
-        elif kind == "validation":
+        elif kind in ("validation", "test"):
             self._write(record)
             self.terminal.validation(record)
         elif kind == "checkpoint":

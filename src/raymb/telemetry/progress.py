@@ -62,7 +62,7 @@ class Terminal:
         return step == 1 or time.monotonic() - self.printed >= _SECONDS_BETWEEN_PLAIN_LINES
 
     def validation(self, record: Record) -> None:
-        self.phase(f"validation at step {record['step']}: loss {record['loss']:.4f}")
+        self.phase(f"{record['kind']} at step {record['step']}: loss {record['loss']:.4f}")
 
     def checkpoint(self, step: int) -> None:
         self.phase(f"checkpoint at step {step}")

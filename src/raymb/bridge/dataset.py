@@ -1,0 +1,152 @@
+"""Prepared rows as Bridge's training loop takes them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from megatron.bridge.data.base import DatasetBuildContext, DatasetProvider
+from megatron.bridge.data.packing import PackedSequenceSpecs
+
+from raymb.data.store import RowFile
+
+
+@dataclass(kw_only=True)
+class PreparedRowsConfig(DatasetProvider):
+    """The dataset section of a ConfigContainer: a directory that raymb.data.prepare has written.
+
+    Args:
+        pad_id: token behind the end of a row.
+        validation, test: whether there are such rows.
+        enable_offline_packing: rows hold several samples; Bridge asks under this name.
+        sample_multiple: each packed sample is padded to a multiple of it.
+    """
+
+    directory: str
+    seq_length: int
+    seed: int
+    pad_id: int
+    validation: bool
+    test: bool
+    enable_offline_packing: bool
+    sample_multiple: int
+    offline_packing_specs: PackedSequenceSpecs | None = None
+    dataloader_type: Any = "batch"
+
+    def __post_init__(self) -> None:
+        if self.enable_offline_packing:
+            self.offline_packing_specs = PackedSequenceSpecs(
+                packed_sequence_size=self.seq_length, pad_seq_to_mult=self.sample_multiple
+            )
+
+    def build_datasets(self, context: DatasetBuildContext) -> tuple[Any, Any, Any]:
+        return (
+            self._rows("train"),
+            self._rows("validation") if self.validation else None,
+            self._rows("test") if self.test else None,
+        )
+
+    def _rows(self, part: str) -> PreparedRows:
+        kind = PackedRows if self.enable_offline_packing else PaddedRows
+        return kind(Path(self.directory, f"{part}.arrow"), self.seq_length, self.pad_id, self.sample_multiple)
+
+
+class PreparedRows(torch.utils.data.Dataset):
+    def __init__(self, file: Path, seq_length: int, pad_id: int, multiple: int):
+        self.rows = RowFile(file)
+        self.seq_length, self.pad_id, self.multiple = seq_length, pad_id, multiple
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        return self.rows[int(index)]
+
+    def __getstate__(self) -> dict[str, Any]:
+        raise TypeError("a mapped file does not travel to another process; loaders fork")
+
+    def _padded(self, rows: list[np.ndarray], value: int) -> torch.Tensor:
+        """[rows, seq_length], int64."""
+        batch = np.full((len(rows), self.seq_length), value, dtype=np.int64)
+        for line, row in zip(batch, rows, strict=True):
+            line[: len(row)] = row
+        return torch.from_numpy(batch)
+
+
+class PaddedRows(PreparedRows):
+    """One sample a row."""
+
+    def collate_fn(self, batch: list[dict[str, np.ndarray]]) -> dict[str, Any]:
+        """tokens, labels, loss_mask and position_ids, each [rows, seq_length]: the label of an input is the token
+        behind it."""
+        return {
+            "tokens": self._padded([row["input_ids"][:-1] for row in batch], self.pad_id),
+            "labels": self._padded([row["input_ids"][1:] for row in batch], self.pad_id),
+            "loss_mask": self._padded([row["trained"][1:] for row in batch], 0),
+            "position_ids": torch.arange(self.seq_length).expand(len(batch), -1).contiguous(),
+            "attention_mask": None,  # causal: the attention knows
+        }
+
+
+class PackedRows(PreparedRows):
+    """Several samples a row, for attention over thd layouts."""
+
+    def collate_fn(self, batch: list[dict[str, np.ndarray]]) -> dict[str, Any]:
+        """As PaddedRows, and where samples begin: cu_seqlens_* [rows, samples + 2] and max_seqlen_* [rows, 1], int32.
+
+        cu_seqlens_*_padded, with samples padded to a multiple, are the places in the row; cu_seqlens_* then count real
+        tokens only. What is left of a row is a sample of its own that is not trained. Batches are split into micro
+        batches of one row, so shorter lists are filled with samples of no tokens.
+        """
+        rows = [self._laid_out(row) for row in batch]
+        samples = max(len(row["ends"]) for row in rows)
+        places, real = (
+            torch.from_numpy(np.stack([_filled(row[name], samples) for row in rows])) for name in ("ends", "real_ends")
+        )
+        longest = (places[:, 1:] - places[:, :-1]).max(dim=1, keepdim=True).values
+        boundaries = {"cu_seqlens_q": real, "cu_seqlens_kv": real, "max_seqlen_q": longest, "max_seqlen_kv": longest}
+        if self.multiple > 1:
+            boundaries |= {"cu_seqlens_q_padded": places, "cu_seqlens_kv_padded": places}
+        return {
+            "tokens": self._padded([row["tokens"] for row in rows], self.pad_id),
+            "labels": self._padded([row["labels"] for row in rows], self.pad_id),
+            "loss_mask": self._padded([row["loss_mask"] for row in rows], 0),
+            "position_ids": self._padded([row["position_ids"] for row in rows], 0),
+            "attention_mask": None,
+            **boundaries,
+        }
+
+    def _laid_out(self, row: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """One row with its samples padded."""
+        stops = np.cumsum(row["lengths"])
+        inputs = row["lengths"].astype(np.int64) - 1
+        slots = -(-inputs // self.multiple) * self.multiple
+        ends = np.concatenate([[0], np.cumsum(slots)])
+        length = int(ends[-1])
+        tokens, labels = (np.full(length, self.pad_id, dtype=np.int64) for _ in range(2))
+        loss_mask, position_ids = (np.zeros(length, dtype=np.int64) for _ in range(2))
+        for place, slot, count, stop in zip(ends, slots, inputs, stops, strict=False):
+            begin = stop - count - 1
+            tokens[place : place + count] = row["input_ids"][begin : stop - 1]
+            labels[place : place + count] = row["input_ids"][begin + 1 : stop]
+            loss_mask[place : place + count] = row["trained"][begin + 1 : stop]
+            position_ids[place : place + slot] = np.arange(slot)
+        real_ends = np.concatenate([[0], np.cumsum(inputs)])
+        if length < self.seq_length:
+            ends = np.append(ends, self.seq_length)
+            real_ends = np.append(real_ends, real_ends[-1] if self.multiple > 1 else self.seq_length)
+        return {
+            "tokens": tokens,
+            "labels": labels,
+            "loss_mask": loss_mask,
+            "position_ids": position_ids,
+            "ends": ends,
+            "real_ends": real_ends,
+        }
+
+
+def _filled(ends: np.ndarray, length: int) -> np.ndarray:
+    return np.pad(ends, (0, length - len(ends)), mode="edge").astype(np.int32)

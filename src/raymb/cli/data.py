@@ -1,0 +1,65 @@
+"""`raymb data prepare` and `raymb data inspect`: the rows before a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from raymb.spec.sections import RunSpec
+
+if TYPE_CHECKING:
+    from raymb.data.prepare import Prepared
+
+_JSON = typer.Option(False, "--json", help="Print numbers as one JSON object, nothing else.", show_default=False)
+
+
+def prepare(spec: RunSpec, json: bool = _JSON) -> int:
+    """Read, check, tokenize and pack the rows, so that finetune with the same flags starts at once."""
+    prepared = _prepared(spec)
+    print(_as_json(prepared) if json else prepared.summary())
+    return 0
+
+
+def inspect(
+    spec: RunSpec,
+    json: bool = _JSON,
+    samples: int = typer.Option(3, "--samples", min=0, help="Samples to show."),
+    part: str = typer.Option("train", "--part", help="Which rows: train, validation or test."),
+    ids: bool = typer.Option(False, "--ids", help="Show token ids, too.", show_default=False),
+    plot: str = typer.Option("", "--plot", metavar="FILE.png", help="Write the lengths as a picture."),
+) -> int:
+    """Show rows as the model will see them, with the trained tokens marked, and what they are like in numbers."""
+    from raymb.data import inspection
+
+    prepared = _prepared(spec)
+    inspection.check_part(prepared, part)
+    if plot:
+        inspection.write_plot(prepared, Path(plot))
+    if json:
+        print(_as_json(prepared))
+    else:
+        inspection.print_inspection(prepared, spec, part, samples, ids)
+    return 0
+
+
+def _prepared(spec: RunSpec) -> Prepared:
+    from rich.console import Console
+
+    from raymb.plan import make_plan
+    from raymb.preflight import checked_shape, local_backend, prepared_rows
+
+    shape = checked_shape(spec)
+    plan = make_plan(spec, shape, backend=local_backend(spec))
+    return prepared_rows(spec, shape, plan, Console(stderr=True))
+
+
+def _as_json(prepared: Prepared) -> str:
+    from json import dumps
+
+    manifest = prepared.manifest
+    train = manifest["parts"]["train"]
+    names = ("rows", "packed_rows", "packing_efficiency", "tokens", "trained_tokens", "truncated_rows", "dropped_rows")
+    numbers = {name: train[name] for name in names}
+    return dumps({**numbers, "path": str(prepared.path), "parts": manifest["parts"], "notes": manifest["notes"]})

@@ -1,0 +1,161 @@
+"""Prepared rows for people: samples with their trained tokens marked, numbers, and how long the samples are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from raymb.data.encode import Encoder, Settings
+from raymb.data.prepare import Prepared
+from raymb.data.shapes import Shape
+from raymb.data.store import RowFile
+from raymb.errors import DataError, SpecError
+from raymb.spec import RunSpec
+
+TRAINED = "bold green"
+_BAR = 40
+
+
+def check_part(prepared: Prepared, part: str) -> None:
+    """Raises DataError if there are no such rows."""
+    parts = list(prepared.manifest["parts"])
+    if part not in parts:
+        raise DataError(f"--part {part}: there are no such rows", f"there are rows for {', '.join(parts)}")
+
+
+def print_inspection(prepared: Prepared, spec: RunSpec, part: str, samples: int, ids: bool) -> None:
+    """Print to standard output.
+
+    Args:
+        samples: how many rows' samples to show.
+        ids: show token ids, too.
+    """
+    console = Console(highlight=False)
+    numbers = prepared.manifest["parts"][part]
+    _print_samples(console, prepared, spec, part, samples, ids)
+    table = Table(show_header=False, box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for name, value in _number_rows(prepared, numbers):
+        table.add_row(name, value)
+    console.print(table)
+    console.print("\ntokens in a sample")
+    for line in _histogram_lines(numbers["length_histogram"]):
+        console.print(line)
+    for note in prepared.manifest["notes"]:
+        console.print(f"warning: {note}", style="yellow", markup=False, soft_wrap=True)
+    console.print(f"\n{prepared.path}", markup=False, soft_wrap=True)
+
+
+def _print_samples(console: Console, prepared: Prepared, spec: RunSpec, part: str, count: int, ids: bool) -> None:
+    if not count:
+        return
+    console.print(Text.assemble("trained tokens are ", ("marked", TRAINED), "; [[ ]] where colours are not shown"))
+    tokenizer = _tokenizer(prepared, spec)
+    for where, tokens, trained in islice(_samples(RowFile(prepared.path / f"{part}.arrow")), count):
+        text = _marked(tokenizer, tokens, trained, console, ids)
+        console.print(Panel(text, title=f"{where}, {len(tokens)} tokens", title_align="left"))
+
+
+def _samples(rows: RowFile) -> Iterator[tuple[str, list[int], list[int]]]:
+    """(where, ids, trained) of every sample."""
+    for number, row in enumerate(rows, start=1):
+        count, begin = len(row["lengths"]), 0
+        for index, length in enumerate(row["lengths"].tolist(), start=1):
+            where = f"row {number}" + (f", sample {index} of {count}" if count > 1 else "")
+            stretch = slice(begin, begin + length)
+            yield where, row["input_ids"][stretch].tolist(), row["trained"][stretch].tolist()
+            begin += length
+
+
+def _tokenizer(prepared: Prepared, spec: RunSpec) -> Any:
+    from raymb.preflight import model_path
+
+    path = model_path(spec)
+    revision = None if Path(path).is_dir() else spec.model.hf_revision
+    return Encoder(
+        Settings(path, revision, spec.model.trust_remote_code, None, Shape(), "full", 1, "truncate")
+    ).tokenizer
+
+
+def _marked(tokenizer: Any, ids: list[int], trained: list[int], console: Console, show_ids: bool) -> Text:
+    """The decoded sample; stretches of trained tokens in colour, in double brackets where there is none."""
+    text = Text()
+    plain = not console.is_terminal or console.no_color
+    trained = [0, *trained[1:]]  # nothing predicts the first token
+    begin = 0
+    while begin < len(ids):
+        end = begin
+        while end < len(ids) and trained[end] == trained[begin]:
+            end += 1
+        piece = tokenizer.decode(ids[begin:end])
+        if show_ids:
+            piece += f" {ids[begin:end]} "
+        marked = f"[[{piece}]]" if plain and trained[begin] else piece
+        text.append(marked, style=TRAINED if trained[begin] else "dim")
+        begin = end
+    return text
+
+
+def _number_rows(prepared: Prepared, numbers: dict[str, Any]) -> list[tuple[str, str]]:
+    length, rows = prepared.manifest["seq_length"], numbers["packed_rows"]
+    room = rows * length
+    found = [
+        ("samples", f"{numbers['rows']:,}, {numbers['shortest']} to {numbers['longest']} tokens long"),
+        ("rows of a batch", f"{rows:,} of {length:,} tokens" + (", packed" if prepared.manifest["packing"] else "")),
+        ("tokens", f"{numbers['tokens']:,}: {numbers['packing_efficiency']:.1%} of the rows' room"),
+        ("  trained", f"{numbers['trained_tokens']:,}: {numbers['trained_tokens'] / room:.1%} of the room"),
+        ("  padding", f"{room - numbers['tokens']:,}: {1 - numbers['packing_efficiency']:.1%} of the room"),
+        ("duplicates", f"{numbers['duplicate_rows']:,} samples occur before"),
+    ]
+    if "truncated_rows" in numbers:
+        found += [
+            ("truncated", f"{numbers['truncated_rows']:,}: {numbers['truncated_rows'] / numbers['rows']:.1%} of them"),
+            ("left out", f"{numbers['dropped_rows']:,} rows"),
+        ]
+    sources = prepared.manifest["sources"]
+    return found + [("from" if not i else "", _source(one)) for i, one in enumerate(sources)]
+
+
+def _source(one: dict[str, Any]) -> str:
+    return f"{one['dataset']}: {one['used']:,} of {one['rows']:,} samples"
+
+
+def _histogram_lines(histogram: dict[str, list[Any]]) -> list[str]:
+    """A bar a bin."""
+    edges, counts = histogram["edges"], histogram["rows"]
+    most = max(counts)
+    width = len(f"{edges[-1]:.0f}")
+    return [
+        f"{low:>{width}.0f} to {high:>{width}.0f}  {'#' * round(_BAR * count / most):<{_BAR}} {count:,}"
+        for low, high, count in zip(edges, edges[1:], counts, strict=False)
+    ]
+
+
+def write_plot(prepared: Prepared, file: Path) -> None:
+    """Histograms of the samples' lengths, a panel for each part, as PNG, SVG or PDF.
+
+    Raises:
+        SpecError: the file cannot be written.
+    """
+    from matplotlib.figure import Figure
+
+    parts = prepared.manifest["parts"]
+    figure = Figure(figsize=(7, 2.6 * len(parts)), layout="constrained")
+    for index, (part, numbers) in enumerate(parts.items()):
+        axes = figure.add_subplot(len(parts), 1, index + 1)
+        axes.stairs(numbers["length_histogram"]["rows"], numbers["length_histogram"]["edges"], fill=True)
+        axes.set_ylabel("samples")
+        axes.set_title(f"{part}: {numbers['rows']:,} samples, {numbers['tokens']:,} tokens", fontsize=10)
+        axes.axvline(prepared.manifest["seq_length"], color="tab:red", linewidth=1, label="--seq_length")
+        axes.legend(fontsize=8)
+    axes.set_xlabel("tokens in a sample")
+    try:
+        figure.savefig(file, dpi=150)
+    except (OSError, ValueError) as error:
+        raise SpecError(f"--plot {file}: cannot be written ({error})") from None

@@ -1,0 +1,89 @@
+"""Encode batches in order, in processes of their own: as many as they keep busy, at most one a core.
+
+Also a single batch leaves this process: there, torch can be left out of transformers, which saves seconds.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from raymb import stand_in
+from raymb.data.encode import Encoded, Encoder, Settings
+from raymb.data.sources import Batch, Source
+
+_IN_FLIGHT = 3  # batches for each process, so that none waits and memory stays bounded
+
+_encoder: Encoder | None = None
+
+
+class Encoders:
+    """A pool of processes that all encode with the same settings. A context manager.
+
+    Args:
+        console: where progress bars go, if it is a terminal.
+    """
+
+    def __init__(self, settings: Settings, console: Console | None):
+        self.settings, self.console = settings, console
+        self.workers = len(os.sched_getaffinity(0))
+
+    def __enter__(self) -> Encoders:
+        context = multiprocessing.get_context("spawn")
+        self.pool = ProcessPoolExecutor(self.workers, context, initializer=_leave_out_torch)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.pool.shutdown(cancel_futures=True)
+
+    def over(self, source: Source) -> Iterator[Encoded]:
+        """The encoded batches of a source, in order."""
+        waiting: deque[Future[Encoded]] = deque()
+        with _progress(source, self.console) as advance:
+            for batch in source.batches():
+                waiting.append(self.pool.submit(_encode, self.settings, batch))
+                if len(waiting) >= self.workers * _IN_FLIGHT:
+                    yield advance(waiting.popleft().result())
+            while waiting:
+                yield advance(waiting.popleft().result())
+
+
+def _leave_out_torch() -> None:
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
+    os.environ["TRANSFORMERS_NO_ADVISORY_WARNINGS"] = "1"  # that there is no torch is on purpose
+    stand_in.hide("torch")
+
+
+def _encode(settings: Settings, batch: Batch) -> Encoded:
+    global _encoder
+    if _encoder is None:
+        _encoder = Encoder(settings)
+    return _encoder.encode(batch)
+
+
+@contextmanager
+def _progress(source: Source, console: Console | None) -> Iterator[Callable[[Encoded], Encoded]]:
+    """A function that every result passes through."""
+    if console is None or not console.is_terminal:
+        yield lambda encoded: encoded
+        return
+    columns = (TextColumn("preparing {task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"))
+    rows = TextColumn("{task.fields[rows]:,} rows")
+    with Progress(*columns, rows, TimeRemainingColumn(), console=console, transient=True) as progress:
+        task = progress.add_task(source.name, total=source.size, rows=0)
+        count = 0
+
+        def advance(encoded: Encoded) -> Encoded:
+            nonlocal count
+            count += len(encoded.lengths)
+            progress.update(task, advance=encoded.size, rows=count)
+            return encoded
+
+        yield advance

@@ -1,0 +1,190 @@
+"""What a row may look like: from one raw row of any source to the two shapes that are trained on.
+
+    {"prompt": text, "completion": text}
+    {"messages": [{"role": ..., "content": ...}, ...]}, with "tools" where the row has them
+
+Imports no framework.
+"""
+
+from __future__ import annotations
+
+import json
+import string
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from raymb.spec.conflicts import template_columns
+
+Row = dict[str, Any]
+ROW_RULE = (
+    'a row is {"prompt": text, "completion": text}, {"messages": [{"role": ..., "content": ...}, ...]} or ShareGPT '
+    '{"conversations": [{"from": ..., "value": ...}, ...]}; name other columns with --prompt_column, '
+    "--completion_column, --messages_column, or build texts with --prompt_template and --completion_template"
+)
+_ROLES = ("system", "developer", "user", "assistant", "tool")
+_SHAREGPT_ROLES = {
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "chatgpt": "assistant",
+    "bot": "assistant",
+    "model": "assistant",
+    "system": "system",
+    "tool": "tool",
+    "function": "tool",
+    "observation": "tool",
+}
+
+
+class WrongRow(Exception):
+    """What is wrong with one row."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """How to read a row: which columns, or which templates over columns. All None: by the keys that the row has."""
+
+    prompt_column: str | None = None
+    completion_column: str | None = None
+    messages_column: str | None = None
+    prompt_template: str | None = None
+    completion_template: str | None = None
+
+    def read(self, raw: Any) -> Row:
+        """The row in one of the two shapes.
+
+        Raises:
+            WrongRow: a column is missing or has the wrong type, or the conversation cannot be trained on.
+        """
+        if not isinstance(raw, Mapping):
+            raise WrongRow(f"found {shown(raw)}; each row must be an object")
+        if self.prompt_template is not None and self.completion_template is not None:
+            texts = _fill(self.prompt_template, raw), _fill(self.completion_template, raw)
+            return _prompt_completion(*texts, "the filled --completion_template")
+        if self.messages_column:
+            return _conversation(raw, self.messages_column)
+        prompt, completion = self.prompt_column or "prompt", self.completion_column or "completion"
+        if not (self.prompt_column or self.completion_column):
+            found = [name for name in ("messages", "conversations", "conversation") if raw.get(name) is not None]
+            if found and any(raw.get(name) is not None for name in (prompt, completion)):
+                raise WrongRow(f"found {found[0]} together with prompt or completion; use one of them")
+            if found:
+                return _conversation(raw, found[0])
+        for column in (prompt, completion):
+            if raw.get(column) is None:
+                raise WrongRow(f"{column!r} is missing; found {_keys(raw)}")
+        return _prompt_completion(_text(raw[prompt], prompt), _text(raw[completion], completion), f"the {completion}")
+
+
+def _fill(template: str, raw: Mapping[str, Any]) -> str:
+    missing = [name for name in template_columns(template) if raw.get(name) is None]
+    if missing:
+        raise WrongRow(f"{missing[0]!r} of the template is missing; found {_keys(raw)}")
+    values = {name: _as_text(raw[name], name) for name in template_columns(template)}
+    return string.Formatter().vformat(template, (), values)
+
+
+def _as_text(value: Any, name: str) -> str:
+    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else _text(value, name)
+
+
+def _prompt_completion(prompt: str, completion: str, what: str) -> Row:
+    if not completion.strip():
+        raise WrongRow(f"{what} is empty; there is nothing to train on")
+    return {"prompt": prompt, "completion": completion}
+
+
+def _conversation(raw: Mapping[str, Any], column: str) -> Row:
+    messages = raw.get(column)
+    if isinstance(messages, str):
+        messages = _json(messages, column)
+    if not isinstance(messages, list) or not messages:
+        raise WrongRow(f"{column} is {shown(messages)}; it must be a list with at least one message")
+    row: Row = {"messages": [_message(message, f"{column}[{index}]") for index, message in enumerate(messages)]}
+    _check_order(row["messages"], column)
+    tools = raw.get("tools")
+    if tools:
+        tools = _json(tools, "tools") if isinstance(tools, str) else tools
+        if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+            raise WrongRow(f"tools is {shown(tools)}; it must be a list of objects")
+        row["tools"] = without_nulls(tools)
+    return row
+
+
+def _message(message: Any, name: str) -> dict[str, Any]:
+    if isinstance(message, Mapping) and {"from", "value"} <= message.keys():
+        role = _SHAREGPT_ROLES.get(str(message["from"]).lower())
+        if role is None:
+            raise WrongRow(f"{name}.from is {shown(message['from'])}; it must be one of {', '.join(_SHAREGPT_ROLES)}")
+        message = {"role": role, "content": message["value"]}
+    if not isinstance(message, Mapping) or "role" not in message:
+        raise WrongRow(f"{name} is {shown(message)}; it must be an object with role and content")
+    if message["role"] not in _ROLES:
+        raise WrongRow(f"{name}.role is {shown(message['role'])}; it must be one of {', '.join(_ROLES)}")
+    kept = {key: without_nulls(value) for key, value in message.items() if value is not None}
+    if "content" not in kept and not kept.get("tool_calls"):
+        raise WrongRow(f"{name} is {shown(message)}; it must be an object with role and content")
+    kept["content"] = _content(kept.get("content", ""), f"{name}.content")
+    if kept["role"] == "assistant" and not kept["content"].strip() and not kept.get("tool_calls"):
+        raise WrongRow(f"{name}.content is empty; an assistant turn is what is trained on")
+    return kept
+
+
+def _content(value: Any, name: str) -> str:
+    """Text, or a list of text parts as multimodal data sets have them."""
+    if isinstance(value, list) and all(isinstance(part, Mapping) and part.get("type") == "text" for part in value):
+        return "".join(_text(part.get("text"), f"{name}[].text") for part in value)
+    return _text(value, name)
+
+
+def _check_order(messages: list[dict[str, Any]], column: str) -> None:
+    roles = [message["role"] for message in messages]
+    for index, role in enumerate(roles):
+        name, before = f"{column}[{index}]", roles[index - 1] if index else None
+        if role in ("system", "developer") and before not in (None, "system", "developer"):
+            raise WrongRow(f"{name} is a {role} message, but it follows a {before} message; it must be first")
+        if role == "assistant" and before in (None, "system", "developer"):
+            raise WrongRow(f"{name} is an assistant message that answers no one; a user message must precede it")
+        if role in ("user", "assistant") and role == before:
+            raise WrongRow(f"{name} and the message before it both have the role {role}; roles must alternate")
+        if role == "tool" and before not in ("assistant", "tool"):
+            raise WrongRow(f"{name} is a tool message; it must follow an assistant's call")
+    if "assistant" not in roles:
+        raise WrongRow("no message has the role assistant; there is nothing to train on")
+
+
+def without_nulls(value: Any) -> Any:
+    """Columnar files give every object the keys of all objects, null where it had none: templates would print them."""
+    if isinstance(value, Mapping):
+        return {key: without_nulls(item) for key, item in value.items() if item is not None}
+    return [without_nulls(item) for item in value] if isinstance(value, list) else value
+
+
+def _json(text: str, name: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        raise WrongRow(f"{name} is {shown(text)}; a text there must be JSON") from None
+
+
+def _text(value: Any, name: str) -> str:
+    if not isinstance(value, str):
+        raise WrongRow(f"{name} is {shown(value)}; it must be a string")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise WrongRow(f"{name} holds half of a surrogate pair (\\ud800 to \\udfff), which is not text") from None
+    return value
+
+
+def shown(value: Any) -> str:
+    text = json.dumps(value, default=str)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _keys(raw: Mapping[str, Any]) -> str:
+    names = [name for name, value in raw.items() if value is not None]
+    listed = ", ".join(map(repr, names[:12])) + (", ..." if len(names) > 12 else "")
+    return f"the columns {listed}" if names else "no columns"

@@ -1,0 +1,121 @@
+"""Prepared rows on disk: Arrow files that a training process maps, and the manifest that says what they are.
+
+STORAGE_PATH/_prepared/HASH/
+    train.arrow, validation.arrow, test.arrow
+    manifest.json       written last; without it nothing here counts
+
+Columns: input_ids (int32) and trained (uint8, 1 where the token is a target), the samples of a row one after the other;
+lengths (int32), the tokens of each. A row holds one sample, or several if it is packed.
+"""
+
+from __future__ import annotations
+
+import bisect
+import json
+import mmap
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+MANIFEST = "manifest.json"
+_ROWS_IN_A_BATCH = 512
+_SCHEMA = pa.schema(
+    [("input_ids", pa.list_(pa.int32())), ("trained", pa.list_(pa.uint8())), ("lengths", pa.list_(pa.int32()))]
+)
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Tokenized samples, one after the other.
+
+    Args:
+        tokens, trained: of all samples; lengths: of each.
+    """
+
+    tokens: np.ndarray
+    trained: np.ndarray
+    lengths: np.ndarray
+
+    def forget(self) -> None:
+        """Give mapped pages back, so that memory stays bounded; they are read again when they are needed."""
+        for array in (self.tokens, self.trained):
+            if isinstance(array, np.memmap):
+                array._mmap.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]
+
+
+def write_rows(file: Path, samples: Samples, order: np.ndarray, counts: np.ndarray) -> int:
+    """Write rows of samples and return the file's size in bytes.
+
+    Args:
+        order: index of every sample, row after row.
+        counts: samples in each row.
+    """
+    begins = np.cumsum(samples.lengths, dtype=np.int64) - samples.lengths
+    row_ends = np.cumsum(counts)
+    with open(file, "wb") as stream, pa.ipc.new_file(stream, _SCHEMA) as writer:
+        for first in range(0, len(counts), _ROWS_IN_A_BATCH):
+            part = counts[first : first + _ROWS_IN_A_BATCH]
+            end = row_ends[min(first + _ROWS_IN_A_BATCH, len(counts)) - 1]
+            chosen = order[end - part.sum() : end]
+            lengths = samples.lengths[chosen]
+            places = np.repeat(begins[chosen] - (np.cumsum(lengths) - lengths), lengths) + np.arange(lengths.sum())
+            sample_ends = np.concatenate([[0], np.cumsum(part)])
+            token_ends = np.concatenate([[0], np.cumsum(lengths)])[sample_ends]
+            columns = [
+                pa.ListArray.from_arrays(pa.array(ends, pa.int32()), pa.array(values))
+                for ends, values in (
+                    (token_ends, samples.tokens[places]),
+                    (token_ends, samples.trained[places]),
+                    (sample_ends, lengths),
+                )
+            ]
+            writer.write_batch(pa.record_batch(columns, schema=_SCHEMA))
+            samples.forget()
+    with open(file, "rb") as stream:
+        os.fsync(stream.fileno())
+    return file.stat().st_size
+
+
+class RowFile:
+    """Rows of an Arrow file, mapped: a row costs what is read of it."""
+
+    def __init__(self, file: Path):
+        self.reader = pa.ipc.open_file(pa.memory_map(str(file)))
+        self.batches = [self.reader.get_batch(index) for index in range(self.reader.num_record_batches)]
+        self.ends = np.cumsum([batch.num_rows for batch in self.batches]).tolist()
+
+    def __len__(self) -> int:
+        return self.ends[-1] if self.ends else 0
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        """{"input_ids", "trained", "lengths"} of a row."""
+        number = bisect.bisect_right(self.ends, index)
+        batch = self.batches[number]
+        row = index - (self.ends[number] - batch.num_rows)
+        return {name: batch.column(name)[row].values.to_numpy() for name in _SCHEMA.names}
+
+    def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
+        return (self[index] for index in range(len(self)))
+
+
+def write_manifest(directory: Path, content: dict[str, Any]) -> None:
+    with open(directory / MANIFEST, "w", encoding="utf-8") as stream:
+        json.dump(content, stream, indent=2)
+        stream.write("\n")
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def read_manifest(directory: Path) -> dict[str, Any] | None:
+    """The manifest of a whole directory; None if there is none, or a file is not as long as it says."""
+    try:
+        content = json.loads((directory / MANIFEST).read_bytes())
+        whole = all((directory / name).stat().st_size == size for name, size in content["files"].items())
+        return content if whole else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None

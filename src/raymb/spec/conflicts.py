@@ -1,0 +1,56 @@
+"""Flags that contradict each other: what one section's schema cannot say."""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Iterator
+
+from raymb.spec.sections import Data, RunSpec
+
+
+def conflicts(spec: RunSpec) -> list[str]:
+    """A sentence for each contradiction, with the flags."""
+    return [*_data(spec.data), *_train(spec)]
+
+
+def _train(spec: RunSpec) -> Iterator[str]:
+    if spec.train.train_iters is not None and spec.train.num_epochs is not None:
+        yield (
+            f"--train_iters {spec.train.train_iters} and --num_epochs {spec.train.num_epochs:g} both say how long to "
+            f"train; give one of them"
+        )
+
+
+def _data(data: Data) -> Iterator[str]:
+    templates = {"prompt_template": data.prompt_template, "completion_template": data.completion_template}
+    given = [name for name, template in templates.items() if template is not None]
+    if len(given) == 1:
+        other = next(name for name in templates if name not in given)
+        yield f"--{given[0]} needs --{other}, too: they make the two texts of a row"
+    for name in given:
+        try:
+            template_columns(templates[name] or "")
+        except ValueError as error:
+            yield f"--{name} {templates[name]}: {error}"
+    columns = [name for name in ("prompt_column", "completion_column", "messages_column") if getattr(data, name)]
+    if given and columns:
+        yield f"--{given[0]} and --{columns[0]} both say what a row's text is; give one of them"
+    if data.messages_column and len(columns) > 1:
+        yield f"--messages_column and --{columns[0]} are two kinds of rows; give one of them"
+    if data.validation_split + data.test_split >= 1:
+        yield (
+            f"--validation_split {data.validation_split:g} and --test_split {data.test_split:g} leave no rows to train "
+            f"on; together they must be less than 1"
+        )
+
+
+def template_columns(template: str) -> list[str]:
+    """The columns that a template names in braces.
+
+    Raises:
+        ValueError: no template, or a placeholder that is no plain name.
+    """
+    names = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
+    if not names or not all(name.replace("-", "_").isidentifier() for name in names):
+        raise ValueError("columns are named in braces, for example {instruction}; {{ and }} are plain braces")
+    return names
