@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -16,6 +17,15 @@ TOKENIZER_FILES = (
     "spiece.model",
     "sentencepiece.bpe.model",
     "tekken.json",
+)
+_TOKENIZER_SETTINGS = (
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "merges.txt",
+    "config.json",
 )
 _LFS_POINTER = b"version https://git-lfs"
 
@@ -78,6 +88,19 @@ class ModelFiles:
             except ModelError:
                 return None
         return _read(file) if file else None
+
+    def tokenizer_identity(self) -> dict[str, str]:
+        """Equal for equal tokenizers: digests of a directory's files, the commit of a hub model."""
+        if self.directory is None:
+            self.needed("config.json")
+            cached = _cached(self.model, "config.json", self.revision)
+            return {self.model: cached.parent.name if cached else "unknown"}
+        names = {*TOKENIZER_FILES, *_TOKENIZER_SETTINGS, *(file.name for file in self.directory.glob("*.tiktoken"))}
+        return {
+            name: hashlib.sha256((self.directory / name).read_bytes()).hexdigest()[:16]
+            for name in sorted(names)
+            if (self.directory / name).is_file()
+        }
 
 
 def _read(file: Path) -> str:

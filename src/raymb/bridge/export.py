@@ -11,6 +11,7 @@ import torch.distributed as dist
 from megatron.bridge.models.conversion.auto_bridge import AutoBridge
 
 from raymb.bridge.tensor_files import check_same_tensors, trim_vocabulary
+from raymb.data.store import read_manifest
 from raymb.job import Job
 
 
@@ -34,6 +35,14 @@ def write_hf_model(hf_bridge: AutoBridge, model: list[Any], job: Job) -> None:
     if dist.get_rank() == 0:
         trim_vocabulary(partial, job.plan["padded_vocab_size"], job.vocab_size)
         check_same_tensors(partial, Path(job.model_path))
+        if template := _chat_template(job):
+            (partial / "chat_template.jinja").write_text(template, encoding="utf-8")
         shutil.rmtree(target, ignore_errors=True)
         os.replace(partial, target)
     dist.barrier()
+
+
+def _chat_template(job: Job) -> str | None:
+    """The text of --chat_template, as the rows were prepared with it: the tuned model is asked in the same words."""
+    manifest = read_manifest(Path(job.data_dir))
+    return manifest["key"]["settings"]["chat_template"] if manifest else None

@@ -33,13 +33,20 @@ for _name, _module, _summary in (
 ):
     app.command(_name, cls=SectionedCommand, short_help=_summary)(options.with_spec_options(_module.command))
 
-_data = typer.Typer(help="Prepare and look at training rows.", no_args_is_help=True, rich_markup_mode=None)
+_data = typer.Typer(help="Prepare and look at training rows.", rich_markup_mode=None)
 for _name, _command, _summary in (
     ("prepare", data.prepare, "Prepare the rows without training."),
     ("inspect", data.inspect, "Show rows as the model will see them, and their numbers."),
 ):
     _data.command(_name, cls=SectionedCommand, short_help=_summary)(options.with_spec_options(_command))
 app.add_typer(_data, name="data")
+
+
+@_data.callback(invoke_without_command=True)
+def _data_root(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+        raise typer.Exit(EXIT_OK)
 
 
 @app.callback(invoke_without_command=True)

@@ -35,18 +35,6 @@ from raymb.spec import RunSpec
 HOME = "_prepared"  # no run can have this name
 FORMAT = 1  # of the files; another one is prepared anew
 _SHOWN = 5  # a file with one mistake in every line must not fill the screen
-_TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "chat_template.json",
-    "vocab.json",
-    "merges.txt",
-    "config.json",
-)
 
 
 @dataclass(frozen=True)
@@ -163,9 +151,7 @@ def _settings(spec: RunSpec, model_path: str) -> Settings:
 
 def _key(spec: RunSpec, located: list[Located], settings: Settings, multiple: int) -> dict[str, Any]:
     """All that decides the prepared rows."""
-    files = ModelFiles(settings.model_path, settings.revision)
-    texts = {name: text for name in _TOKENIZER_FILES if (text := files.optional(name)) is not None}
-    tokenizer = {name: hashlib.sha256(text.encode()).hexdigest()[:16] for name, text in texts.items()}
+    tokenizer = ModelFiles(settings.model_path, settings.revision).tokenizer_identity()
     sources = [
         [one.weight, {part: [source.fingerprint() for source in one.parts.get(part, ())] for part in PARTS}]
         for one in located
@@ -174,7 +160,7 @@ def _key(spec: RunSpec, located: list[Located], settings: Settings, multiple: in
     return {
         "format": FORMAT,
         "sources": sources,
-        "settings": {**asdict(settings), "model_path": tokenizer or settings.model_path},
+        "settings": {**asdict(settings), "model_path": tokenizer, "revision": None},
         "bad_rows": data.bad_rows,
         "validation_split": data.validation_split,
         "test_split": data.test_split,

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -149,24 +150,29 @@ def _json(file: File) -> Iterator[Batch]:
 
 
 def _csv(file: File) -> Iterator[Batch]:
-    """All columns are text. The number is that of the line where the row ends."""
+    """All columns are text."""
     csv.field_size_limit(sys.maxsize)
     with file.open() as stream:
         text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
         reader = csv.DictReader(text, delimiter="\t" if file.kind == "tsv" else ",", strict=True, restkey="")
-        rows = []
+        first, used = 1, 0
         try:
-            for row in reader:
-                if "" in row or None in row.values():
-                    raise DataError(
-                        f"--dataset {file.name}: line {reader.line_num} has {'more' if '' in row else 'fewer'} fields "
-                        f"than the {len(reader.fieldnames or ())} columns of the first line",
-                        "quote fields that hold commas, quotes or line ends",
-                    )
-                rows.append(row)
+            while rows := [_checked(file, reader, row) for row in islice(reader, BATCH)]:
+                place = min(file.size, getattr(stream, "tell", int)())
+                yield Batch(f"{file.name} row", range(first, first + len(rows)), rows, max(0, place - used))
+                first, used = first + len(rows), max(used, place)
         except csv.Error as error:
             raise DataError(f"--dataset {file.name}: line {reader.line_num}: not valid CSV ({error})") from None
-    yield from _of_objects(f"{file.name} row", rows, file.size)
+
+
+def _checked(file: File, reader: csv.DictReader[str], row: dict[str, Any]) -> dict[str, Any]:
+    if "" in row or None in row.values():
+        raise DataError(
+            f"--dataset {file.name}: line {reader.line_num} has {'more' if '' in row else 'fewer'} fields "
+            f"than the {len(reader.fieldnames or ())} columns of the first line",
+            "quote fields that hold commas, quotes or line ends",
+        )
+    return row
 
 
 def _parquet(file: File) -> Iterator[Batch]:
