@@ -24,6 +24,7 @@ from tests.data.templates import unmarked
 from raymb.data.packing import first_fit_decreasing
 from raymb.data.prepare import Prepared, prepare
 from raymb.data.store import MANIFEST, RowFile
+from raymb.errors import DataError, RunDirError
 from raymb.spec import load_spec
 
 Rows = list[dict[str, Any]]
@@ -287,6 +288,29 @@ def test_long_rows(prepared: Any, model: Path, tmp_path: Path) -> None:
     dropped = prepared(**flags, long_rows="drop")
     assert texts(dropped, model) == joined(rows(5))
     assert "2 rows are longer than --seq_length 16 and left out (--long_rows drop)" in dropped.manifest["notes"][0]
+
+
+def test_a_template_from_a_shell(prepared: Any, model: Path, tmp_path: Path) -> None:
+    r"""A shell hands on \n as two characters; \\n stays a backslash and an n."""
+    file = write(tmp_path / "a.jsonl", [{"q": "1+1?", "a": "2"}])
+    flags = {"prompt_template": r"Q: {q}\nA:\t", "completion_template": r"{a}\\n", "validation_split": 0}
+    assert texts(prepared(dataset=file, **flags), model) == ["Q: 1+1?\nA:\t2\\n"]
+
+
+def test_a_full_disk_is_named(prepared: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("raymb.data.prepare.write_rows", full)
+    with pytest.raises(RunDirError, match=r"rows cannot be written there .No space left on device"):
+        prepared(dataset=write(tmp_path / "a.jsonl", rows(5)))
+    assert not (tmp_path / "storage").exists()
+
+
+def test_validation_rows_alone_are_not_enough(prepared: Any, tmp_path: Path) -> None:
+    train, held_out = write(tmp_path / "a.jsonl", [{}]), write(tmp_path / "v.jsonl", rows(3))
+    with pytest.raises(DataError, match="no rows to train on"):
+        prepared(dataset=train, validation_dataset=held_out, bad_rows="drop")
 
 
 def test_bad_rows_can_be_dropped(prepared: Any, model: Path, tmp_path: Path) -> None:

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -18,6 +20,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from raymb import stand_in
 from raymb.data.encode import Encoded, Encoder, Settings
 from raymb.data.sources import Batch, Source
+from raymb.errors import RaymbError
 
 _IN_FLIGHT = 3  # batches for each process, so that none waits and memory stays bounded
 
@@ -46,16 +49,22 @@ class Encoders:
     def over(self, source: Source) -> Iterator[Encoded]:
         """The encoded batches of a source, in order."""
         waiting: deque[Future[Encoded]] = deque()
-        with _progress(source, self.console) as advance:
-            for batch in source.batches():
-                waiting.append(self.pool.submit(_encode, self.settings, batch))
-                if len(waiting) >= self.workers * _IN_FLIGHT:
+        try:
+            with _progress(source, self.console) as advance:
+                for batch in source.batches():
+                    waiting.append(self.pool.submit(_encode, self.settings, batch))
+                    if len(waiting) >= self.workers * _IN_FLIGHT:
+                        yield advance(waiting.popleft().result())
+                while waiting:
                     yield advance(waiting.popleft().result())
-            while waiting:
-                yield advance(waiting.popleft().result())
+        except BrokenProcessPool:
+            raise RaymbError(
+                f"a process that tokenizes {source.name} was killed", "most often there is too little memory"
+            ) from None
 
 
 def _leave_out_torch() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the driver's to answer
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
     os.environ["TRANSFORMERS_NO_ADVISORY_WARNINGS"] = "1"  # that there is no torch is on purpose
     stand_in.hide("torch")

@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 import socket
 from collections.abc import Iterator
@@ -140,13 +141,19 @@ def _settings(spec: RunSpec, model_path: str) -> Settings:
             data.prompt_column,
             data.completion_column,
             data.messages_column,
-            data.prompt_template,
-            data.completion_template,
+            _unescaped(data.prompt_template),
+            _unescaped(data.completion_template),
         ),
         loss_mode=data.loss_mode,
         max_tokens=data.seq_length + 1,
         long_rows=data.long_rows,
     )
+
+
+def _unescaped(template: str | None) -> str | None:
+    r"""A shell hands on \n as two characters."""
+    plain = {r"\n": "\n", r"\t": "\t", r"\\": "\\"}
+    return template and re.sub(r"\\[nt\\]", lambda found: plain[found[0]], template)
 
 
 def _key(spec: RunSpec, located: list[Located], settings: Settings, multiple: int) -> dict[str, Any]:
@@ -190,6 +197,11 @@ def _building(home: Path, digest: str) -> Iterator[Path]:
     try:
         directory.mkdir()
         yield directory
+    except OSError as error:
+        raise RunDirError(
+            f"--storage_path {home.parent}: the rows cannot be written there ({error.strerror or error})",
+            "free some space, or give another --storage_path",
+        ) from None
     finally:
         shutil.rmtree(directory, ignore_errors=True)
         for place in made:  # empty ones only
@@ -248,7 +260,7 @@ class _Pool:
 
     def __init__(self, directory: Path, owners: int):
         self.files = [directory / "tokens.tmp", directory / "trained.tmp"]
-        self.streams = [open(file, "wb") for file in self.files]  # noqa: SIM115  # noqa: SIM115
+        self.streams = [open(file, "wb") for file in self.files]  # noqa: SIM115
         self.batches: list[Encoded] = []
         self.codes: list[tuple[int, int]] = []
         self.problems: list[str] = []
@@ -320,7 +332,7 @@ class _Pool:
                 f"{_rows(count)} longer than --seq_length {spec.data.seq_length} (the first: {first})",
                 "raise --seq_length, or --long_rows truncate to cut them, or --long_rows drop to leave them out",
             )
-        if not sum(len(batch.lengths) for batch in self.batches):
+        if not any(len(batch.lengths) for batch, (_, part) in zip(self.batches, self.codes, strict=True) if part == 0):
             cut, first = self._rows_of("untrained")
             why = f"cut to --seq_length {spec.data.seq_length}, no row has a trained token left (the first: {first})"
             raise DataError(f"--dataset {words}: {why if cut else 'no rows to train on'}", ROW_RULE)
