@@ -280,6 +280,7 @@ def test_long_rows(prepared: Any, model: Path, tmp_path: Path) -> None:
     cut = prepared(**flags)
     numbers = cut.manifest["parts"]["train"]
     assert (numbers["rows"], numbers["truncated_rows"], numbers["dropped_rows"], numbers["longest"]) == (6, 2, 1, 17)
+    assert numbers["truncated_tokens"] > 40 and numbers["empty_answers"] == 0
     assert cut.manifest["notes"] == [
         f"2 rows are cut to --seq_length 16 (the first: {file} line 6)",
         f"1 row is left out: cut to --seq_length 16, no trained token is left (the first: {file} line 7)",
@@ -315,10 +316,11 @@ def test_validation_rows_alone_are_not_enough(prepared: Any, tmp_path: Path) -> 
 
 def test_bad_rows_can_be_dropped(prepared: Any, model: Path, tmp_path: Path) -> None:
     file = tmp_path / "a.jsonl"
-    file.write_text("".join(json.dumps(row) + "\n{\n" for row in rows(4)))
+    file.write_text("".join(json.dumps(row) + "\n{\n" for row in rows(4)) + '{"prompt": "", "completion": " "}')
     found = prepared(dataset=file, bad_rows="drop", validation_split=0)
     assert texts(found, model) == joined(rows(4))
-    assert found.manifest["notes"][0].startswith("4 rows are wrong and left out (--bad_rows drop); the first: ")
+    assert found.manifest["parts"]["train"]["empty_answers"] == 1
+    assert found.manifest["notes"][0].startswith("5 rows are wrong and left out (--bad_rows drop); the first: ")
 
 
 def test_leaks_and_duplicates_are_named(prepared: Any, tmp_path: Path) -> None:

@@ -56,6 +56,8 @@ def finetune(ray_cluster: None, tiny_qwen2: Path, rows: Path, tmp_path: Path) ->
         given = {"hf_model_path": tiny_qwen2, "dataset": rows, "storage_path": tmp_path, "experiment_name": "run"}
         words = ["finetune", *overrides]
         for flag, value in {**given, **MAIN_FLAGS, **flags}.items():
+            if value is None:
+                continue
             words += [f"--{flag}", *([] if value is True else [str(value)])]
         assert main(words) == code
         return Path(flags.get("storage_path", tmp_path)) / flags.get("experiment_name", "run")

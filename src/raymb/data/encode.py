@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from raymb.data.shapes import Row, Shape, WrongRow, shown
+from raymb.data.shapes import EmptyAnswer, Row, Shape, WrongRow, shown
 from raymb.data.sources import Batch
 from raymb.errors import DataError, ModelError
 
@@ -63,6 +63,7 @@ class Encoded:
         eos_id: of the tokenizer; also what rows are padded with.
         problems: (row number, what is wrong) of the rows left out.
         truncated, too_long, untrained: row numbers: cut, left out for their length, left with nothing to train on.
+        empty, cut_tokens: problems that are empty answers; tokens that were cut.
         size: of the batch.
     """
 
@@ -77,6 +78,8 @@ class Encoded:
     truncated: list[int] = field(default_factory=list)
     too_long: list[int] = field(default_factory=list)
     untrained: list[int] = field(default_factory=list)
+    empty: int = 0
+    cut_tokens: int = 0
     size: int = 0
 
 
@@ -106,6 +109,7 @@ class Encoder:
         """Read, tokenize and cut the rows of a batch; a row that cannot be used is named in `problems`."""
         problems: list[tuple[int, str]] = []
         rows: list[tuple[int, Row]] = []
+        empty = 0
         for number, raw in zip(batch.numbers, batch.rows, strict=True):
             if isinstance(raw, bytes) and not raw.strip():
                 continue
@@ -113,8 +117,11 @@ class Encoder:
                 rows.append((number, self.settings.shape.read(_parsed(raw) if isinstance(raw, bytes) else raw)))
             except WrongRow as wrong:
                 problems.append((number, str(wrong)))
-        samples = self._tokenized(rows, problems)
-        return self._collected(samples, batch, sorted(problems))
+                empty += isinstance(wrong, EmptyAnswer)
+        encoded = self._collected(self._tokenized(rows, problems), batch, problems)
+        encoded.problems.sort()
+        encoded.empty = empty
+        return encoded
 
     def _tokenized(self, rows: list[tuple[int, Row]], problems: list[tuple[int, str]]) -> list[_Sample]:
         pairs = [(number, row) for number, row in rows if "prompt" in row]
@@ -259,7 +266,7 @@ class Encoder:
 
     def _collected(self, samples: list[_Sample], batch: Batch, problems: list[tuple[int, str]]) -> Encoded:
         settings, kept = self.settings, []
-        truncated, too_long, untrained = [], [], []
+        truncated, too_long, untrained, cut_tokens = [], [], [], 0
         for sample in samples:
             if not any(sample.trained[1:]):
                 problems.append((sample.number, "no token of it is trained"))
@@ -269,6 +276,7 @@ class Encoder:
                     too_long.append(sample.number)
                     continue
                 truncated.append(sample.number)
+                cut_tokens += len(sample.ids) - settings.max_tokens
                 sample = sample.cut(settings.max_tokens)
                 if not any(sample.trained[1:]):
                     untrained.append(sample.number)
@@ -289,6 +297,7 @@ class Encoder:
             truncated=truncated,
             too_long=too_long,
             untrained=untrained,
+            cut_tokens=cut_tokens,
             size=batch.size,
         )
 

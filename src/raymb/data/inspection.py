@@ -115,11 +115,16 @@ def _number_rows(prepared: Prepared, numbers: dict[str, Any]) -> list[tuple[str,
     ]
     if "truncated_rows" in numbers:
         found += [
-            ("truncated", f"{numbers['truncated_rows']:,}: {numbers['truncated_rows'] / numbers['rows']:.1%} of them"),
-            ("left out", f"{numbers['dropped_rows']:,} rows"),
+            ("truncated", f"{numbers['truncated_rows']:,} samples, {_share(numbers)} of all tokens"),
+            ("left out", f"{numbers['dropped_rows']:,} rows, {numbers['empty_answers']:,} of them with empty answers"),
         ]
     sources = prepared.manifest["sources"]
     return found + [("from" if not i else "", _source(one)) for i, one in enumerate(sources)]
+
+
+def _share(numbers: dict[str, Any]) -> str:
+    cut = numbers["truncated_tokens"]
+    return f"{cut / (cut + numbers['tokens']):.1%}"
 
 
 def _source(one: dict[str, Any]) -> str:

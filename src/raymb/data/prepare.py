@@ -319,7 +319,12 @@ class _Pool:
 
     def losses(self) -> dict[str, int]:
         dropped = self._rows_of("too_long")[0] + self._rows_of("untrained")[0] + self.wrong
-        return {"truncated_rows": self._rows_of("truncated")[0], "dropped_rows": dropped}
+        return {
+            "truncated_rows": self._rows_of("truncated")[0],
+            "truncated_tokens": sum(batch.cut_tokens for batch in self.batches),
+            "dropped_rows": dropped,
+            "empty_answers": sum(batch.empty for batch in self.batches),
+        }
 
     def check(self, spec: RunSpec) -> None:
         """The rules that need all rows."""

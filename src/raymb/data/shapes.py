@@ -42,6 +42,10 @@ class WrongRow(Exception):
     """What is wrong with one row."""
 
 
+class EmptyAnswer(WrongRow):
+    """Nothing to train on."""
+
+
 @dataclass(frozen=True)
 class Shape:
     """How to read a row: which columns, or which templates over columns. All None: by the keys that the row has."""
@@ -92,7 +96,7 @@ def _as_text(value: Any, name: str) -> str:
 
 def _prompt_completion(prompt: str, completion: str, what: str) -> Row:
     if not completion.strip():
-        raise WrongRow(f"{what} is empty; there is nothing to train on")
+        raise EmptyAnswer(f"{what} is empty; there is nothing to train on")
     return {"prompt": prompt, "completion": completion}
 
 
@@ -128,7 +132,7 @@ def _message(message: Any, name: str) -> dict[str, Any]:
         raise WrongRow(f"{name} is {shown(message)}; it must be an object with role and content")
     kept["content"] = _content(kept.get("content", ""), f"{name}.content")
     if kept["role"] == "assistant" and not kept["content"].strip() and not kept.get("tool_calls"):
-        raise WrongRow(f"{name}.content is empty; an assistant turn is what is trained on")
+        raise EmptyAnswer(f"{name}.content is empty; an assistant turn is what is trained on")
     return kept
 
 
