@@ -32,7 +32,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, str]]]:
 
     def load(name: str, hub_id: str, settings: dict[str, str]) -> Any:
         asked.append((hub_id, dict(settings)))
-        row = HUB_ROWS.get(name, {"prompt": "p", "completion": " c"})
+        row = HUB_ROWS.get(name, HUB_ROWS["gsm8k"] if name.startswith("gsm8k") else {"prompt": "p", "completion": " c"})
         splits = {split: Dataset.from_list([row] * count) for split, count in (("train", 5), ("dev", 2), ("other", 1))}
         if name == "owner/untrained":
             splits.pop("train")
@@ -53,6 +53,15 @@ def test_splits_are_found_by_name(hub: Any) -> None:
     assert {part: len(rows(sources)) for part, sources in found.parts.items()} == {"train": 5, "validation": 2}
     assert found.parts["train"][0].fingerprint() != found.parts["validation"][0].fingerprint()
     assert [len(rows(sources)) for sources in locate("owner/name?split=other", chat=False).parts.values()] == [1]
+
+
+def test_a_preset_takes_settings_and_says_when_its_columns_have_changed(hub: Any) -> None:
+    assert len(rows(locate("gsm8k?split=other:2", chat=False).parts["train"])) == 1
+    assert hub[-1] == ("openai/gsm8k", {"config": "main", "split": "other"})
+    HUB_ROWS["gsm8k?revision=v9"] = {"q": "1+1?"}
+    with pytest.raises(DataError, match="columns are no longer those that raymb knows; found q"):
+        rows(locate("gsm8k?revision=v9", chat=False).parts["train"])
+    del HUB_ROWS["gsm8k?revision=v9"]
 
 
 def test_no_training_split(hub: Any) -> None:

@@ -68,17 +68,22 @@ def _parts(name: str, chat: bool) -> Mapping[str, Sequence[Source]]:
         return {"train": [_file(str(path))]}
     if "://" in name:
         return {"train": _address(name)}
-    if any(sign in name for sign in "*?[") and not _HUB_ID.fullmatch(name.partition("?")[0]):
+    if any(sign in name for sign in "*?[") and not _names_hub_data(name.partition("?")[0]):
         found = sorted(file for file in glob.glob(str(path), recursive=True) if Path(file).is_file())
         if not found:
             raise DataError(f"--dataset {name}: no file matches", _WAYS_OUT)
         return {"train": [_file(file) for file in found]}
-    if name in PRESETS:
-        return _hub(name, PRESETS[name].hub_id, PRESETS[name].settings, PRESETS[name].row)
     hub_id, _, query = name.partition("?")
+    if hub_id in PRESETS:
+        preset = PRESETS[hub_id]
+        return _hub(name, preset.hub_id, {**preset.settings, **_settings(name, query)}, preset.row)
     if kind_of(name) is None and _HUB_ID.fullmatch(hub_id) and not name.startswith((".", "/", "~")):
         return _hub(name, hub_id, _settings(name, query), None)
     raise DataError(f"--dataset {name}: no such file or directory", _WAYS_OUT)
+
+
+def _names_hub_data(word: str) -> bool:
+    return word in PRESETS or bool(_HUB_ID.fullmatch(word))
 
 
 def _file(name: str) -> File:

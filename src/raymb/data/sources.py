@@ -222,7 +222,14 @@ class HubSplit:
         first = 1
         for table in self.dataset.with_format("arrow").iter(batch_size=BATCH):
             rows: Iterable[Any] = table.to_pylist()
-            rows = [self.columns(row) for row in rows] if self.columns else list(rows)
+            try:
+                rows = [self.columns(row) for row in rows] if self.columns else list(rows)
+            except (KeyError, IndexError, TypeError):
+                raise DataError(
+                    f"--dataset {self.name}: its columns are no longer those that raymb knows; "
+                    f"found {', '.join(table.column_names)}",
+                    "name it by its hub id (owner/name), with --prompt_template and --completion_template",
+                ) from None
             yield Batch(f"{self.name} row", range(first, first + len(rows)), rows, len(rows))
             first += len(rows)
 
