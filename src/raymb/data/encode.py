@@ -1,8 +1,7 @@
 """From rows to tokens and to which of them are trained. One Encoder a process; imports transformers.
 
-A chat template with {% generation %} marks says itself what is trained, and transformers reads the marks. Without marks
-an assistant's turn begins where the template, asked for a generation prompt after the messages before it, stops, and
-ends with the template's end-of-turn text.
+A chat template with {% generation %} marks says itself what is trained, and transformers reads the marks; without marks
+turns.py finds the assistant's turns.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
@@ -21,9 +19,9 @@ import numpy as np
 
 from raymb.data.shapes import EmptyAnswer, Row, Shape, WrongRow, shown
 from raymb.data.sources import Batch
+from raymb.data.turns import Turns, overlap
 from raymb.errors import DataError, ModelError
 
-_SENTINEL = "raymb-end-of-turn"
 _MARKS = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
@@ -176,10 +174,11 @@ class Encoder:
             )
         if isinstance(template, str) and _MARKS.search(template):
             return [sample for number, row in rows if (sample := self._marked(number, row, problems))]
-        texts, turns, numbers = [], [], []
+        turns = Turns(self.tokenizer)
+        texts, found, numbers = [], [], []
         for number, row in rows:
             try:
-                text, spans = self._rendered(row)
+                text, spans = turns.find(row, self.settings.loss_mode)
             except WrongRow as wrong:
                 problems.append((number, str(wrong)))
                 continue
@@ -187,7 +186,7 @@ class Encoder:
                 problems.append((number, f"the chat template refuses it: {_in_one_line(error)}"))
                 continue
             texts.append(text)
-            turns.append(spans)
+            found.append(spans)
             numbers.append(number)
         if not texts:
             return []
@@ -195,57 +194,11 @@ class Encoder:
             texts, add_special_tokens=False, return_attention_mask=False, return_offsets_mapping=True
         )
         return [
-            _Sample(number, ids, _overlap(offsets, spans))
+            _Sample(number, ids, overlap(offsets, spans))
             for number, ids, offsets, spans in zip(
-                numbers, encoded["input_ids"], encoded["offset_mapping"], turns, strict=True
+                numbers, encoded["input_ids"], encoded["offset_mapping"], found, strict=True
             )
         ]
-
-    def _render(self, row: Row) -> Callable[..., str]:
-        def render(messages: list[dict[str, Any]], prompt: bool = False) -> str:
-            return self.tokenizer.apply_chat_template(
-                messages, tools=row.get("tools"), tokenize=False, add_generation_prompt=prompt
-            )
-
-        return render
-
-    def _rendered(self, row: Row) -> tuple[str, list[tuple[int, int]]]:
-        """(text, the stretches of it that are trained)."""
-        render, messages = self._render(row), row["messages"]
-        text = render(messages)
-        if self.settings.loss_mode == "full":
-            return text, [(0, len(text))]
-        turns = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
-        if self.settings.loss_mode == "last_turn":
-            turns = turns[-1:]
-        return text, [self._turn(render, messages, index, text) for index in turns]
-
-    def _turn(self, render: Callable[..., str], messages: list[Row], index: int, text: str) -> tuple[int, int]:
-        """(begin, end) of an assistant's turn in the text of the whole conversation."""
-        asked = render(messages[:index], True)
-        start = _common(asked, text)
-        rest = asked[start:].strip()
-        if rest and not rest.startswith("<think"):  # opened by the template although this turn has no reasoning
-            raise WrongRow(
-                f"the chat template renders messages[{index}] differently as part of the whole, so that its tokens "
-                f"cannot be told apart; give a --chat_template with {{% generation %}} marks, or --loss_mode last_turn"
-            )
-        end = text.find(self._end_of_turn, start) if self._end_of_turn else -1
-        if end >= 0:
-            return start, end + len(self._end_of_turn)
-        through = render(messages[: index + 1])
-        if not text.startswith(through):
-            raise WrongRow(
-                f"the chat template does not say where messages[{index}] ends; give a --chat_template with "
-                f"{{% generation %}} marks"
-            )
-        return start, len(through)
-
-    @cached_property
-    def _end_of_turn(self) -> str:
-        """What the template writes behind an assistant's last words, white space left out."""
-        messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": _SENTINEL}]
-        return self._render({})(messages).rpartition(_SENTINEL)[2].strip()
 
     def _marked(self, number: int, row: Row, problems: list[tuple[int, str]]) -> _Sample | None:
         try:
@@ -312,13 +265,6 @@ class _Sample:
         return _Sample(self.number, self.ids[:length], self.trained[:length])
 
 
-def _common(one: str, other: str) -> int:
-    """Characters that both begin with."""
-    if other.startswith(one):
-        return len(one)
-    return next((index for index, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), len(other))
-
-
 def _parsed(line: bytes) -> Any:
     try:
         return json.loads(line.decode())
@@ -328,20 +274,6 @@ def _parsed(line: bytes) -> Any:
         raise WrongRow(f"not valid JSON: {error.msg} at column {error.colno}: {shown(error.doc)}") from None
     except RecursionError:
         raise WrongRow("not a row: brackets are nested too deeply") from None
-
-
-def _overlap(offsets: list[tuple[int, int]], spans: list[tuple[int, int]]) -> list[int]:
-    """1 for each token that shares a character with a span; spans are in order."""
-    marks = [0] * len(offsets)
-    spans = sorted(spans)
-    current = 0
-    for index, (start, end) in enumerate(offsets):
-        while current < len(spans) and spans[current][1] <= start:
-            current += 1
-        if current == len(spans):
-            break
-        marks[index] = int(spans[current][0] < end and start < end)
-    return marks
 
 
 def _flat(lists: list[list[int]], kind: Any) -> np.ndarray:

@@ -22,20 +22,20 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from raymb.data.encode import Encoded, Settings
+from raymb.data.encode import Settings
 from raymb.data.locate import PARTS, Located, locate
 from raymb.data.packing import first_fit_decreasing
 from raymb.data.parallel import Encoders
-from raymb.data.shapes import ROW_RULE, Shape
+from raymb.data.pool import Pool, check_problems, rows_are
+from raymb.data.shapes import Shape
 from raymb.data.statistics import part_statistics
-from raymb.data.store import Samples, read_manifest, write_manifest, write_rows
+from raymb.data.store import read_manifest, write_manifest, write_rows
 from raymb.errors import DataError, RunDirError
 from raymb.model_files import ModelFiles
 from raymb.spec import RunSpec
 
 HOME = "_prepared"  # no run can have this name
 FORMAT = 1  # of the files; another one is prepared anew
-_SHOWN = 5  # a file with one mistake in every line must not fill the screen
 
 
 @dataclass(frozen=True)
@@ -221,13 +221,13 @@ def _move(directory: Path, path: Path) -> None:
 def _build(
     spec: RunSpec, located: list[Located], settings: Settings, multiple: int, directory: Path, console: Console | None
 ) -> dict[str, Any]:
-    pool = _Pool(directory, len(located))
+    pool = Pool(directory)
     with Encoders(settings, console) as encoders:
         for owner, one in enumerate(located):
             for part, sources in one.parts.items():
                 for encoded in chain.from_iterable(map(encoders.over, sources)):
                     pool.add(encoded, owner, PARTS.index(part))
-                    _check_problems(pool, spec.data.bad_rows)
+                    check_problems(pool, spec.data.bad_rows)
     pool.check(spec)
     samples = pool.samples()
     chosen = _split(spec, located, pool.owners, pool.parts)
@@ -253,131 +253,6 @@ def _build(
         "files": files,
         "notes": pool.notes(spec) + _leaks(chosen, pool),
     }
-
-
-class _Pool:
-    """Everything that was tokenized, in the order it came; the tokens on disk."""
-
-    def __init__(self, directory: Path, owners: int):
-        self.files = [directory / "tokens.tmp", directory / "trained.tmp"]
-        self.streams = [open(file, "wb") for file in self.files]  # noqa: SIM115
-        self.batches: list[Encoded] = []
-        self.codes: list[tuple[int, int]] = []
-        self.problems: list[str] = []
-        self.wrong = 0
-
-    def add(self, encoded: Encoded, owner: int, part: int) -> None:
-        for stream, array in zip(self.streams, (encoded.tokens, encoded.trained), strict=True):
-            array.tofile(stream)
-        self.wrong += len(encoded.problems)
-        room = _SHOWN - len(self.problems)
-        self.problems += [f"{encoded.where} {number}: {text}" for number, text in encoded.problems[: max(0, room)]]
-        encoded.tokens = encoded.trained = np.empty(0)
-        self.batches.append(encoded)
-        self.codes.append((owner, part))
-
-    def samples(self) -> Samples:
-        for stream in self.streams:
-            stream.close()
-        tokens, trained = (
-            np.memmap(file, dtype=kind, mode="r") for file, kind in zip(self.files, (np.int32, np.uint8), strict=True)
-        )
-        return Samples(tokens, trained, np.concatenate([batch.lengths for batch in self.batches]))
-
-    def _of_samples(self, which: int) -> np.ndarray:
-        return np.concatenate(
-            [np.full(len(batch.lengths), code[which]) for batch, code in zip(self.batches, self.codes, strict=True)]
-        )
-
-    @property
-    def owners(self) -> np.ndarray:
-        return self._of_samples(0)
-
-    @property
-    def parts(self) -> np.ndarray:
-        return self._of_samples(1)
-
-    @property
-    def hashes(self) -> np.ndarray:
-        return np.concatenate([batch.hashes for batch in self.batches])
-
-    def row(self, index: int) -> str:
-        """Where a sample came from, in words."""
-        for batch in self.batches:
-            if index < len(batch.lengths):
-                return f"{batch.where} {batch.numbers[index]}"
-            index -= len(batch.lengths)
-        raise IndexError(index)
-
-    def _rows_of(self, kind: str) -> tuple[int, str]:
-        """(how many, the first) of `truncated`, `too_long` or `untrained` rows."""
-        count = sum(len(getattr(batch, kind)) for batch in self.batches)
-        first = next(
-            (f"{batch.where} {min(getattr(batch, kind))}" for batch in self.batches if getattr(batch, kind)), ""
-        )
-        return count, first
-
-    def losses(self) -> dict[str, int]:
-        dropped = self._rows_of("too_long")[0] + self._rows_of("untrained")[0] + self.wrong
-        return {
-            "truncated_rows": self._rows_of("truncated")[0],
-            "truncated_tokens": sum(batch.cut_tokens for batch in self.batches),
-            "dropped_rows": dropped,
-            "empty_answers": sum(batch.empty for batch in self.batches),
-        }
-
-    def check(self, spec: RunSpec) -> None:
-        """The rules that need all rows."""
-        words = ", ".join(spec.data.dataset or ["squad"])
-        if self.wrong and spec.data.bad_rows == "fail":
-            raise _wrong_rows(self.problems, self.wrong, words)
-        count, first = self._rows_of("too_long")
-        if count and spec.data.long_rows == "fail":
-            raise DataError(
-                f"{_rows(count)} longer than --seq_length {spec.data.seq_length} (the first: {first})",
-                "raise --seq_length, or --long_rows truncate to cut them, or --long_rows drop to leave them out",
-            )
-        if not any(len(batch.lengths) for batch, (_, part) in zip(self.batches, self.codes, strict=True) if part == 0):
-            cut, first = self._rows_of("untrained")
-            why = f"cut to --seq_length {spec.data.seq_length}, no row has a trained token left (the first: {first})"
-            raise DataError(f"--dataset {words}: {why if cut else 'no rows to train on'}", ROW_RULE)
-
-    def notes(self, spec: RunSpec) -> list[str]:
-        length = spec.data.seq_length
-        sentences = {
-            "truncated": f"cut to --seq_length {length}",
-            "too_long": f"longer than --seq_length {length} and left out (--long_rows drop)",
-            "untrained": f"left out: cut to --seq_length {length}, no trained token is left",
-        }
-        found = [(text, *self._rows_of(kind)) for kind, text in sentences.items()]
-        notes = [f"{_rows(count)} {text} (the first: {first})" for text, count, first in found if count]
-        if self.wrong:
-            notes.append(f"{_rows(self.wrong)} wrong and left out (--bad_rows drop); the first: {self.problems[0]}")
-        return notes
-
-    def remove(self) -> None:
-        for file in self.files:
-            file.unlink()
-
-
-def _check_problems(pool: _Pool, bad_rows: str) -> None:
-    """There is no use in reading a billion rows of the wrong kind."""
-    if bad_rows == "fail" and pool.wrong > 1000:
-        raise _wrong_rows(pool.problems, pool.wrong, pool.batches[-1].where.rpartition(" ")[0], more="at least ")
-
-
-def _wrong_rows(problems: list[str], count: int, words: str, more: str = "") -> DataError:
-    lines = [f"  {text}" for text in problems]
-    if count > len(problems):
-        lines.append(f"  ... and {count - len(problems):,} more")
-    return DataError(
-        f"--dataset {words}: {more}{_rows(count)} wrong\n" + "\n".join(lines),
-        f"{ROW_RULE}; --bad_rows drop leaves them out",
-    )
-
-
-def _rows(count: int) -> str:
-    return "1 row is" if count == 1 else f"{count:,} rows are"
 
 
 def _split(spec: RunSpec, located: list[Located], owners: np.ndarray, parts: np.ndarray) -> dict[str, np.ndarray]:
@@ -429,12 +304,12 @@ def _used(chosen: dict[str, np.ndarray], owners: np.ndarray, owner: int) -> int:
     return sum(int((owners[wanted] == owner).sum()) for wanted in chosen.values())
 
 
-def _leaks(chosen: dict[str, np.ndarray], pool: _Pool) -> list[str]:
+def _leaks(chosen: dict[str, np.ndarray], pool: Pool) -> list[str]:
     """Held-out samples that are trained on as well."""
     hashes, notes = pool.hashes, []
     for part in PARTS[1:]:
         seen = np.isin(hashes[chosen[part]], hashes[chosen["train"]])
         if seen.any():
             first = pool.row(int(chosen[part][np.argmax(seen)]))
-            notes.append(f"{_rows(int(seen.sum()))} both in {part} and in training (the first: {first})")
+            notes.append(f"{rows_are(int(seen.sum()))} both in {part} and in training (the first: {first})")
     return notes

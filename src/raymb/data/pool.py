@@ -1,0 +1,140 @@
+"""Everything that was tokenized, before it is split: tokens on disk, numbers in memory, and what is wrong with it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from raymb.data.encode import Encoded
+from raymb.data.shapes import ROW_RULE
+from raymb.data.store import Samples
+from raymb.errors import DataError
+from raymb.spec import RunSpec
+
+_SHOWN = 5  # a file with one mistake in every line must not fill the screen
+
+
+class Pool:
+    """Everything that was tokenized, in the order it came; the tokens on disk."""
+
+    def __init__(self, directory: Path):
+        self.files = [directory / "tokens.tmp", directory / "trained.tmp"]
+        self.streams = [open(file, "wb") for file in self.files]  # noqa: SIM115
+        self.batches: list[Encoded] = []
+        self.codes: list[tuple[int, int]] = []
+        self.problems: list[str] = []
+        self.wrong = 0
+
+    def add(self, encoded: Encoded, owner: int, part: int) -> None:
+        for stream, array in zip(self.streams, (encoded.tokens, encoded.trained), strict=True):
+            array.tofile(stream)
+        self.wrong += len(encoded.problems)
+        room = _SHOWN - len(self.problems)
+        self.problems += [f"{encoded.where} {number}: {text}" for number, text in encoded.problems[: max(0, room)]]
+        encoded.tokens = encoded.trained = np.empty(0)
+        self.batches.append(encoded)
+        self.codes.append((owner, part))
+
+    def samples(self) -> Samples:
+        for stream in self.streams:
+            stream.close()
+        tokens, trained = (
+            np.memmap(file, dtype=kind, mode="r") for file, kind in zip(self.files, (np.int32, np.uint8), strict=True)
+        )
+        return Samples(tokens, trained, np.concatenate([batch.lengths for batch in self.batches]))
+
+    def _of_samples(self, which: int) -> np.ndarray:
+        return np.concatenate(
+            [np.full(len(batch.lengths), code[which]) for batch, code in zip(self.batches, self.codes, strict=True)]
+        )
+
+    @property
+    def owners(self) -> np.ndarray:
+        return self._of_samples(0)
+
+    @property
+    def parts(self) -> np.ndarray:
+        return self._of_samples(1)
+
+    @property
+    def hashes(self) -> np.ndarray:
+        return np.concatenate([batch.hashes for batch in self.batches])
+
+    def row(self, index: int) -> str:
+        """Where a sample came from, in words."""
+        for batch in self.batches:
+            if index < len(batch.lengths):
+                return f"{batch.where} {batch.numbers[index]}"
+            index -= len(batch.lengths)
+        raise IndexError(index)
+
+    def _rows_of(self, kind: str) -> tuple[int, str]:
+        """(how many, the first) of `truncated`, `too_long` or `untrained` rows."""
+        count = sum(len(getattr(batch, kind)) for batch in self.batches)
+        first = next(
+            (f"{batch.where} {min(getattr(batch, kind))}" for batch in self.batches if getattr(batch, kind)), ""
+        )
+        return count, first
+
+    def losses(self) -> dict[str, int]:
+        dropped = self._rows_of("too_long")[0] + self._rows_of("untrained")[0] + self.wrong
+        return {
+            "truncated_rows": self._rows_of("truncated")[0],
+            "truncated_tokens": sum(batch.cut_tokens for batch in self.batches),
+            "dropped_rows": dropped,
+            "empty_answers": sum(batch.empty for batch in self.batches),
+        }
+
+    def check(self, spec: RunSpec) -> None:
+        """The rules that need all rows."""
+        words = ", ".join(spec.data.dataset or ["squad"])
+        if self.wrong and spec.data.bad_rows == "fail":
+            raise _wrong_rows(self.problems, self.wrong, words)
+        count, first = self._rows_of("too_long")
+        if count and spec.data.long_rows == "fail":
+            raise DataError(
+                f"{rows_are(count)} longer than --seq_length {spec.data.seq_length} (the first: {first})",
+                "raise --seq_length, or --long_rows truncate to cut them, or --long_rows drop to leave them out",
+            )
+        if not any(len(batch.lengths) for batch, (_, part) in zip(self.batches, self.codes, strict=True) if part == 0):
+            cut, first = self._rows_of("untrained")
+            why = f"cut to --seq_length {spec.data.seq_length}, no row has a trained token left (the first: {first})"
+            raise DataError(f"--dataset {words}: {why if cut else 'no rows to train on'}", ROW_RULE)
+
+    def notes(self, spec: RunSpec) -> list[str]:
+        length = spec.data.seq_length
+        sentences = {
+            "truncated": f"cut to --seq_length {length}",
+            "too_long": f"longer than --seq_length {length} and left out (--long_rows drop)",
+            "untrained": f"left out: cut to --seq_length {length}, no trained token is left",
+        }
+        found = [(text, *self._rows_of(kind)) for kind, text in sentences.items()]
+        notes = [f"{rows_are(count)} {text} (the first: {first})" for text, count, first in found if count]
+        if self.wrong:
+            notes.append(f"{rows_are(self.wrong)} wrong and left out (--bad_rows drop); the first: {self.problems[0]}")
+        return notes
+
+    def remove(self) -> None:
+        for file in self.files:
+            file.unlink()
+
+
+def check_problems(pool: Pool, bad_rows: str) -> None:
+    """There is no use in reading a billion rows of the wrong kind."""
+    if bad_rows == "fail" and pool.wrong > 1000:
+        raise _wrong_rows(pool.problems, pool.wrong, pool.batches[-1].where.rpartition(" ")[0], more="at least ")
+
+
+def _wrong_rows(problems: list[str], count: int, words: str, more: str = "") -> DataError:
+    lines = [f"  {text}" for text in problems]
+    if count > len(problems):
+        lines.append(f"  ... and {count - len(problems):,} more")
+    return DataError(
+        f"--dataset {words}: {more}{rows_are(count)} wrong\n" + "\n".join(lines),
+        f"{ROW_RULE}; --bad_rows drop leaves them out",
+    )
+
+
+def rows_are(count: int) -> str:
+    return "1 row is" if count == 1 else f"{count:,} rows are"
