@@ -244,11 +244,12 @@ def _is_locked(run: RunDir) -> bool:
     except OSError:
         return False
     if owner is not None and owner["host"] == socket.gethostname():
-        return _process_lives(int(owner["pid"]), owner["start"])
+        return process_lives(int(owner["pid"]), owner["start"])
     return age < _LOCK_IS_STALE_AFTER  # also one that is being written just now
 
 
-def _process_lives(pid: int, start: str) -> bool:
+def process_lives(pid: int, start: str = "-") -> bool:
+    """Whether a process of this host runs, and began at `start` where that is known."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

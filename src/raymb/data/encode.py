@@ -157,6 +157,10 @@ class Encoder:
         bos = self.tokenizer.bos_token_id
         return [bos] if bos is not None and self.tokenizer("a")["input_ids"][:1] == [bos] else []
 
+    @cached_property
+    def _turns(self) -> Turns:
+        return Turns(self.tokenizer)
+
     def _chats(self, rows: list[tuple[int, Row]], problems: list[tuple[int, str]]) -> list[_Sample]:
         if not rows:
             return []
@@ -174,11 +178,10 @@ class Encoder:
             )
         if isinstance(template, str) and _MARKS.search(template):
             return [sample for number, row in rows if (sample := self._marked(number, row, problems))]
-        turns = Turns(self.tokenizer)
         texts, found, numbers = [], [], []
         for number, row in rows:
             try:
-                text, spans = turns.find(row, self.settings.loss_mode)
+                text, spans = self._turns.find(row, self.settings.loss_mode)
             except WrongRow as wrong:
                 problems.append((number, str(wrong)))
                 continue

@@ -12,9 +12,8 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from raymb.data.encode import Encoder, Settings
-from raymb.data.prepare import Prepared
-from raymb.data.shapes import Shape
+from raymb.data.encode import Encoder
+from raymb.data.prepare import Prepared, encoder_settings
 from raymb.data.store import RowFile
 from raymb.errors import DataError, SpecError
 from raymb.spec import RunSpec
@@ -56,7 +55,7 @@ def _print_samples(console: Console, prepared: Prepared, spec: RunSpec, part: st
     if not count:
         return
     console.print(Text.assemble("trained tokens are ", ("marked", TRAINED), "; [[ ]] where colours are not shown"))
-    tokenizer = _tokenizer(prepared, spec)
+    tokenizer = _tokenizer(spec)
     for where, tokens, trained in islice(_samples(RowFile(prepared.path / f"{part}.arrow")), count):
         text = _marked(tokenizer, tokens, trained, console, ids)
         console.print(Panel(text, title=f"{where}, {len(tokens)} tokens", title_align="left"))
@@ -73,14 +72,10 @@ def _samples(rows: RowFile) -> Iterator[tuple[str, list[int], list[int]]]:
             begin += length
 
 
-def _tokenizer(prepared: Prepared, spec: RunSpec) -> Any:
+def _tokenizer(spec: RunSpec) -> Any:
     from raymb.preflight import model_path
 
-    path = model_path(spec)
-    revision = None if Path(path).is_dir() else spec.model.hf_revision
-    return Encoder(
-        Settings(path, revision, spec.model.trust_remote_code, None, Shape(), "full", 1, "truncate")
-    ).tokenizer
+    return Encoder(encoder_settings(spec, model_path(spec))).tokenizer
 
 
 def _marked(tokenizer: Any, ids: list[int], trained: list[int], console: Console, show_ids: bool) -> Text:

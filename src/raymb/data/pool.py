@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -49,15 +50,15 @@ class Pool:
             [np.full(len(batch.lengths), code[which]) for batch, code in zip(self.batches, self.codes, strict=True)]
         )
 
-    @property
+    @cached_property
     def owners(self) -> np.ndarray:
         return self._of_samples(0)
 
-    @property
+    @cached_property
     def parts(self) -> np.ndarray:
         return self._of_samples(1)
 
-    @property
+    @cached_property
     def hashes(self) -> np.ndarray:
         return np.concatenate([batch.hashes for batch in self.batches])
 

@@ -29,9 +29,10 @@ from raymb.data.parallel import Encoders
 from raymb.data.pool import Pool, check_problems, rows_are
 from raymb.data.shapes import Shape
 from raymb.data.statistics import part_statistics
-from raymb.data.store import read_manifest, write_manifest, write_rows
+from raymb.data.store import MANIFEST, read_manifest, write_rows
 from raymb.errors import DataError, RunDirError
 from raymb.model_files import ModelFiles
+from raymb.run_dir import process_lives, write_atomically
 from raymb.spec import RunSpec
 
 HOME = "_prepared"  # no run can have this name
@@ -98,7 +99,7 @@ def prepare(spec: RunSpec, model_path: str, *, chat: bool, multiple: int, consol
     if data.test_dataset:
         located = [_only_train(one, "test") for one in located]
         located.append(_as_part(locate(data.test_dataset, chat=chat), "test"))
-    settings = _settings(spec, model_path)
+    settings = encoder_settings(spec, model_path)
     key = _key(spec, located, settings, multiple)
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
     home = spec.run.storage_path.expanduser().absolute() / HOME
@@ -108,7 +109,8 @@ def prepare(spec: RunSpec, model_path: str, *, chat: bool, multiple: int, consol
         return Prepared(path, manifest, reused=True)
     with _building(home, digest) as directory:
         content = _build(spec, located, settings, multiple, directory, console)
-        write_manifest(directory, {"format": FORMAT, "hash": digest, "key": key, **content})
+        content = {"format": FORMAT, "hash": digest, "key": key, **content}
+        write_atomically(directory / MANIFEST, json.dumps(content, indent=2) + "\n")
         _move(directory, path)
     manifest = read_manifest(path)
     assert manifest is not None
@@ -124,7 +126,8 @@ def _as_part(one: Located, part: str) -> Located:
     return Located(one.word, one.weight, {part: one.parts.get(part) or one.parts["train"]})
 
 
-def _settings(spec: RunSpec, model_path: str) -> Settings:
+def encoder_settings(spec: RunSpec, model_path: str) -> Settings:
+    """What decides the tokens of a spec's rows."""
     data = spec.data
     template = None
     if data.chat_template is not None:
@@ -190,7 +193,7 @@ def _building(home: Path, digest: str) -> Iterator[Path]:
     host = socket.gethostname()
     for left in home.glob(f".*@{host}@*"):
         pid = left.name.rpartition("@")[2]
-        if pid.isdigit() and int(pid) != os.getpid() and not Path(f"/proc/{pid}").exists():
+        if pid.isdigit() and int(pid) != os.getpid() and not process_lives(int(pid)):
             shutil.rmtree(left, ignore_errors=True)
     directory = home / f".{digest}@{host}@{os.getpid()}"
     shutil.rmtree(directory, ignore_errors=True)

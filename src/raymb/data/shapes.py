@@ -83,10 +83,11 @@ class Shape:
 
 
 def _fill(template: str, raw: Mapping[str, Any]) -> str:
-    missing = [name for name in template_columns(template) if raw.get(name) is None]
+    columns = template_columns(template)
+    missing = [name for name in columns if raw.get(name) is None]
     if missing:
         raise WrongRow(f"{missing[0]!r} of the template is missing; found {_keys(raw)}")
-    values = {name: _as_text(raw[name], name) for name in template_columns(template)}
+    values = {name: _as_text(raw[name], name) for name in columns}
     return string.Formatter().vformat(template, (), values)
 
 

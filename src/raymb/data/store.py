@@ -16,6 +16,7 @@ import mmap
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,17 @@ class Samples:
     trained: np.ndarray
     lengths: np.ndarray
 
+    @cached_property
+    def _begins(self) -> np.ndarray:
+        return np.cumsum(self.lengths, dtype=np.int64) - self.lengths
+
+    def places(self, chosen: np.ndarray, skip: int = 0) -> np.ndarray:
+        """Where the tokens of the chosen samples are, one sample after the other, each without its first `skip`."""
+        lengths = self.lengths[chosen] - skip
+        return np.repeat(self._begins[chosen] + skip - (np.cumsum(lengths) - lengths), lengths) + np.arange(
+            lengths.sum()
+        )
+
     def forget(self) -> None:
         """Give mapped pages back, so that memory stays bounded; they are read again when they are needed."""
         for array in (self.tokens, self.trained):
@@ -55,7 +67,6 @@ def write_rows(file: Path, samples: Samples, order: np.ndarray, counts: np.ndarr
         order: index of every sample, row after row.
         counts: samples in each row.
     """
-    begins = np.cumsum(samples.lengths, dtype=np.int64) - samples.lengths
     row_ends = np.cumsum(counts)
     with open(file, "wb") as stream, pa.ipc.new_file(stream, _SCHEMA) as writer:
         for first in range(0, len(counts), _ROWS_IN_A_BATCH):
@@ -63,7 +74,7 @@ def write_rows(file: Path, samples: Samples, order: np.ndarray, counts: np.ndarr
             end = row_ends[min(first + _ROWS_IN_A_BATCH, len(counts)) - 1]
             chosen = order[end - part.sum() : end]
             lengths = samples.lengths[chosen]
-            places = np.repeat(begins[chosen] - (np.cumsum(lengths) - lengths), lengths) + np.arange(lengths.sum())
+            places = samples.places(chosen)
             sample_ends = np.concatenate([[0], np.cumsum(part)])
             token_ends = np.concatenate([[0], np.cumsum(lengths)])[sample_ends]
             columns = [
@@ -101,14 +112,6 @@ class RowFile:
 
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
         return (self[index] for index in range(len(self)))
-
-
-def write_manifest(directory: Path, content: dict[str, Any]) -> None:
-    with open(directory / MANIFEST, "w", encoding="utf-8") as stream:
-        json.dump(content, stream, indent=2)
-        stream.write("\n")
-        stream.flush()
-        os.fsync(stream.fileno())
 
 
 def read_manifest(directory: Path) -> dict[str, Any] | None:
