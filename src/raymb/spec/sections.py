@@ -15,8 +15,18 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 Auto = Literal["auto"]
 Size = Annotated[int, Field(ge=1)]
 AutoSize = Size | Auto
-Words = Annotated[list[str], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
+
+
+def _words(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+Words = Annotated[list[str], BeforeValidator(_words)]
 """A repeatable flag; in YAML one word or a list."""
+Change = Literal["model", "tokenizer", "data", "batch", "seed", "versions"]
+"""A part of a run's fingerprint."""
+WorkerRange = Annotated[str, Field(pattern=r"^[1-9]\d*:[1-9]\d*$")]
+"""MIN:MAX."""
 
 
 def bridge(*paths: str, default: Any = ..., **constraints: Any) -> Any:
@@ -77,8 +87,9 @@ class Data(Section):
 
 
 class Parallel(Section):
-    num_workers: Size = 1
-    """Workers, one GPU each (on CPU: one process each). The world size."""
+    num_workers: Size | WorkerRange = 1
+    """Workers, one GPU each (on CPU: one process each). The world size. MIN:MAX is elastic: as many as the cluster has
+    and the layout can use, growing and shrinking during the run."""
     tensor_parallel_size: AutoSize = bridge("model.tensor_model_parallel_size", default="auto")
     """TP: how many workers share each layer's matrices."""
     pipeline_parallel_size: AutoSize = bridge("model.pipeline_model_parallel_size", default="auto")
@@ -146,6 +157,10 @@ class Evaluation(Section):
     """Steps between validations; 0 for none."""
     eval_iters: int = bridge("validation.eval_iters", default=4, ge=0)
     """Global batches in a validation and in the test; 0 for none."""
+    early_stopping_patience: Size | None = None
+    """Stop after this many validations in a row without an improvement."""
+    early_stopping_threshold: float = Field(default=0.0, ge=0)
+    """How much lower the validation loss must be to count as an improvement."""
 
 
 class Checkpoint(Section):
@@ -154,12 +169,42 @@ class Checkpoint(Section):
     resume: str = Field(default="auto", min_length=1)
     """auto: go on from the run directory's newest checkpoint if there is one; never: refuse a used run directory;
     PATH: start from that checkpoint directory."""
+    async_save: bool = bridge("checkpoint.async_save", default=True)
+    """Write checkpoints while the training goes on."""
+    keep_last: Size | None = bridge("checkpoint.most_recent_k", default=None)
+    """Checkpoints to keep, the newest ones; default: all."""
+    keep_best: Size | None = None
+    """Checkpoints to keep besides, those with the lowest --best_metric."""
+    best_metric: Literal["validation_loss", "train_loss"] = "validation_loss"
+    """What makes a checkpoint the best one: the lowest value at its step."""
     output_dir: Path | None = bridge("checkpoint.save", "checkpoint.load", default=None)
     """Where checkpoints go, instead of the run directory's checkpoints/."""
     export_hf: bool = True
     """At the end write the tuned model as a Hugging Face directory, hf/ in the run directory."""
     overwrite: bool = False
     """Delete the run directory's old content first."""
+    accept_changes: Annotated[list[Change], BeforeValidator(_words)] = []
+    """Go on with checkpoints although this is another than in the run that wrote them: model, tokenizer, data, batch,
+    seed or versions. Repeatable."""
+
+
+class Resilience(Section):
+    max_failures: int = Field(default=3, ge=0)
+    """Restarts after failures before the run gives up; preemptions are counted apart."""
+    max_preemptions: int | None = Field(default=None, ge=0)
+    """Restarts after preempted nodes; default: no limit."""
+    grace_time: float = Field(default=30.0, ge=0)
+    """Seconds that Ctrl-C, SIGTERM or a preemption leave for a last checkpoint; 0 for none."""
+    max_time: str | None = Field(default=None, pattern=r"^(\d+(\.\d+)?[smhd]?|(\d+-)?\d+:\d\d(:\d\d)?)$")
+    """Stop with a checkpoint after this time: seconds, 90m, 2h, 1d, or [DAYS-]HH:MM[:SS]. The same command goes on."""
+    hang_timeout: float = Field(default=1800.0, ge=0)
+    """Seconds without progress after which a rank's stacks are written and the workers restart; 0 for never."""
+    bad_loss: Literal["fail", "skip", "rollback"] = bridge("train.iterations_to_skip", default="fail")
+    """What a NaN (or --loss_spike) does: end the run; leave the step's update out; or go back to the newest checkpoint
+    and leave the step's batch out."""
+    loss_spike: float | None = Field(default=None, gt=1)
+    """A loss of more than this many times the median of the last 32 steps counts as bad, too. One more collective a
+    step."""
 
 
 class Run(Section):
@@ -201,6 +246,7 @@ class RunSpec(Section):
     optimizer: Optimizer = Optimizer()
     evaluation: Evaluation = Evaluation()
     checkpoint: Checkpoint = Checkpoint()
+    resilience: Resilience = Resilience()
     run: Run = Run()
     cluster: Cluster = Cluster()
     overrides: dict[str, Any] = Field(default_factory=dict)
