@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from tests.models import save_tokenizer
+from tests.s3 import s3 as s3
+from tests.s3 import s3_server as s3_server
 
 QWEN2_4_LAYERS: dict[str, Any] = {
     "architectures": ["Qwen2ForCausalLM"],

@@ -4,21 +4,49 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from raymb import run_dir
 from raymb.errors import RunDirError
+from raymb.fingerprint import Fingerprint
 from raymb.run_dir import RunDir, check_claim, claim, release, write_atomically
 from raymb.spec import RunSpec, load_spec
 
-FINGERPRINT = {"hf_model_path:config.json": "aa", "dataset:content": "bb", "seed": 1234}
+VERSIONS = {
+    "raymb": "0.1.0",
+    "megatron-bridge": "0.6.2",
+    "megatron-core": "0.19.2",
+    "torch": "2.11.0",
+    "transformers": "5.12.1",
+}
+FINGERPRINT: Fingerprint = {
+    "model": {"config.json": "aa", "model.safetensors": "ab"},
+    "tokenizer": {"tokenizer.json": "ac", "template": None, "eos_token": "<e>"},
+    "data": {"rows": "bb", "preparation": "bc", "dataset": ["a.jsonl"], "loss_mode": "assistant"},
+    "batch": {"seq_length": 64, "global_batch_size": 8, "packing": True},
+    "seed": {"seed": 1234},
+    "versions": VERSIONS,
+}
+FLAT = {
+    "hf_model_path:config.json": "aa",
+    "hf_model_path:tokenizer.json": "ac",
+    "hf_model_path:model.safetensors": "ab",
+    "dataset:content": "bb",
+    "seq_length": 64,
+    "global_batch_size": 8,
+    "seed": 1234,
+}
+"""As raymb wrote it before there were groups."""
+
+
+def changed(**groups: dict[str, Any]) -> Fingerprint:
+    return {**FINGERPRINT, **{group: {**FINGERPRINT.get(group, {}), **values} for group, values in groups.items()}}
 
 
 @pytest.fixture
@@ -105,42 +133,6 @@ def test_lock_of_a_dead_process_is_stale(spec: RunSpec) -> None:
     assert f" {os.getpid()} " in run.lock.read_text()
 
 
-def test_lock_of_an_earlier_process_with_the_same_number_is_stale(spec: RunSpec) -> None:
-    """A container that is started again keeps its host name, and its driver is process 1 again."""
-    run = _released(spec)
-    run.lock.write_text(f"{socket.gethostname()} {os.getpid()} 1\n")
-    check_claim(run, spec, FINGERPRINT)
-
-
-def test_lock_of_another_host_is_stale_by_age(spec: RunSpec) -> None:
-    run = _released(spec)
-    run.lock.write_text("another-host 1 1\n")
-    with pytest.raises(RunDirError, match="process 1 on another-host"):
-        check_claim(run, spec, FINGERPRINT)
-    old = time.time() - 61
-    os.utime(run.lock, (old, old))
-    check_claim(run, spec, FINGERPRINT)
-    run_dir.touch_lock(run)
-    with pytest.raises(RunDirError, match="in use"):
-        check_claim(run, spec, FINGERPRINT)
-
-
-def test_lock_that_is_being_written_counts_while_young(spec: RunSpec) -> None:
-    run = _released(spec)
-    run.lock.write_text("")
-    with pytest.raises(RunDirError, match="in use by another run"):
-        check_claim(run, spec, FINGERPRINT)
-    os.utime(run.lock, (1, 1))
-    check_claim(run, spec, FINGERPRINT)
-
-
-def test_touch_and_release_without_a_lock_do_nothing(spec: RunSpec) -> None:
-    run = _released(spec)
-    run_dir.touch_lock(run)
-    release(run)
-    assert not run.lock.exists()
-
-
 # Refusals
 
 
@@ -157,25 +149,143 @@ def test_resume_never_takes_a_new_directory(tmp_path: Path) -> None:
     check_claim(RunDir.of(spec, ""), spec, FINGERPRINT)
 
 
-def test_other_fingerprint_names_difference_and_flag(spec: RunSpec) -> None:
+def test_every_difference_is_named_with_the_ways_out(spec: RunSpec) -> None:
     run = _released(spec)
-    with pytest.raises(RunDirError, match=r"another run: hf_model_path:config\.json was 'aa', is 'cc'") as caught:
-        check_claim(run, spec, FINGERPRINT | {"hf_model_path:config.json": "cc"})
-    for way_out in ("--hf_model_path", "--experiment_name NEW_NAME", "--overwrite"):
-        assert way_out in caught.value.hint
+    now = changed(
+        model={"config.json": "cc"},
+        tokenizer={"eos_token": "<f>"},
+        data={"rows": "dd", "preparation": "de", "dataset": ["b.jsonl"]},
+        batch={"seq_length": 32, "packing": False},
+        seed={"seed": 7},
+        versions={"torch": "2.12.0"},
+    )
+    with pytest.raises(RunDirError) as caught:
+        check_claim(run, spec, now)
+    assert caught.value.message.splitlines() == [
+        f"{run.checkpoints} holds the checkpoints of another run:",
+        "  - model: config.json was 'aa', is 'cc'",
+        "  - tokenizer: eos_token was '<e>', is '<f>'",
+        "  - data: rows was 'bb', is 'dd'; dataset was ['a.jsonl'], is ['b.jsonl']",
+        "  - batch: seq_length was 64, is 32; packing was True, is False",
+        "  - seed: seed was 1234, is 7",
+        "  - versions: torch was '2.11.0', is '2.12.0'",
+    ]
+    assert caught.value.hint == (
+        "ways out: go on as before with the former files at --hf_model_path, the former tokenizer at --hf_model_path "
+        "(or --chat_template), --dataset a.jsonl, --seq_length 64, --packing, --seed 1234, the former versions; "
+        "go on changed with --accept_changes model --accept_changes tokenizer --accept_changes data "
+        "--accept_changes batch --accept_changes seed --accept_changes versions; "
+        "--experiment_name NEW_NAME for a new run, --overwrite to delete this one"
+    )
 
 
-def test_every_difference_is_named(spec: RunSpec) -> None:
+def test_accepted_changes_go_on_and_are_what_the_run_has_from_then_on(tmp_path: Path, spec: RunSpec) -> None:
     run = _released(spec)
-    with pytest.raises(RunDirError, match="dataset:content was 'bb', is 'dd'; seed was 1234, is 7"):
-        check_claim(run, spec, FINGERPRINT | {"dataset:content": "dd", "seed": 7})
+    now = changed(batch={"global_batch_size": 16}, seed={"seed": 7})
+    with pytest.raises(RunDirError, match="seed was 1234, is 7") as caught:
+        check_claim(run, _spec(tmp_path, accept_changes="batch"), now)
+    assert "global_batch_size" not in str(caught.value) and "--accept_changes seed;" in caught.value.hint
+    accepting = _spec(tmp_path, accept_changes=["seed", "batch"])
+    check_claim(run, accepting, now)
+    assert json.loads(run.fingerprint.read_text()) == FINGERPRINT
+    claim(run, accepting, {}, now)
+    release(run)
+    assert json.loads(run.fingerprint.read_text()) == now
+    check_claim(run, spec, now)
 
 
-def test_unreadable_fingerprint_is_refused(spec: RunSpec) -> None:
+@pytest.mark.parametrize(
+    "now",
+    [
+        {"torch": "2.11.0+cu130"},
+        {"torch": "2.11.1", "transformers": "5.12.0", "raymb": "0.1.7"},
+        {"torch": "2.11.0a0+git1234"},
+    ],
+)
+def test_patch_releases_and_builds_go_on_and_are_recorded(now: dict[str, str], spec: RunSpec) -> None:
+    """A run of a CPU machine goes on with the CUDA build, and back."""
     run = _released(spec)
-    run.fingerprint.write_text("{")
-    with pytest.raises(RunDirError, match="was None"):
+    check_claim(run, spec, changed(versions=now))
+    claim(run, spec, {}, changed(versions=now))
+    release(run)
+    assert json.loads(run.fingerprint.read_text())["versions"] == VERSIONS | now
+    check_claim(run, spec, FINGERPRINT)
+
+
+@pytest.mark.parametrize(
+    "now",
+    [
+        {"torch": "2.12.0"},
+        {"transformers": "6.12.1"},
+        {"raymb": "0.2.0"},
+        {"megatron-core": "0.19.3"},
+        {"megatron-bridge": "0.6.2+local"},
+        {"torch": None},
+    ],
+)
+def test_other_versions_are_refused(now: dict[str, Any], spec: RunSpec) -> None:
+    run = _released(spec)
+    (name, version) = next(iter(now.items()))
+    with pytest.raises(RunDirError, match=re.escape(f"{name} was {VERSIONS[name]!r}, is {version!r}")):
+        check_claim(run, spec, changed(versions=now))
+
+
+def test_equal_rows_are_no_change_whatever_they_were_made_of(spec: RunSpec) -> None:
+    run = _released(spec)
+    check_claim(run, spec, changed(data={"preparation": "xx", "dataset": ["moved.jsonl"], "loss_mode": "full"}))
+
+
+def test_a_group_that_one_side_lacks_counts_as_empty(tmp_path: Path, spec: RunSpec) -> None:
+    """So a later group that is empty by default needs no other file, and one from a later raymb is not overlooked."""
+    run = _released(spec)
+    check_claim(run, spec, {**FINGERPRINT, "peft": {}})
+    claim(run, spec, {}, {**FINGERPRINT, "peft": {"lora_rank": 8}})
+    release(run)
+    with pytest.raises(RunDirError, match="peft: lora_rank was 8, is None") as caught:
         check_claim(run, spec, FINGERPRINT)
+    assert "--accept_changes" not in caught.value.hint  # not a group that a flag can accept
+
+
+def test_a_fingerprint_without_groups_is_read(spec: RunSpec) -> None:
+    run = _released(spec)
+    run.fingerprint.write_text(json.dumps(FLAT | {"dataset:content": "bc"}))  # it named the preparation
+    check_claim(run, spec, FINGERPRINT)
+    check_claim(run, spec, changed(versions={"torch": "3.0.0"}))  # of which it says nothing
+    run.fingerprint.write_text(json.dumps({"hf_model_path": "owner/name@main", "seed": 1234}))
+    check_claim(run, spec, {"model": {"hf_model_path": "owner/name", "hf_revision": "c0"}, "seed": {"seed": 1234}})
+    claim(run, spec, {}, FINGERPRINT)
+    assert json.loads(run.fingerprint.read_text()) == FINGERPRINT
+
+
+@pytest.mark.parametrize(
+    ("key", "line"),
+    [
+        ("hf_model_path:config.json", "model: config.json was 'zz', is 'aa'"),
+        ("hf_model_path:old.safetensors", "model: old.safetensors was 'zz', is None"),
+        ("hf_model_path:tokenizer.json", "tokenizer: tokenizer.json was 'zz', is 'ac'"),
+        ("hf_model_path", "model: hf_model_path was '', is None"),
+        ("dataset:content", "data: rows was 'zz', is 'bb'"),
+        ("seq_length", "batch: seq_length was 'zz', is 64"),
+        ("seed", "seed: seed was 'zz', is 1234"),
+        ("experiment_name", "run: experiment_name was 'zz', is None"),
+        ("what is this", "batch: what is this was 'zz', is None"),
+    ],
+)
+def test_a_fingerprint_without_groups_is_compared(key: str, line: str, spec: RunSpec) -> None:
+    run = _released(spec)
+    run.fingerprint.write_text(json.dumps(FLAT | {key: "zz"}))
+    with pytest.raises(RunDirError) as caught:
+        check_claim(run, spec, FINGERPRINT)
+    assert caught.value.message.splitlines()[1:] == [f"  - {line}"]
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", ""])
+def test_unreadable_fingerprint_is_refused(text: str, spec: RunSpec) -> None:
+    run = _released(spec)
+    run.fingerprint.write_text(text)
+    with pytest.raises(RunDirError, match=r"fingerprint\.json cannot be read") as caught:
+        check_claim(run, spec, FINGERPRINT)
+    assert "--experiment_name NEW_NAME" in caught.value.hint and "--overwrite" in caught.value.hint
 
 
 def test_output_dir_of_another_run_is_refused(tmp_path: Path) -> None:
@@ -185,7 +295,8 @@ def test_output_dir_of_another_run_is_refused(tmp_path: Path) -> None:
     other = _spec(tmp_path, output_dir=shared, experiment_name="two")
     with pytest.raises(RunDirError, match="experiment_name was 'one', is 'two'") as caught:
         check_claim(RunDir.of(other, ""), other, FINGERPRINT)
-    assert "another --output_dir" in caught.value.hint
+    assert "with --experiment_name one;" in caught.value.hint and "another --output_dir" in caught.value.hint
+    assert "--accept_changes" not in caught.value.hint
     check_claim(RunDir.of(_spec(tmp_path, output_dir=shared), ""), _spec(tmp_path, output_dir=shared), FINGERPRINT)
 
 
@@ -201,12 +312,12 @@ def test_overwrite_deletes_what_raymb_makes_and_nothing_else(tmp_path: Path, spe
     run.tensorboard.mkdir()
     (run.path / "notes.txt").write_text("mine")
     again = _spec(tmp_path, overwrite="true", seed="7")
-    check_claim(run, again, FINGERPRINT | {"seed": 7})
-    claim(run, again, {}, FINGERPRINT | {"seed": 7})
+    check_claim(run, again, changed(seed={"seed": 7}))
+    claim(run, again, {}, changed(seed={"seed": 7}))
     assert [path.name for path in run.checkpoints.iterdir()] == ["fingerprint.json"]
     assert not any(path.exists() for path in (run.metrics, run.hf, run.tensorboard))
     assert (run.path / "notes.txt").read_text() == "mine"
-    assert json.loads(run.fingerprint.read_text())["seed"] == 7
+    assert json.loads(run.fingerprint.read_text())["seed"] == {"seed": 7}
 
 
 def test_overwrite_leaves_foreign_files_in_output_dir(tmp_path: Path) -> None:

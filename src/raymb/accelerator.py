@@ -68,7 +68,6 @@ class Accelerator:
             "dist.distributed_backend": "gloo",
             "dist.external_gpu_device_mapping": True,
             "dist.disable_jit_fuser": True,
-            "rerun_state_machine.check_for_nan_in_loss": False,
             "dataset.pin_memory": False,
             "dataset.num_workers": 0,  # a loader process would import torch again: seconds, on the same cores
         }

@@ -8,12 +8,15 @@ RaymbError                 message + hint; the base of everything raymb raises o
  |    |-- DataError        the data cannot be found, read or used
  |    |-- RunDirError      the run directory cannot be claimed
  |    `-- ClusterError     the cluster lacks what the plan needs
- `-- RunFailed             exit 1: workers started and the run did not finish
+ |-- RunFailed             exit 1: workers started and the run did not finish
+ |-- StorageError          exit 1: the address of --storage_path does not do as it is told
+ |-- BadLoss               on a worker: NaN, or a spike of the loss
+ `-- WorkersStopped        on a worker: left with a checkpoint, to be started again
 """
 
 from __future__ import annotations
 
-EXIT_OK, EXIT_FAILED, EXIT_USER, EXIT_INTERRUPTED = 0, 1, 2, 130
+EXIT_OK, EXIT_FAILED, EXIT_USER, EXIT_STOPPED, EXIT_INTERRUPTED = 0, 1, 2, 75, 130
 
 
 class RaymbError(Exception):
@@ -27,7 +30,7 @@ class RaymbError(Exception):
     exit_code = EXIT_FAILED
 
     def __init__(self, message: str, hint: str = ""):
-        super().__init__(message)
+        super().__init__(message, hint)  # both, so that it can be pickled
         self.message = message
         self.hint = hint
 
@@ -73,4 +76,44 @@ class ClusterError(UserError):
 
 
 class RunFailed(RaymbError):
+    pass
+
+
+class WorkersStopped(RaymbError):
+    """The workers have left behind a checkpoint and want to be started again; not a failure.
+
+    Args:
+        reason: preemption, or resize.
+        step: the last finished step.
+    """
+
+    def __init__(self, reason: str, step: int):
+        super().__init__(f"stopped after step {step} for {reason}")
+        self.reason, self.step = reason, step
+
+    def __reduce__(self) -> tuple[type, tuple[str, int]]:
+        return type(self), (self.reason, self.step)
+
+
+class BadLoss(RaymbError):
+    """A step's loss is NaN or a spike.
+
+    Args:
+        step: the step.
+        description: what is bad about it.
+    """
+
+    def __init__(self, step: int, description: str):
+        super().__init__(
+            f"step {step}: {description}",
+            "look at the batch (raymb data inspect) and the learning rate; --bad_loss skip leaves such a step out, "
+            "--bad_loss rollback goes back to the checkpoint before",
+        )
+        self.step, self.description = step, description
+
+    def __reduce__(self) -> tuple[type, tuple[int, str]]:
+        return type(self), (self.step, self.description)
+
+
+class StorageError(RaymbError):
     pass

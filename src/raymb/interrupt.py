@@ -1,45 +1,86 @@
-"""Ctrl-C and SIGTERM while workers train."""
+"""Ctrl-C and SIGTERM: a last checkpoint first, within the grace time."""
 
 from __future__ import annotations
 
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
+on_sigterm: Callable[[], None] | None = None
+"""On a worker that trains: what SIGTERM asks for."""
 
-@contextmanager
-def noting_interrupts(interrupted: threading.Event) -> Iterator[None]:
-    """Inside, Ray Train ends its workers on either signal, and `interrupted` is set.
 
-    Ray Train 2.60 installs its own SIGINT handler inside fit(), so handlers that are installed inside are wrapped;
-    SIGTERM takes the same way. Outside the main thread, where no handler can be installed, this does nothing.
+class Interrupts:
+    """The driver's signals while workers run.
+
+    The first one asks the workers for a checkpoint and their end, if they train. The second one, or the end of the
+    grace time, ends them at once, by Ray Train's own SIGINT handler.
+
+    Args:
+        ask: asks the workers; returns whether there is anything to wait for.
+        grace: seconds; 0 to end them at once.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    install = signal.signal
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
-    def install_noting(number: int, handler: Any) -> Any:
-        return install(number, _noting(handler, interrupted) if number == signal.SIGINT else handler)
+    def __init__(self, ask: Callable[[], bool], grace: float):
+        self.ask, self.grace = ask, grace
+        self.received = 0
+        self.timer: threading.Timer | None = None
 
-    install(signal.SIGTERM, lambda number, frame: os.kill(os.getpid(), signal.SIGINT))
-    signal.signal = install_noting  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        signal.signal = install
-        for number, handler in before.items():
-            install(number, handler)
+    @contextmanager
+    def noted(self) -> Iterator[None]:
+        """Ray Train 2.60 installs its own SIGINT handler inside fit(), so handlers that are installed inside are
+        wrapped; SIGTERM takes the same way. Outside the main thread, where no handler can be installed, this does
+        nothing."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        install = signal.signal
+        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+        def install_noting(number: int, handler: Any) -> Any:
+            return install(number, self._noting(handler) if number == signal.SIGINT else handler)
+
+        install(signal.SIGTERM, _as_sigint)
+        signal.signal = install_noting  # type: ignore[assignment]
+        try:
+            yield
+        finally:
+            signal.signal = install
+            if self.timer is not None:
+                self.timer.cancel()
+            for number, handler in before.items():
+                install(number, handler)
+
+    def _noting(self, handler: Any) -> Any:
+        def noted(number: int, frame: FrameType | None) -> None:
+            self.received += 1
+            if self.received == 1 and self.grace and self.ask():
+                self.timer = threading.Timer(self.grace, os.kill, (os.getpid(), signal.SIGINT))
+                self.timer.daemon = True
+                self.timer.start()
+                return
+            handler(number, frame)
+
+        return noted if callable(handler) else handler
 
 
-def _noting(handler: Any, interrupted: threading.Event) -> Any:
-    def noted(number: int, frame: FrameType | None) -> None:
-        interrupted.set()
-        handler(number, frame)
+def ask_on_sigterm() -> None:
+    """Install the handler of a worker process; in its main thread. Before training and after it the process ends as it
+    would have."""
+    before = signal.getsignal(signal.SIGTERM)
 
-    return noted if callable(handler) else handler
+    def handle(number: int, frame: FrameType | None) -> None:
+        if on_sigterm is not None:
+            on_sigterm()
+        elif callable(before):
+            before(number, frame)
+
+    signal.signal(signal.SIGTERM, handle)
+
+
+def _as_sigint(number: int, frame: FrameType | None) -> None:
+    os.kill(os.getpid(), signal.SIGINT)

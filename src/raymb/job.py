@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from raymb.spec import RunSpec, spec_from_json, spec_to_json
@@ -15,7 +15,8 @@ class Job:
 
     Args:
         spec: what the user asked for.
-        plan: `Plan.to_dict()`: every size, with `auto` resolved.
+        plan: `Plan.to_dict()`: every size, with `auto` resolved; of an elastic run the largest.
+        plans: number of workers (as a word) to plan, for each size that an elastic run may have.
         backend: "cuda" or "cpu".
         architecture: `architectures[0]` of the model's config.json.
         vocab_size: rows of the model's embedding, before padding.
@@ -26,12 +27,15 @@ class Job:
         run_dir: the run directory.
         checkpoint_dir: where checkpoints are written, and read on a restart.
         hf_dir: where the tuned model goes as a Hugging Face directory.
+        load_dir: the iteration directory to go on from, where it is not for the workers to choose; "" where it is.
+        any_layout: write checkpoints that every layout can read.
         log_dir: one file a worker.
         threads: OMP_NUM_THREADS of a worker.
     """
 
     spec: RunSpec
     plan: dict[str, Any]
+    plans: dict[str, dict[str, Any]]
     backend: str
     architecture: str
     vocab_size: int
@@ -42,9 +46,15 @@ class Job:
     test_rows: int
     run_dir: str
     checkpoint_dir: str
+    load_dir: str
+    any_layout: bool
     hf_dir: str
     log_dir: str
     threads: int
+
+    def of_size(self, num_workers: int) -> Job:
+        """The job as it is for so many workers."""
+        return replace(self, plan=self.plans.get(str(num_workers), self.plan))
 
     def to_json(self) -> str:
         fields = {**self.__dict__, "spec": json.loads(spec_to_json(self.spec))}

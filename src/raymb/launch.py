@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import os
-import re
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,16 @@ from rich.console import Console
 
 from raymb import run_dir as directories
 from raymb.accelerator import ACCELERATORS
-from raymb.bridge.checkpoint import iteration_dir, latest_step
+from raymb.bridge.checkpoint import latest_step
 from raymb.cluster import Cluster, Resources, check_storage, connect, start_coordinator, wait_for
-from raymb.errors import EXIT_INTERRUPTED, EXIT_OK, RunFailed
-from raymb.interrupt import noting_interrupts
+from raymb.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_STOPPED, RunFailed
+from raymb.interrupt import Interrupts
 from raymb.job import Job
-from raymb.plan import Plan, make_plan
+from raymb.outcome import conclude, has_finished, reason_of, say_how_to_go_on, where_to_look
+from raymb.plan import Plan, usable_plans
 from raymb.preflight import Preflight, fingerprint, model_path, run_name
+from raymb.reshape import described, layout_of, reshaping, to_reshape
+from raymb.spec.duration import seconds_of
 from raymb.telemetry.hub import Hub
 from raymb.telemetry.monitor import Monitor
 
@@ -31,33 +35,33 @@ def run(checked: Preflight) -> int:
     """Train. Everything that can be refused is refused before the run directory is made.
 
     Returns:
-        the exit code: 0 finished, 130 interrupted.
+        the exit code: 0 finished, 75 out of --max_time, 130 interrupted.
 
     Raises:
         UserError: the run directory or the cluster does not allow it.
         RunFailed: workers started and did not finish.
     """
-    spec, console = checked.spec, Console(stderr=True)
+    spec, console, began = checked.spec, Console(stderr=True), time.monotonic()
     place = directories.RunDir.of(spec, run_name(checked))
-    if _has_finished(checked, place):
+    if has_finished(checked, place):
         console.print(f"{place.path} has finished {checked.plan.train_iters} steps; raise --train_iters to go on")
         return EXIT_OK
 
     with connect(spec) as cluster:
         backend = cluster.backend(spec.run.backend)
-        plan = make_plan(spec, checked.shape, rows=checked.prepared.rows("train"), backend=backend)
+        plans = usable_plans(spec, checked.shape, rows=checked.prepared.rows("train"), backend=backend)
+        plan = plans[max(plans)]
         resources = cluster.resources_of_a_worker(backend, spec.cluster.cpus_per_worker, plan.num_workers)
-        wait_for(resources, plan.num_workers, spec.cluster.wait_for_resources, console)
+        wait_for(resources, min(plans), spec.cluster.wait_for_resources, console)
         check_storage(checked.prepared.path.parent, cluster.joined)
         directories.claim(place, spec, plan.to_dict(), fingerprint(checked))
         try:
-            job = _job(checked, plan, backend, resources, place)
+            job = _job(checked, plans, backend, resources, place)
             directories.write_atomically(place.job, job.to_json())
-            environment = _worker_environment(job)
-            start_coordinator()
             directories.write_atomically(place.data, json.dumps(_data(checked), indent=2) + "\n")
-            trainer = _trainer(job, cluster, resources, environment)
-            return _fit(job, trainer, place, console)
+            start_coordinator()
+            _reshape(job, cluster, place, console)
+            return _fit(job, _trainer(job, cluster, resources), place, console, began)
         finally:
             directories.release(place)
 
@@ -66,18 +70,13 @@ def _data(checked: Preflight) -> dict[str, Any]:
     return {"path": str(checked.prepared.path), **checked.prepared.manifest}
 
 
-def _has_finished(checked: Preflight, place: directories.RunDir) -> bool:
-    """Whether the same command ran to its end here before; one that died before its export goes on to write it."""
-    spec, done = checked.spec, latest_step(place.checkpoints)
-    complete = place.hf.exists() or not spec.checkpoint.export_hf
-    again = spec.checkpoint.overwrite or spec.checkpoint.resume != "auto"
-    return done is not None and done >= (checked.plan.train_iters or 0) and complete and not again
-
-
-def _job(checked: Preflight, plan: Plan, backend: str, resources: Resources, place: directories.RunDir) -> Job:
+def _job(
+    checked: Preflight, plans: dict[int, Plan], backend: str, resources: Resources, place: directories.RunDir
+) -> Job:
     return Job(
         spec=checked.spec,
-        plan=plan.to_dict(),
+        plan=plans[max(plans)].to_dict(),
+        plans={str(size): plan.to_dict() for size, plan in plans.items()},
         backend=backend,
         architecture=checked.shape.architecture,
         vocab_size=checked.shape.vocab_size,
@@ -88,29 +87,79 @@ def _job(checked: Preflight, plan: Plan, backend: str, resources: Resources, pla
         test_rows=checked.prepared.rows("test"),
         run_dir=str(place.path),
         checkpoint_dir=str(place.checkpoints),
+        load_dir="",
+        any_layout=False,
         hf_dir=str(place.hf),
         log_dir=str(place.logs),
         threads=checked.spec.cluster.omp_num_threads or resources.threads,
     )
 
 
-def _fit(job: Job, trainer: Trainer, place: directories.RunDir, console: Console) -> int:
+def _reshape(job: Job, cluster: Cluster, place: directories.RunDir, console: Console) -> None:
+    """Write the checkpoint that the run goes on from again, if it is of another layout."""
+    directory = to_reshape(place.checkpoints, job.spec.checkpoint.resume, job.plan)
+    if directory is None:
+        return
+    again = reshaping(job, directory)
+    workers = again.plan["num_workers"]
+    console.print(
+        f"{directory} was written with {described(layout_of(again.plan))}; writing it again for "
+        f"{described(layout_of(job.plan))} with {workers} CPU workers",
+        highlight=False,
+        soft_wrap=True,
+    )
+    resources = cluster.resources_of_a_worker("cpu", "auto", workers)
+    wait_for(resources, workers, job.spec.cluster.wait_for_resources, console)
+    monitor = Monitor((trainer := _trainer(again, cluster, resources)).hub, again, place, console)
+    try:
+        trainer.fit()
+    except Exception as error:
+        raise RunFailed(f"{directory} cannot be reshaped: {reason_of(error)}", where_to_look(place)) from error
+    finally:
+        monitor.close()
+        place.ray_snapshot.unlink(missing_ok=True)  # the training is another run of Ray Train's in this directory
+
+
+def _fit(job: Job, trainer: Trainer, place: directories.RunDir, console: Console, began: float) -> int:
+    resilience = job.spec.resilience
     monitor = Monitor(trainer.hub, job, place, console)
-    interrupted = threading.Event()
+    interrupts = Interrupts(lambda: monitor.ask_to_stop("interrupted"), resilience.grace_time)
     failure: BaseException | None = None
     try:
-        with noting_interrupts(interrupted):
+        with interrupts.noted(), _asking_at(resilience.max_time, began, monitor) as out_of_time:
             failure = trainer.fit().error
     except (Exception, SystemExit, KeyboardInterrupt) as error:  # Ray Train's own SIGINT handler exits
         failure = error
     finally:
         monitor.close()
-    if interrupted.is_set():
-        return _say_how_to_go_on(job, place, console)
+    if interrupts.received:
+        return say_how_to_go_on("interrupted", EXIT_INTERRUPTED, job, place, console)
     if failure is not None:
-        raise RunFailed(_reason(failure), f"the workers' logs: {place.logs}") from failure
-    _conclude(job, place, console)
+        raise RunFailed(reason_of(failure), where_to_look(place)) from failure
+    if out_of_time.is_set() and (latest_step(place.checkpoints) or 0) < job.plan["train_iters"]:
+        return say_how_to_go_on(f"out of time (--max_time {resilience.max_time})", EXIT_STOPPED, job, place, console)
+    conclude(job, place, console)
     return EXIT_OK
+
+
+@contextmanager
+def _asking_at(max_time: str | None, began: float, monitor: Monitor) -> Iterator[threading.Event]:
+    """Ask the workers to stop at --max_time; the event says that it came to that."""
+    event = threading.Event()
+
+    def ask() -> None:
+        event.set()
+        monitor.ask_to_stop("time")
+
+    timer = threading.Timer(max(0.0, began + seconds_of(max_time) - time.monotonic()), ask) if max_time else None
+    if timer is not None:
+        timer.daemon = True
+        timer.start()
+    try:
+        yield event
+    finally:
+        if timer is not None:
+            timer.cancel()
 
 
 @dataclass(frozen=True)
@@ -126,33 +175,54 @@ class Trainer:
     fit: Callable[[], Any]
 
 
-def _trainer(job: Job, cluster: Cluster, resources: Resources, environment: dict[str, str]) -> Trainer:
+def _trainer(job: Job, cluster: Cluster, resources: Resources) -> Trainer:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig
 
-    from raymb.trainer import LeanTorchTrainer
+    from raymb.recovery import ElasticPolicy, RestartPolicy
+    from raymb.trainer import RaymbTrainer, SigtermCallback
     from raymb.worker import train_under_ray
 
     logging.getLogger("ray.train").setLevel(logging.WARNING)
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # of the controller, off the step's path
+    resilience = job.spec.resilience
+    failures = FailureConfig(
+        max_failures=resilience.max_failures,
+        max_preemption_failures=-1 if resilience.max_preemptions is None else resilience.max_preemptions,
+    )
     run_dir = Path(job.run_dir)
     hub = Hub.remote()
-    trainer = LeanTorchTrainer(
+    sizes = sorted(int(size) for size in job.plans)
+    scaling = ScalingConfig(
+        num_workers=(sizes[0], sizes[-1]) if len(sizes) > 1 else job.plan["num_workers"],
+        use_gpu=resources.gpus > 0,
+        resources_per_worker=resources.to_dict(),
+        elastic_resize_monitor_interval_s=_SECONDS_BETWEEN_RESIZES,
+    )
+    policies: dict[str, Any] = {"failure_policy": RestartPolicy(failures, hub, resilience.bad_loss == "rollback")}
+    if len(sizes) > 1:
+        policies["scaling_policy"] = ElasticPolicy(scaling, sizes, hub)
+    trainer = RaymbTrainer(
         train_under_ray,
         train_loop_config={"job": job.to_json(), "hub": hub},
         torch_config=TorchConfig(backend=ACCELERATORS[job.backend].distributed_backend),
-        scaling_config=ScalingConfig(
-            num_workers=job.plan["num_workers"], use_gpu=resources.gpus > 0, resources_per_worker=resources.to_dict()
-        ),
+        scaling_config=scaling,
         run_config=RunConfig(
             # Ray Train's own directory is the run directory: a checkpoint can only be registered from inside it.
             name=run_dir.name,
             storage_path=str(run_dir.parent),
-            failure_config=FailureConfig(max_failures=0),
-            worker_runtime_env={"env_vars": environment},
+            failure_config=failures,
+            callbacks=[SigtermCallback()],  # type: ignore[list-item]
+            worker_runtime_env={"env_vars": _worker_environment(job)},
         ),
         without=frozenset({"DatasetsCallback"} | (set() if cluster.joined else {"PlacementGroupCleanerCallback"})),
+        policies=policies,
     )
     return Trainer(hub, trainer.fit)
+
+
+_SECONDS_BETWEEN_RESIZES = 30.0
+"""How often an elastic run asks for more workers. A resize costs a start of the workers."""
 
 
 def _worker_environment(job: Job) -> dict[str, str]:
@@ -180,58 +250,3 @@ _PASSED_ON = (
     "AWS_",
     "RAYMB_",
 )
-
-
-def _reason(error: BaseException) -> str:
-    """The worker failure that caused the others, in one line: a peer's closed connection is a consequence."""
-    failures = sorted(getattr(error, "worker_failures", {}).items())
-    if not failures:
-        return _last_line(error)
-    causes = [item for item in failures if not _CONSEQUENCE.search(str(item[1]))]
-    rank, failure = (causes or failures)[0]
-    cause = getattr(failure, "_base_exc", failure)  # Ray Train wraps it together with its traceback
-    return f"worker {rank} failed: {type(cause).__name__}: {_last_line(cause)}"
-
-
-_CONSEQUENCE = re.compile(
-    r"connection (closed|reset)|broken pipe|remote process exited|NCCL (communicator|timeout)", re.I
-)
-
-
-def _last_line(error: object) -> str:
-    """What an exception says, or the line of a traceback that says it: the last one that is not indented."""
-    lines = [line for line in str(error).strip().splitlines() if line.strip() and not line.startswith(" ")]
-    return lines[-1] if lines else type(error).__name__
-
-
-def _say_how_to_go_on(job: Job, place: directories.RunDir, console: Console) -> int:
-    step = latest_step(place.checkpoints)
-    if step is None:
-        console.print("interrupted before the first checkpoint; start again with the same command")
-        return EXIT_INTERRUPTED
-    settings = job.spec.checkpoint
-    change = "" if not settings.overwrite and settings.resume == "auto" else " with --resume auto and no --overwrite"
-    console.print(f"interrupted; the same command{change} goes on from step {step}")
-    console.print(f"  {'checkpoint':<19}{iteration_dir(place.checkpoints, step)}", highlight=False, soft_wrap=True)
-    return EXIT_INTERRUPTED
-
-
-def _conclude(job: Job, place: directories.RunDir, console: Console) -> None:
-    """Print where everything lies, and the answers to the sample prompt if there is one."""
-    step = latest_step(place.checkpoints) or 0
-    if step < job.plan["train_iters"]:
-        console.print(f"stopped at step {step} of {job.plan['train_iters']}; the same command goes on from there")
-    elif job.spec.run.sample_prompt and place.hf.exists():
-        from raymb.sample import print_answers
-
-        print_answers(job, console)
-    places = {
-        "metrics": place.metrics,
-        "checkpoint": iteration_dir(place.checkpoints, step),
-        "Hugging Face model": place.hf if place.hf.exists() else None,
-        "TensorBoard": place.tensorboard,
-        "workers' logs": place.logs,
-    }
-    for name, path in places.items():
-        if path is not None:
-            console.print(f"  {name:<19}{path}", highlight=False, soft_wrap=True)

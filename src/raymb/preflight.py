@@ -4,14 +4,14 @@ No framework but what reading data takes."""
 
 from __future__ import annotations
 
-import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from raymb import run_dir
-from raymb.errors import ModelError, SpecError
+from raymb.errors import ModelError, RunDirError, SpecError
+from raymb.fingerprint import Fingerprint, take_fingerprint
 from raymb.model_shape import ModelShape, read_model_shape
 from raymb.plan import Plan, make_plan
 from raymb.spec.sections import RunSpec
@@ -48,23 +48,56 @@ def preflight(spec: RunSpec, console: Console | None = None) -> Preflight:
     # Twice: the layout needs no data and is cheap, so its mistakes come before minutes of reading.
     backend = local_backend(spec)
     plan = make_plan(spec, shape, backend=backend)
-    prepared = prepared_rows(spec, shape, plan, console)
+    run = run_dir.RunDir.of(spec, _name(spec, plan))
+    prepared = prepared_rows(spec, shape, plan, console, multiple=rows_multiple(run, spec, plan))
     plan = make_plan(spec, shape, rows=prepared.rows("train"), backend=backend)
     checked = Preflight(spec, shape, plan, prepared)
-    run_dir.check_claim(run_dir.RunDir.of(spec, run_name(checked)), spec, fingerprint(checked))
+    run_dir.check_claim(run, spec, fingerprint(checked))
     return checked
 
 
-def prepared_rows(spec: RunSpec, shape: ModelShape, plan: Plan, console: Console | None) -> Prepared:
+def prepared_rows(
+    spec: RunSpec, shape: ModelShape, plan: Plan, console: Console | None, *, multiple: int | None = None
+) -> Prepared:
     """The rows of a spec, prepared now or by an earlier run.
 
     Args:
         console: where a progress bar goes.
+        multiple: of rows_multiple; default: what the plan needs.
     """
     from raymb.data.prepare import prepare
 
     chat = shape.has_chat_template or spec.data.chat_template is not None
-    return prepare(spec, model_path(spec), chat=chat, multiple=plan.sample_multiple, console=console)
+    multiple = multiple or plan.sample_multiple
+    return prepare(spec, model_path(spec), chat=chat, multiple=multiple, console=console)
+
+
+def rows_multiple(run: run_dir.RunDir, spec: RunSpec, plan: Plan) -> int:
+    """What the samples of packed rows leave room for: a multiple of what the layout needs.
+
+    A run that goes on in another layout keeps its rows, so that it sees the same samples in the same order. Samples
+    padded to the layout's own need (`plan.sample_multiple`) fit into rows that were packed for a multiple of it.
+
+    Raises:
+        RunDirError: they were packed for another number.
+    """
+    need, former = plan.sample_multiple, run_dir.read_object(run.data) or {}
+    begun_so = former.get("packing") and former.get("seq_length") == spec.data.seq_length
+    if not spec.data.packing or spec.checkpoint.overwrite or not begun_so:
+        return need  # where that changes the rows, the fingerprint tells
+    packed_for = former.get("multiple", need)
+    if packed_for % need == 0:
+        return packed_for
+    if "data" in spec.checkpoint.accept_changes:
+        return need
+    tensor = f" x --tensor_parallel_size {plan.tensor_parallel_size}" if plan.sequence_parallel else ""
+    raise RunDirError(
+        f"{run.path} has packed rows whose samples are padded to multiples of {packed_for}, and this layout needs "
+        f"multiples of 2 x --context_parallel_size {plan.context_parallel_size}{tensor} = {need}, which must divide "
+        f"{packed_for}",
+        "ways out: another --context_parallel_size or --tensor_parallel_size; --accept_changes data to pack the rows "
+        "again, in another order from there on; --experiment_name NEW_NAME for a new run",
+    )
 
 
 def checked_shape(spec: RunSpec) -> ModelShape:
@@ -114,39 +147,25 @@ def model_path(spec: RunSpec) -> str:
 
 def run_name(checked: Preflight) -> str:
     """The run directory's name when the user gave none: the same command finds its run again."""
-    plan = checked.plan
+    return _name(checked.spec, checked.plan)
+
+
+def _name(spec: RunSpec, plan: Plan) -> str:
+    copies = [size // plan.model_parallel_size for size in plan.elastic or [plan.num_workers]]
     sizes = {
         "tp": plan.tensor_parallel_size,
         "pp": plan.pipeline_parallel_size,
-        "dp": plan.data_parallel_size,
+        # Of all sizes that an elastic run may have, so that it does not matter which one it has now.
+        "dp": f"{copies[0]}-{copies[-1]}" if len(copies) > 1 else copies[0],
         **({"cp": plan.context_parallel_size} if plan.context_parallel_size > 1 else {}),
         **({"ep": plan.expert_parallel_size} if plan.expert_parallel_size > 1 else {}),
     }
-    return "-".join([Path(model_path(checked.spec)).name, *(f"{name}{size}" for name, size in sizes.items())])
+    return "-".join([Path(model_path(spec)).name, *(f"{name}{size}" for name, size in sizes.items())])
 
 
-def fingerprint(checked: Preflight) -> dict[str, Any]:
-    """What a checkpoint of this run belongs to. Keys are flags, where one is behind the value."""
-    spec = checked.spec
-    path = Path(model_path(spec))
-    files = {
-        f"hf_model_path:{name}": hashlib.sha256((path / name).read_bytes()).hexdigest()[:16]
-        for name in ("config.json", "tokenizer.json")
-        if (path / name).is_file()
-    } | {f"hf_model_path:{file.name}": _ends_digest(file) for file in sorted(path.glob("*.safetensors"))}
-    return {
-        **(files or {"hf_model_path": f"{path}@{spec.model.hf_revision or 'main'}"}),
-        "dataset:content": checked.prepared.content_hash,
-        "seq_length": spec.data.seq_length,
-        "global_batch_size": spec.train.global_batch_size,
-        "seed": spec.train.seed,
-    }
-
-
-def _ends_digest(file: Path) -> str:
-    """A digest of a weight file that takes no time: its size, its first and its last 64 KiB."""
-    size = file.stat().st_size
-    with open(file, "rb") as stream:
-        first = stream.read(65536)
-        stream.seek(max(0, size - 65536))
-        return hashlib.sha256(first + stream.read() + str(size).encode()).hexdigest()[:16]
+def fingerprint(checked: Preflight) -> Fingerprint:
+    """What a checkpoint of this run belongs to."""
+    rows = checked.prepared
+    return take_fingerprint(
+        checked.spec, model_path(checked.spec), rows=rows.content_hash, preparation=rows.manifest["hash"]
+    )

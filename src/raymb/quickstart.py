@@ -25,7 +25,7 @@ def smollm2_directory() -> Path:
     Raises:
         ModelError: a package that it is made with is missing, or the directory cannot be written.
     """
-    directory = _cache() / NAME
+    directory = cache_directory() / NAME
     if (directory / "config.json").is_file():
         return directory
     gguf = _gguf_file()
@@ -40,7 +40,8 @@ def smollm2_directory() -> Path:
     return directory
 
 
-def _cache() -> Path:
+def cache_directory() -> Path:
+    """What raymb keeps on a machine, and can make or fetch again."""
     if place := os.environ.get("RAYMB_CACHE"):
         return Path(place).expanduser().absolute()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").absolute() / "raymb"

@@ -6,7 +6,7 @@ STORAGE_PATH/EXPERIMENT_NAME/
     metrics.jsonl     one object a line
     job.json          what the driver gave to every worker
     checkpoints/      Megatron checkpoints and `latest`   (or --output_dir)
-        fingerprint.json  what they belong to: model, tokenizer, data, batch
+        fingerprint.json  what they belong to: model, tokenizer, data, batch, seed, versions
     data.json         which prepared rows, and what they are like
     hf/               the tuned model as a Hugging Face directory
     logs/             one file a worker
@@ -22,25 +22,39 @@ import json
 import os
 import re
 import shutil
-import socket
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from raymb import lock
 from raymb.errors import RunDirError
+from raymb.fingerprint import Fingerprint, described, differences, ways_to_go_on
+from raymb.lock import process_lives as process_lives
+from raymb.remote import Remote, storage_root
 from raymb.spec import RunSpec, spec_to_json
 
-_OWNER = re.compile(r"(?P<host>\S+) (?P<pid>\d+) (?P<start>\d+|-)\n")
 _ITERATION = re.compile(r"iter_\d{7,}")
-_POINTERS = ("latest", "latest_train_state.pt", "latest_checkpointed_iteration.txt")  # raymb's, Bridge's, Megatron's
-_LOCK_IS_STALE_AFTER = 60.0  # seconds without a touch; a live driver touches it every few seconds
+# raymb's, Bridge's, Megatron's, and the steps that --bad_loss rollback leaves out
+_POINTERS = (
+    "latest",
+    "best",
+    "latest_train_state.pt",
+    "latest_checkpointed_iteration.txt",
+    "left_out_steps.json",
+)
 
 
 @dataclass(frozen=True)
 class RunDir:
+    """
+    Args:
+        path: the run directory on this machine.
+        remote: what it mirrors, if --storage_path is an address.
+    """
+
     path: Path
     checkpoints: Path
+    remote: Remote | None = None
 
     @staticmethod
     def of(spec: RunSpec, name: str) -> RunDir:
@@ -49,9 +63,10 @@ class RunDir:
         Args:
             name: used when the spec has no experiment_name.
         """
-        path = (spec.run.storage_path / (spec.run.experiment_name or name)).expanduser().absolute()
-        checkpoints = spec.checkpoint.output_dir
-        return RunDir(path, checkpoints.expanduser().absolute() if checkpoints else path / "checkpoints")
+        storage, name = spec.run.storage_path, spec.run.experiment_name or name
+        path, output_dir = storage_root(storage) / name, spec.checkpoint.output_dir
+        checkpoints = output_dir.expanduser().absolute() if output_dir else path / "checkpoints"
+        return RunDir(path, checkpoints, Remote.of(storage, name))
 
     @property
     def spec(self) -> Path:
@@ -87,6 +102,10 @@ class RunDir:
         return self.path / "logs"
 
     @property
+    def failures(self) -> Path:
+        return self.path / "failures"
+
+    @property
     def tensorboard(self) -> Path:
         return self.path / "tensorboard"
 
@@ -100,15 +119,15 @@ class RunDir:
         return self.path / "checkpoint_manager_snapshot.json"
 
 
-def check_claim(run: RunDir, spec: RunSpec, fingerprint: dict[str, Any]) -> None:
+def check_claim(run: RunDir, spec: RunSpec, fingerprint: Fingerprint) -> None:
     """Refuse, before anything starts, a directory that this run must not use. Changes nothing.
 
     Raises:
         RunDirError: in use by a live driver; used before and --resume never; or holding another run's state.
     """
-    if _is_locked(run):
+    if lock.is_held(run.lock):
         raise RunDirError(
-            f"{run.path} is in use by {_read_lock(run)}",
+            f"{run.path} is in use by {lock.owner(run.lock)}",
             "ways out: --experiment_name NEW_NAME, --storage_path ANOTHER_DIR, or end that run and go on with "
             "--resume auto",
         )
@@ -121,14 +140,19 @@ def check_claim(run: RunDir, spec: RunSpec, fingerprint: dict[str, Any]) -> None
     used = run.path if run.spec.exists() else run.checkpoints if _has_entries(run.checkpoints) else None
     if used and spec.checkpoint.resume == "never":
         raise RunDirError(f"{used} holds a run already", f"ways out: --resume auto to go on with it, {ways_out}")
-    before = _read_fingerprint(run)
-    now = _identity(run, fingerprint)
-    different = [key for key in now if before is not None and before.get(key) != now[key]]
-    if before is not None and different:
-        listed = "; ".join(f"{key} was {before.get(key)!r}, is {now[key]!r}" for key in different)
+    before = read_object(run.fingerprint)
+    if before is None:
+        return
+    if not before:
         raise RunDirError(
-            f"{run.fingerprint.parent} holds the checkpoints of another run: {listed}",
-            f"ways out: the former value of --{different[0].split(':')[0]} to go on with it, {ways_out}",
+            f"{run.fingerprint} cannot be read: nobody knows whose checkpoints these are", f"ways out: {ways_out}"
+        )
+    changes = differences(before, _identity(run, fingerprint))
+    refused = [one for one in changes if one.group not in spec.checkpoint.accept_changes]
+    if refused:
+        raise RunDirError(
+            f"{run.checkpoints} holds the checkpoints of another run:\n{described(refused)}",
+            f"ways out: {'; '.join(ways_to_go_on(refused))}; {ways_out}",
         )
 
 
@@ -144,7 +168,7 @@ def _check_resume_path(resume: str) -> None:
         )
 
 
-def claim(run: RunDir, spec: RunSpec, plan: dict[str, Any], fingerprint: dict[str, Any]) -> None:
+def claim(run: RunDir, spec: RunSpec, plan: dict[str, Any], fingerprint: Fingerprint) -> None:
     """Take the directory and write what the run is.
 
     Raises:
@@ -154,7 +178,8 @@ def claim(run: RunDir, spec: RunSpec, plan: dict[str, Any], fingerprint: dict[st
     locked = False
     try:
         run.path.mkdir(parents=True, exist_ok=True)
-        _take_lock(run)
+        if not lock.take(run.lock):
+            raise RunDirError(f"{run.path} is in use by {lock.owner(run.lock)}", "give another --experiment_name")
         locked = True
         run.ray_snapshot.unlink(missing_ok=True)  # Ray refuses to start when a checkpoint in it has been deleted
         if spec.checkpoint.overwrite:
@@ -174,12 +199,22 @@ def claim(run: RunDir, spec: RunSpec, plan: dict[str, Any], fingerprint: dict[st
 
 def touch_lock(run: RunDir) -> None:
     """Say that the driver lives. Called every few seconds."""
-    with contextlib.suppress(OSError):
-        os.utime(run.lock)
+    lock.touch(run.lock)
 
 
 def release(run: RunDir) -> None:
-    run.lock.unlink(missing_ok=True)
+    lock.release(run.lock)
+
+
+def read_object(file: Path) -> dict[str, Any] | None:
+    """A JSON object that a run wrote; None when there is no file, {} when it cannot be read."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def write_atomically(file: Path, text: str) -> None:
@@ -197,22 +232,11 @@ def write_atomically(file: Path, text: str) -> None:
         raise
 
 
-def _identity(run: RunDir, fingerprint: dict[str, Any]) -> dict[str, Any]:
+def _identity(run: RunDir, fingerprint: Fingerprint) -> Fingerprint:
     """The fingerprint; for checkpoints that lie elsewhere (--output_dir), with the name of the run that owns them."""
     if run.checkpoints.is_relative_to(run.path):
         return fingerprint
-    return {**fingerprint, "experiment_name": run.path.name}
-
-
-def _read_fingerprint(run: RunDir) -> dict[str, Any] | None:
-    """What the checkpoints belong to; None when there is no file, {} when it cannot be read."""
-    try:
-        content = json.loads(run.fingerprint.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
+    return {**fingerprint, "run": {"experiment_name": run.path.name}}
 
 
 def _take_back(run: RunDir, made: list[Path], locked: bool) -> None:
@@ -226,57 +250,6 @@ def _take_back(run: RunDir, made: list[Path], locked: bool) -> None:
             directory.rmdir()
 
 
-def _take_lock(run: RunDir) -> None:
-    if run.lock.exists() and not _is_locked(run):
-        run.lock.unlink(missing_ok=True)
-    try:
-        with open(run.lock, "x", encoding="ascii") as file:
-            file.write(f"{socket.gethostname()} {os.getpid()} {_start_of(os.getpid())}\n")
-    except FileExistsError:
-        raise RunDirError(f"{run.path} is in use by {_read_lock(run)}", "give another --experiment_name") from None
-
-
-def _is_locked(run: RunDir) -> bool:
-    """A lock counts while its driver touches it; on this host, while its process lives."""
-    try:
-        owner = _OWNER.fullmatch(run.lock.read_text(encoding="ascii", errors="replace"))
-        age = time.time() - run.lock.stat().st_mtime
-    except OSError:
-        return False
-    if owner is not None and owner["host"] == socket.gethostname():
-        return process_lives(int(owner["pid"]), owner["start"])
-    return age < _LOCK_IS_STALE_AFTER  # also one that is being written just now
-
-
-def process_lives(pid: int, start: str = "-") -> bool:
-    """Whether a process of this host runs, and began at `start` where that is known."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    now = _start_of(pid)
-    return now == start or "-" in (now, start)
-
-
-def _start_of(pid: int) -> str:
-    """When the process started, in ticks since boot; "-" where there is no /proc. A container that is started again
-    has its old name and gives its driver the old number."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()[19]
-    except (OSError, IndexError):
-        return "-"
-
-
-def _read_lock(run: RunDir) -> str:
-    with contextlib.suppress(OSError):
-        owner = _OWNER.fullmatch(run.lock.read_text(encoding="ascii", errors="replace"))
-        if owner is not None:
-            return f"process {owner['pid']} on {owner['host']}"
-    return "another run"
-
-
 def _has_entries(directory: Path) -> bool:
     return directory.is_dir() and any(directory.iterdir())
 
@@ -286,7 +259,7 @@ def _delete_old_run(run: RunDir) -> None:
     for name in _POINTERS:  # first: what they point at must be whole
         (run.checkpoints / name).unlink(missing_ok=True)
     steps = [path for path in run.checkpoints.glob("iter_*") if _ITERATION.fullmatch(path.name)]
-    for directory in (run.hf, run.logs, run.tensorboard, *steps):
+    for directory in (run.hf, run.logs, run.tensorboard, run.failures, run.checkpoints / "reshaped", *steps):
         shutil.rmtree(directory, ignore_errors=True)
     for file in (run.spec, run.plan, run.job, run.data, run.fingerprint, run.metrics):
         file.unlink(missing_ok=True)

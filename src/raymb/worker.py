@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import faulthandler
+import logging
 import os
+import socket
 import sys
 from collections.abc import Callable
 from datetime import timedelta
@@ -10,74 +13,170 @@ from pathlib import Path
 from typing import Any
 
 from raymb.accelerator import ACCELERATORS
+from raymb.errors import WorkersStopped
 from raymb.job import Job
+from raymb.progress import Progress
+
+Emit = Callable[[dict[str, Any]], None]
 
 
-def train(job: Job, emit: Callable[[dict[str, Any]], None], on_checkpoint: Callable[[str, int], None]) -> None:
-    """Fine-tune with Bridge's own pretrain().
+def train(job: Job, progress: Progress, emit: Emit, register: Callable[[str, int], None], stop: Any) -> None:
+    """Fine-tune with Bridge's own pretrain(), in a process group that exists.
 
     Args:
         job: the resolved run.
+        progress: is told what this rank does.
         emit: takes one metrics record (a dict of plain values) and returns at once.
-        on_checkpoint: called on every rank with (iteration directory, step) after a checkpoint is whole.
+        register: called on every rank with (iteration directory, step) after a checkpoint is whole.
+        stop: the StopTogether of this rank.
     """
-    config, hf_bridge = prepare(job, emit)
+    config, hf_bridge, losses = prepare(job, progress, emit)
     from megatron.bridge.training.pretrain import pretrain
 
+    from raymb.bridge import saving as checkpoints
+    from raymb.bridge.bad_loss import LossSum
     from raymb.bridge.callbacks import make_callbacks
     from raymb.bridge.forward import counting_forward_step
 
-    forward_step, counter = counting_forward_step()
+    saving = checkpoints.Saving(job, progress, emit, register, losses)
+    config.checkpoint.custom_manager_class = checkpoints.install(saving)
+    spikes = LossSum()
+    keep_loss = spikes.parts.append if job.spec.resilience.loss_spike else None
+    forward_step, counter = counting_forward_step(progress.beat, keep_loss)
+    callbacks = make_callbacks(job, hf_bridge, counter, spikes, emit, saving, stop)
     try:
-        pretrain(config, forward_step, callbacks=make_callbacks(job, hf_bridge, counter, emit, on_checkpoint))
-    except SystemExit as exit:  # Bridge leaves its loop this way on exit_interval, exit_duration and a signal
+        pretrain(config, forward_step, callbacks=[] if job.any_layout else callbacks)
+    except SystemExit as exit:  # Bridge leaves its loop this way on exit_interval
         if exit.code:
             raise
+    finally:
+        stop.close()
+        saving.close()
 
 
-def prepare(job: Job, emit: Callable[[dict[str, Any]], None]) -> tuple[Any, Any]:
-    """From a fresh process to Bridge's ConfigContainer and the bridge to the Hugging Face model."""
+def prepare(job: Job, progress: Progress, emit: Emit) -> tuple[Any, Any, list[list[float]]]:
+    """From a fresh process to Bridge's ConfigContainer, the bridge to the Hugging Face model, and the validation losses
+    up to the checkpoint that is gone on from."""
     accelerator = ACCELERATORS[job.backend]
     from raymb.bridge import imports
 
     emit({"kind": "phase", "text": "importing Megatron"})
-    _join_process_group(accelerator.distributed_backend, accelerator.device())  # Ray Train has done so already
     imports.install()
     accelerator.activate()
     imports.load_family(job.architecture)
 
     from raymb.bridge import fixes
-    from raymb.bridge.checkpoint import where_to_resume, written_with
+    from raymb.bridge.checkpoint import losses_so_far, written_with
     from raymb.bridge.config import build_config
+    from raymb.bridge.resuming import where_to_resume
 
     fixes.apply_all()
-    load_dir = where_to_resume(job.checkpoint_dir, job.spec.checkpoint.resume)
+    progress.enter("loading")
+    load_dir = job.load_dir or where_to_resume(job.checkpoint_dir, job.spec.checkpoint.resume, emit)
     fresh = load_dir is not None and written_with(load_dir) not in (accelerator.distributed_backend, None)
     note = " of the other backend, with a fresh random state" if fresh else ""
     emit({"kind": "phase", "text": f"loading the {'checkpoint' if load_dir else 'model'}{note}"})
-    return build_config(job, load_dir, load_random_state=not fresh)
+    own = load_dir is not None and Path(load_dir).is_relative_to(job.checkpoint_dir)
+    losses = losses_so_far(load_dir) if load_dir is not None and own else []
+    return *build_config(job, load_dir, load_random_state=not fresh), losses
 
 
 def train_under_ray(config: dict[str, Any]) -> None:
-    """Ray Train's per-worker function."""
+    """Ray Train's per-worker function.
+
+    Raises:
+        WorkersStopped: all ranks have left with a checkpoint, for Ray Train to start them again.
+    """
     import ray.train
 
+    from raymb.hang import HangWatch
     from raymb.telemetry.hub import Sender
 
-    job = Job.from_json(config["job"])
-    rank = ray.train.get_context().get_world_rank()
+    context = ray.train.get_context()
+    rank = context.get_world_rank()
+    job = Job.from_json(config["job"]).of_size(context.get_world_size())
     _log_to(Path(job.log_dir, f"worker-{rank:05d}.log"))
-    sender = Sender(config["hub"])
+    progress = Progress()
+    accelerator = ACCELERATORS[job.backend]
+    join_process_group(accelerator.distributed_backend, accelerator.device())
+    sender = Sender(config["hub"], _status(rank, progress), listens=rank == 0)
+    progress.listeners.append(sender.wake)
+    stop = make_stop()
+    sender.on_command, sender.on_tick = stop.ask, lambda: stop.ask("preemption") if _preempted() else None
+    _stop_on_sigterm(stop)
+    peers = _processes_of_this_host(rank)
+    watch = HangWatch(
+        progress,
+        job.spec.resilience.hang_timeout,
+        Path(job.log_dir, f"stacks-{rank:05d}.txt"),
+        lambda: peers,
+        lambda others: sender.emit({"kind": "hang", "rank": rank, "in": progress.describe(), "others": others}),
+    )
+    emit = sender.emit if rank == 0 else _only_measurements(sender.emit)
     try:
-        on_checkpoint = _register if Path(job.checkpoint_dir).is_relative_to(job.run_dir) else _mention
-        train(job, sender.emit if rank == 0 else _only_measurements(sender.emit), on_checkpoint)
+        register = _register if Path(job.checkpoint_dir).is_relative_to(job.run_dir) else _mention
+        train(job, progress, emit, register, stop)
     finally:
+        watch.close()
         sender.close()
+    if stop.left and stop.reason in ("preemption", "resize"):
+        raise WorkersStopped(stop.reason, progress.step)
 
 
-def _only_measurements(emit: Callable[[dict[str, Any]], None]) -> Callable[[dict[str, Any]], None]:
+def make_stop() -> Any:
+    """This rank's StopTogether over the process group's store."""
+    import torch.distributed as dist
+    from torch.distributed.distributed_c10d import _get_default_store
+
+    from raymb.stopping import StopTogether
+
+    store: Any = _get_default_store()
+    return StopTogether(store.clone(), dist.get_rank(), dist.get_world_size())
+
+
+def join_process_group(backend: str, device: Any) -> None:
+    """Bridge skips its own init, device choice and barrier when the group exists, as it does under Ray Train."""
+    import torch.distributed as dist
+
+    if not dist.is_initialized():
+        dist.init_process_group(backend, timeout=timedelta(minutes=30))
+    dist.barrier(device_ids=[device.index] if device.type == "cuda" else None)
+
+
+def _status(rank: int, progress: Progress) -> Callable[[], dict[str, Any]]:
+    """What the driver is told about a rank whenever it changes."""
+    known = {"kind": "rank", "rank": rank, "node": socket.gethostname(), "pid": os.getpid()}
+    return lambda: {**known, "in": progress.describe(), "step": progress.step}
+
+
+def _processes_of_this_host(rank: int) -> dict[int, int]:
+    """Rank to process number of the other ranks here."""
+    import torch.distributed as dist
+
+    here = socket.gethostname()
+    everyone: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(everyone, (here, os.getpid()))
+    return {other: pid for other, (host, pid) in enumerate(everyone) if host == here and other != rank}
+
+
+def _only_measurements(emit: Emit) -> Emit:
     """Every rank goes through the same phases; one of them says so."""
     return lambda record: emit(record) if record["kind"] != "phase" else None
+
+
+def _preempted() -> bool:
+    """Whether Ray has said that a node of this run will be taken away. The public question is a collective."""
+    from ray.train.v2._internal.execution.context import get_train_context
+
+    return get_train_context().preemption_context.preemption_info is not None
+
+
+def _stop_on_sigterm(stop: Any) -> None:
+    """SIGTERM, which systems send before they take a machine away, becomes a stop with a checkpoint. The handler was
+    installed when the process began (raymb.trainer): only its main thread can do that, and this is another one."""
+    from raymb import interrupt
+
+    interrupt.on_sigterm = lambda: stop.ask("preemption")
 
 
 def _mention(directory: str, step: int) -> None:
@@ -109,15 +208,8 @@ def _log_to(file: Path) -> None:
     os.dup2(stream.fileno(), 2)
     sys.stdout = open(1, "w", buffering=1, closefd=False, encoding="utf-8")  # noqa: SIM115
     sys.stderr = open(2, "w", buffering=1, closefd=False, encoding="utf-8")  # noqa: SIM115
-
-
-def _join_process_group(backend: str, device: Any) -> None:
-    """Bridge skips its own init, device choice and barrier when the group exists, as it does under Ray Train."""
-    import torch.distributed as dist
-
-    if not dist.is_initialized():
-        dist.init_process_group(backend, timeout=timedelta(minutes=30))
-    dist.barrier(device_ids=[device.index] if device.type == "cuda" else None)
+    faulthandler.enable(file=2)
+    logging.getLogger("ray.train").setLevel(logging.WARNING)  # a line for each report
 
 
 def main() -> None:
@@ -125,7 +217,10 @@ def main() -> None:
     from importlib import import_module
 
     job = Job.from_json(Path(sys.argv[1]).read_text(encoding="utf-8"))
-    config, _ = prepare(job, lambda record: None)
+    accelerator = ACCELERATORS[job.backend]
+    join_process_group(accelerator.distributed_backend, accelerator.device())
+    config, _, _ = prepare(job, Progress(), lambda record: None)
+    config.checkpoint.async_save = False
     forward_step = import_module("megatron.bridge.training.gpt_step").forward_step
     import_module("megatron.bridge.training.pretrain").pretrain(config, forward_step)
 

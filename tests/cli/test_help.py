@@ -91,6 +91,17 @@ def test_plan_json_is_one_object_on_standard_output(shape_only_model_dir, capsys
     assert (sizes, plan["num_workers"], captured.err) == ([2, 2, 2], 8, "")
 
 
+def test_plan_of_a_range_of_workers_is_that_of_the_largest_and_names_the_others(shape_only_model_dir, capsys):
+    words = ["plan", "--hf_model_path", str(shape_only_model_dir), "--tensor_parallel_size", "2", "--num_workers"]
+    assert main([*words, "3:16", "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert (plan["num_workers"], plan["elastic"]) == (16, [4, 8, 16])
+    assert main([*words, "16", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == plan | {"elastic": None}
+    assert main([*words, "3:16"]) == 0
+    assert "4, 8, 16 workers (shown: 16)" in capsys.readouterr().out
+
+
 def test_the_missions_command_plans(shape_only_model_dir, tmp_path, capsys):
     words = (
         "--num_workers 8 --tensor_parallel_size 2 --pipeline_parallel_size 2 --train_iters 100 --global_batch_size 8 "
@@ -118,7 +129,7 @@ def test_dry_run_prints_a_spec_that_repeats_it_and_makes_rows_only(shape_only_mo
     printed = tmp_path / "printed.yaml"
     printed.write_text(text.partition("# the resolved spec")[2].partition("\n")[2])
     spec = load_spec({}, [printed])
-    assert (spec.parallel.num_workers, spec.run.storage_path) == (2, storage)
+    assert (spec.parallel.num_workers, spec.run.storage_path) == (2, str(storage))
     assert spec.cluster.env == {"NCCL_DEBUG": "INFO"}  # a secret is given again, never stored
     assert [place.name for place in storage.iterdir()] == ["_prepared"]
 

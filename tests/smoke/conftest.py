@@ -58,7 +58,8 @@ def finetune(ray_cluster: None, tiny_qwen2: Path, rows: Path, tmp_path: Path) ->
         for flag, value in {**given, **MAIN_FLAGS, **flags}.items():
             if value is None:
                 continue
-            words += [f"--{flag}", *([] if value is True else [str(value)])]
+            for one in value if isinstance(value, list) else [value]:
+                words += [f"--{flag}", *([] if one is True else [str(one)])]
         assert main(words) == code
         return Path(flags.get("storage_path", tmp_path)) / flags.get("experiment_name", "run")
 
@@ -112,7 +113,9 @@ def make_job(storage: Path, **flags: Any) -> Path:
     checked = preflight(load_spec({name: str(value) for name, value in given.items()}))
     place = RunDir.of(checked.spec, "run")
     place.path.mkdir(parents=True)
-    place.job.write_text(launch._job(checked, checked.plan, "cpu", Resources(1.0, 0, 1), place).to_json())
+    place.job.write_text(
+        launch._job(checked, {checked.plan.num_workers: checked.plan}, "cpu", Resources(1.0, 0, 1), place).to_json()
+    )
     return place.job
 
 

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from raymb.cli.dry_run import spec_as_yaml
 from raymb.errors import SpecError
-from raymb.spec import FLAG_THAT_OWNS, SECTION_OF_FLAG, SECTIONS, load_spec, spec_from_json, spec_to_json
+from raymb.spec import FLAG_THAT_OWNS, SECTION_OF_FLAG, SECTIONS, load_spec, spec_from_json, spec_to_json, worker_range
 
 MODEL = {"hf_model_path": "some/model"}
 
@@ -54,6 +55,44 @@ def test_a_stored_spec_repeats_the_run(tmp_path):
     stored = yaml_file(tmp_path, spec_to_json(spec), "spec.json")
     assert load_spec({}, [stored]) == spec
     assert spec_from_json(stored.read_text()) == spec
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"), [("8", (8, 8)), ("4:16", (4, 16)), ("4:4", (4, 4)), ("1:100", (1, 100))]
+)
+def test_a_range_of_workers_is_stored_as_it_was_written(tmp_path, asked, expected):
+    spec = load_spec(MODEL | {"num_workers": asked})
+    assert str(spec.parallel.num_workers) == asked
+    assert worker_range(spec.parallel) == expected
+    stored = yaml_file(tmp_path, spec_to_json(spec), "spec.json")
+    assert load_spec({}, [stored]) == spec == spec_from_json(stored.read_text())
+    assert load_spec({}, [yaml_file(tmp_path, spec_as_yaml(spec))]) == spec
+
+
+@pytest.mark.parametrize("text", ["4:16", "'4:16'", "4:16  # elastic", "4:64"])
+def test_yaml_reads_a_range_of_workers_as_text_and_not_in_base_60(tmp_path, text):
+    spec = load_spec(
+        MODEL, [yaml_file(tmp_path, f"resilience: {{max_time: 1:30:00}}\nparallel:\n  num_workers: {text}\n")]
+    )
+    assert worker_range(spec.parallel) in ((4, 16), (4, 64))
+    assert spec.resilience.max_time == "1:30:00"
+
+
+@pytest.mark.parametrize("value", ["4:", ":4", "0:4", "4:0", "04:8", "4-16", "4:8:16", " 4:8", "0", "-4:8", "1.5:4"])
+def test_what_is_no_range_of_workers(value):
+    text = problems_of(MODEL | {"num_workers": value})
+    assert f"--num_workers {value}: must be " in text
+    assert "or MIN:MAX, two whole numbers from 1 up such as 4:16" in text
+
+
+def test_a_number_that_is_no_size_is_told_the_same_from_yaml(tmp_path):
+    text = problems_of(MODEL, [yaml_file(tmp_path, "parallel: {num_workers: -1}\n")])
+    assert "--num_workers -1: must be greater than or equal to 1 or MIN:MAX" in text
+
+
+def test_a_range_of_workers_has_its_least_first():
+    text = problems_of(MODEL | {"num_workers": "16:4"})
+    assert "--num_workers 16:4 is MIN:MAX, and 16 is more than 4; write --num_workers 4:16" in text
 
 
 def test_overrides_are_typed_and_a_later_one_wins():

@@ -1,9 +1,10 @@
-"""What raymb hangs onto Bridge's training loop: metrics without waiting, and checkpoints made known."""
+"""What raymb hangs onto Bridge's training loop: metrics without waiting, and when to end."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,15 +13,25 @@ from megatron.bridge.training.callbacks import Callback, CallbackContext
 from megatron.core import parallel_state
 
 from raymb.bridge import checkpoint, export
+from raymb.bridge.bad_loss import BadLossGuard, LossSum
 from raymb.bridge.forward import TokenCounter
+from raymb.bridge.saving import Saving, largest_of_all
+from raymb.early_stopping import has_stalled
 from raymb.job import Job
+from raymb.progress import Progress
+from raymb.stopping import StopTogether
 
 Emit = Callable[[dict[str, Any]], None]
-OnCheckpoint = Callable[[str, int], None]
 
 
 def make_callbacks(
-    job: Job, hf_bridge: AutoBridge, counter: TokenCounter, emit: Emit, on_checkpoint: OnCheckpoint
+    job: Job,
+    hf_bridge: AutoBridge,
+    counter: TokenCounter,
+    losses: LossSum,
+    emit: Emit,
+    saving: Saving,
+    stop: StopTogether,
 ) -> list[Callback]:
     """The callbacks of a run, in firing order."""
     interval, last = job.spec.checkpoint.save_interval, job.plan["train_iters"]
@@ -29,8 +40,45 @@ def make_callbacks(
         return step == last or bool(interval and step % interval == 0)
 
     metrics = Metrics(counter, emit, job.plan["num_workers"], saves_after)
-    callbacks: list[Callback] = [metrics, Checkpoints(job.checkpoint_dir, emit, on_checkpoint)]
+    saving.before, saving.train_loss = metrics.flush, metrics.last_loss
+    resilience = job.spec.resilience
+    guard = BadLossGuard(
+        resilience.bad_loss,
+        resilience.loss_spike,
+        losses,
+        saving.warn,
+        partial(checkpoint.leave_out, job.checkpoint_dir),
+    )
+    callbacks: list[Callback] = [Phases(saving.progress), metrics, guard, Validations(job, saving, emit), Stops(stop)]
     return [*callbacks, HuggingFaceExport(job, hf_bridge, emit)] if job.spec.checkpoint.export_hf else callbacks
+
+
+class Phases(Callback):
+    """Says what this rank is doing."""
+
+    def __init__(self, progress: Progress):
+        self.progress = progress
+
+    def on_train_start(self, context: CallbackContext) -> None:
+        self.progress.step = context.state.train_state.step
+        self.progress.enter("first step")
+
+    def on_train_step_end(self, context: CallbackContext) -> None:
+        self.progress.finished(context.state.train_state.step + 1)
+        if self.progress.phase != "step":
+            self.progress.enter("step")
+
+    def on_eval_start(self, context: CallbackContext) -> None:
+        self.progress.enter("validating")
+
+    def on_eval_end(self, context: CallbackContext) -> None:
+        self.progress.enter("step")
+
+    def on_test_start(self, context: CallbackContext) -> None:
+        self.progress.enter("testing")
+
+    def on_train_end(self, context: CallbackContext) -> None:
+        self.progress.enter("exporting")
 
 
 class Metrics(Callback):
@@ -52,7 +100,6 @@ class Metrics(Callback):
         self.world_size = world_size
         self.saves_after = saves_after
         self.pending: dict[str, Any] | None = None
-        self.validated = 0
 
     def on_train_start(self, context: CallbackContext) -> None:
         on_first_of_its_copy = (
@@ -62,11 +109,18 @@ class Metrics(Callback):
         self.copy = parallel_state.get_data_parallel_rank()
         self.knows_loss = self.counts_tokens and self.copy == 0
         if self.knows_loss:
-            chip = torch.cuda.get_device_name()
-            self.emit({"kind": "start", "step": context.state.train_state.step, "chip": chip})
+            self.emit(
+                {
+                    "kind": "start",
+                    "step": context.state.train_state.step,
+                    "chip": torch.cuda.get_device_name(),
+                    "copies": parallel_state.get_data_parallel_world_size(),
+                    "world_size": self.world_size,
+                }
+            )
 
     def on_train_step_start(self, context: CallbackContext) -> None:
-        self._flush(context)
+        self.flush(context)
         self.counter.take()  # what a validation counted
         self.started = time.perf_counter()
         self.flops_before = context.state.train_state.floating_point_operations_so_far
@@ -84,36 +138,29 @@ class Metrics(Callback):
                 "tokens": tokens,
                 "trained_tokens": trained_tokens,
             }
+            if context.skipped_iter:
+                self.pending["skipped"] = True
             self.loss, self.grad_norm = context.loss_dict.get("lm loss"), context.grad_norm  # type: ignore[union-attr]
 
     def on_eval_start(self, context: CallbackContext) -> None:
-        self._flush(context)
-
-    def on_eval_end(self, context: CallbackContext) -> None:
-        step = context.state.train_state.step
-        # Bridge validates once more after the last step, on other batches; a step has one validation.
-        if self.knows_loss and context.total_loss_dict and step != self.validated:
-            self.validated = step
-            self._emit_loss("validation", context)
+        self.flush(context)
 
     def on_test_start(self, context: CallbackContext) -> None:
-        self._flush(context)
+        self.flush(context)
 
     def on_test_end(self, context: CallbackContext) -> None:
         if self.knows_loss and context.total_loss_dict:
-            self._emit_loss("test", context)
-
-    def _emit_loss(self, kind: str, context: CallbackContext) -> None:
-        loss = float(next(iter(context.total_loss_dict.values())))  # type: ignore[union-attr]
-        self.emit({"kind": kind, "step": context.state.train_state.step, "time": time.time(), "loss": loss})
-
-    def on_checkpoint_save(self, context: CallbackContext) -> None:
-        self._flush(context)
+            self.emit(_loss_record("test", context.state.train_state.step, float(*context.total_loss_dict.values())))
 
     def on_train_end(self, context: CallbackContext) -> None:
-        self._flush(context)
+        self.flush(context)
 
-    def _flush(self, context: CallbackContext) -> None:
+    def last_loss(self) -> float:
+        """The last step's loss; minus infinity on a rank that does not know it."""
+        return float(self.loss) if self.knows_loss else float("-inf")  # type: ignore[arg-type]
+
+    def flush(self, context: Any) -> None:
+        """Send the last step's record; before a checkpoint, too, whose context has the same state."""
         if self.pending is None:
             return
         record, self.pending = self.pending, None
@@ -132,22 +179,54 @@ class Metrics(Callback):
         self.emit(record)
 
 
-class Checkpoints(Callback):
-    """Makes a whole checkpoint known: first `latest`, then whoever asked."""
+def _loss_record(kind: str, step: int, loss: float) -> dict[str, Any]:
+    return {"kind": kind, "step": step, "time": time.time(), "loss": loss}
 
-    def __init__(self, checkpoint_dir: str, emit: Emit, on_checkpoint: OnCheckpoint):
-        self.checkpoint_dir = checkpoint_dir
+
+class Validations(Callback):
+    """Every rank learns of each validation's loss: it belongs to the checkpoints, and may end the training."""
+
+    def __init__(self, job: Job, saving: Saving, emit: Emit):
+        self.evaluation = job.spec.evaluation
+        self.saving = saving
         self.emit = emit
-        self.on_checkpoint = on_checkpoint
 
-    def on_checkpoint_save(self, context: CallbackContext) -> None:
+    def on_eval_end(self, context: CallbackContext) -> None:
         step = context.state.train_state.step
-        torch.distributed.barrier()  # every rank has written its part
+        losses = list((context.total_loss_dict or {}).values())
+        loss = largest_of_all(float(losses[0]) if losses else float("-inf"))
+        if any(at == step for at, _ in self.saving.losses):
+            return  # Bridge validates once more after the last step, on other batches; a step has one validation
         if torch.distributed.get_rank() == 0:
-            checkpoint.point_latest_at(self.checkpoint_dir, step)
-            self.emit({"kind": "checkpoint", "step": step})
-        torch.distributed.barrier()
-        self.on_checkpoint(checkpoint.iteration_dir(self.checkpoint_dir, step), step)
+            self.emit(_loss_record("validation", step, loss))
+        self.saving.validated(step, loss)
+        if has_stalled(
+            self.saving.losses, self.evaluation.early_stopping_patience, self.evaluation.early_stopping_threshold
+        ):
+            _train_config(context).train_iters = step  # the loop ends, and with it comes all that follows a last step
+
+
+def _train_config(context: CallbackContext) -> Any:
+    assert context.state.cfg is not None
+    return context.state.cfg.train
+
+
+class Stops(Callback):
+    """Leaves the loop behind the step that all ranks have agreed on; Bridge saves and goes."""
+
+    def __init__(self, stop: StopTogether):
+        self.stop = stop
+
+    def on_train_start(self, context: CallbackContext) -> None:
+        self.stop.start(context.state.train_state.step)
+
+    def on_train_step_end(self, context: CallbackContext) -> None:
+        step = context.state.train_state.step + 1
+        if self.stop.leave_after(step) is not None:
+            _train_config(context).exit_interval = step
+
+    def on_train_end(self, context: CallbackContext) -> None:
+        self.stop.close()
 
 
 class HuggingFaceExport(Callback):

@@ -1,57 +1,187 @@
-"""Where Bridge's checkpoints lie and which one counts. No framework is imported: the driver reads them, too."""
+"""Where Bridge's checkpoints lie and which ones count. No framework is imported: the driver reads them, too.
+
+A checkpoint is whole when its manifest is there, which is written last, and every file that it names has the size and
+the SHA-256 that it says. `latest` and `best` are for people and other programs; a run looks for itself.
+"""
 
 from __future__ import annotations
 
-import os
+import hashlib
+import json
 import re
+import shutil
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
-LATEST = "latest"
+from raymb.run_dir import write_atomically
+
+LATEST, BEST, MANIFEST, LEFT_OUT = "latest", "best", "manifest.json", "left_out_steps.json"
 _ITERATION = re.compile(r"iter_(\d{7,})$")
 _BACKEND = re.compile(r"^  distributed_backend: (\w+)$", re.MULTILINE)
+_THREADS = 4
 
 
 def iteration_dir(checkpoint_dir: str | Path, step: int) -> str:
     return str(Path(checkpoint_dir) / f"iter_{step:07d}")
 
 
-def point_latest_at(checkpoint_dir: str | Path, step: int) -> None:
-    """Write the `latest` pointer, a text file with the iteration directory's name: it works on every file system,
-    and moving it into place is atomic."""
-    pointer = Path(checkpoint_dir) / LATEST
-    temporary = pointer.with_name(f".{LATEST}.tmp")
-    with open(temporary, "w", encoding="ascii") as file:
-        file.write(Path(iteration_dir(checkpoint_dir, step)).name + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, pointer)
+def point(checkpoint_dir: str | Path, name: str, step: int) -> None:
+    """Move a pointer, a text file with the iteration directory's name: it works on every file system."""
+    write_atomically(Path(checkpoint_dir, name), Path(iteration_dir(checkpoint_dir, step)).name + "\n")
+
+
+def write_manifest(directory: str | Path, files: dict[str, dict[str, Any]], state: dict[str, Any]) -> None:
+    """Make a checkpoint count.
+
+    Args:
+        files: name to {"bytes", "sha256"}.
+        state: what else belongs to it: step, validation losses.
+    """
+    write_atomically(Path(directory, MANIFEST), json.dumps({**state, "files": files}, indent=1) + "\n")
+
+
+def read_manifest(directory: str | Path) -> dict[str, Any] | None:
+    """None when there is none, or none that can be read."""
+    try:
+        manifest = json.loads(Path(directory, MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return manifest if isinstance(manifest, dict) and isinstance(manifest.get("files"), dict) else None
+
+
+def describe_files(paths: Iterable[Path]) -> dict[str, dict[str, Any]]:
+    """Name to size in bytes and SHA-256 of each file."""
+    with ThreadPoolExecutor(_THREADS) as pool:
+        digests = pool.map(_sha256, paths := list(paths))
+        return {
+            path.name: {"bytes": path.stat().st_size, "sha256": digest}
+            for path, digest in zip(paths, digests, strict=True)
+        }
+
+
+def steps_of(checkpoint_dir: str | Path) -> list[int]:
+    """The steps of all iteration directories, whole or not, newest first."""
+    try:
+        matches = [_ITERATION.fullmatch(path.name) for path in Path(checkpoint_dir).iterdir() if path.is_dir()]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return sorted((int(match[1]) for match in matches if match), reverse=True)
+
+
+def why_not_whole(directory: str | Path) -> str:
+    """What is wrong with a checkpoint as far as names and sizes tell, which takes no time; "" if nothing is."""
+    manifest = read_manifest(directory)
+    if manifest is None:
+        return f"no {MANIFEST}, which is written last"
+    for name, entry in manifest["files"].items():
+        file = Path(directory, name)
+        size = file.stat().st_size if file.is_file() else None
+        if size != entry["bytes"]:
+            return f"{name} is missing" if size is None else f"{name} has {size} bytes, should have {entry['bytes']}"
+    return ""
+
+
+def wrong_content(directory: str | Path, share: int = 0, shares: int = 1) -> str:
+    """The first file whose checksum is not the manifest's, of this share of the files; "" if there is none."""
+    manifest = read_manifest(directory) or {"files": {}}
+    names = sorted(manifest["files"])[share::shares]
+    with ThreadPoolExecutor(_THREADS) as pool:
+        digests = pool.map(_sha256, [Path(directory, name) for name in names])
+        for name, digest in zip(names, digests, strict=True):
+            if digest != manifest["files"][name]["sha256"]:
+                return f"{name} has another checksum"
+    return ""
+
+
+def reshaped(checkpoint_dir: str | Path) -> Path:
+    """Where checkpoints lie that were written again for another layout (raymb.reshape)."""
+    return Path(checkpoint_dir, "reshaped")
+
+
+def candidates(checkpoint_dir: str | Path, resume: str) -> list[str]:
+    """Iteration directories that a run may go on from: newest first, its own before those of --resume PATH, and one
+    that was written again before the one it was made of."""
+    homes = [reshaped(checkpoint_dir), Path(checkpoint_dir)]
+    own = [(-step, place, iteration_dir(home, step)) for place, home in enumerate(homes) for step in steps_of(home)]
+    directories = [directory for *_, directory in sorted(own)]
+    if resume in ("auto", "never"):
+        return directories
+    other = Path(resume).expanduser()
+    steps = [] if is_iteration(other) else steps_of(other)
+    return [*directories, *([iteration_dir(other, step) for step in steps] or [str(other)])]
 
 
 def latest_step(checkpoint_dir: str | Path) -> int | None:
-    """The step of the newest whole checkpoint, None when there is none."""
-    try:
-        name = (Path(checkpoint_dir) / LATEST).read_text(encoding="ascii", errors="replace").strip()
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    match = _ITERATION.fullmatch(name)
-    if match is None or not (Path(checkpoint_dir) / name).is_dir():
-        return None
-    return int(match.group(1))
+    """The step of the newest checkpoint that looks whole, None when there is none."""
+    steps = steps_of(checkpoint_dir)
+    return next((step for step in steps if not why_not_whole(iteration_dir(checkpoint_dir, step))), None)
 
 
-def where_to_resume(checkpoint_dir: str, resume: str) -> str | None:
-    """The directory that Bridge should load from; None to start from the Hugging Face weights.
-
-    The run's own newest checkpoint comes first, so that a restarted worker group never goes back to --resume PATH.
-    """
-    if latest_step(checkpoint_dir) is not None:
-        return checkpoint_dir
-    return None if resume in ("auto", "never") else resume
+def is_iteration(path: str | Path) -> bool:
+    return _ITERATION.fullmatch(Path(path).name) is not None
 
 
-def written_with(load_dir: str | Path) -> str | None:
-    """torch.distributed's back end in the run that wrote the newest checkpoint there, nccl or gloo; None if it does
-    not say. CUDA's random state means nothing to a CPU, nor the other way round, and Bridge would stop at it."""
-    files = sorted(Path(load_dir).glob("run_config.yaml")) or sorted(Path(load_dir).glob("iter_*/run_config.yaml"))
-    match = _BACKEND.search(files[-1].read_text(encoding="utf-8")) if files else None
+def written_with(directory: str | Path) -> str | None:
+    """torch.distributed's back end in the run that wrote an iteration directory, nccl or gloo; None if it does not
+    say. CUDA's random state means nothing to a CPU, nor the other way round, and Bridge would stop at it."""
+    file = Path(directory, "run_config.yaml")
+    match = _BACKEND.search(file.read_text(encoding="utf-8")) if file.is_file() else None
     return match.group(1) if match else None
+
+
+def losses_so_far(directory: str | Path) -> list[list[float]]:
+    """[step, loss] of every validation up to a checkpoint."""
+    return (read_manifest(directory) or {}).get("validation_losses", [])
+
+
+def left_out(checkpoint_dir: str | Path) -> list[int]:
+    """The steps whose batches --bad_loss rollback leaves out."""
+    try:
+        return json.loads(Path(checkpoint_dir, LEFT_OUT).read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def leave_out(checkpoint_dir: str | Path, step: int) -> None:
+    """Leave a step's batch out from the next start on."""
+    write_atomically(Path(checkpoint_dir, LEFT_OUT), json.dumps(sorted({*left_out(checkpoint_dir), step})) + "\n")
+
+
+def best_step(checkpoint_dir: str | Path) -> int | None:
+    """The whole checkpoint with the lowest metric; the later one of two that are equal."""
+    ranked = _by_metric(checkpoint_dir)
+    return ranked[0] if ranked else None
+
+
+def delete_old(checkpoint_dir: str | Path, keep_last: int | None, keep_best: int | None) -> list[int]:
+    """Delete all checkpoints but the newest and the best ones, and return the steps that are gone. A directory that is
+    not whole and older than the newest whole one goes, too: nobody will finish it."""
+    newest = latest_step(checkpoint_dir)
+    if newest is not None and all(step < newest for step in steps_of(reshaped(checkpoint_dir))):
+        shutil.rmtree(reshaped(checkpoint_dir), ignore_errors=True)  # it has done its work
+    if keep_last is None:
+        return []
+    steps = steps_of(checkpoint_dir)
+    whole = [step for step in steps if not why_not_whole(iteration_dir(checkpoint_dir, step))]
+    kept = {*whole[:keep_last], *_by_metric(checkpoint_dir)[: keep_best or 0]}
+    gone = [step for step in steps if whole and step < whole[0] and step not in kept]
+    for step in gone:
+        directory = Path(iteration_dir(checkpoint_dir, step))
+        (directory / MANIFEST).unlink(missing_ok=True)  # first: what is half deleted must not count
+        shutil.rmtree(directory, ignore_errors=True)
+    return gone
+
+
+def _by_metric(checkpoint_dir: str | Path) -> list[int]:
+    """Steps of the whole checkpoints that have a metric, best first."""
+    manifests = {step: read_manifest(iteration_dir(checkpoint_dir, step)) for step in steps_of(checkpoint_dir)}
+    metrics = {step: found["metric"] for step, found in manifests.items() if found and found.get("metric") is not None}
+    whole = [step for step in metrics if not why_not_whole(iteration_dir(checkpoint_dir, step))]
+    return sorted(whole, key=lambda step: (metrics[step], -step))
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

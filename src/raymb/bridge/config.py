@@ -22,9 +22,16 @@ from megatron.bridge.training.config import (
 
 from raymb.accelerator import ACCELERATORS, Accelerator
 from raymb.bridge import fixes
+from raymb.bridge.checkpoint import left_out
 from raymb.bridge.dataset import PreparedRowsConfig
 from raymb.errors import SpecError
 from raymb.job import Job
+
+
+def precision_of(job: Job) -> str:
+    """bf16 or fp32."""
+    asked = job.spec.train.precision
+    return ACCELERATORS[job.backend].precision if asked == "auto" else asked
 
 
 def build_config(
@@ -40,8 +47,7 @@ def build_config(
         SpecError: an override names a field that the ConfigContainer does not have.
     """
     accelerator = ACCELERATORS[job.backend]
-    precision = job.spec.train.precision
-    precision = accelerator.precision if precision == "auto" else precision
+    precision = precision_of(job)
     hf_bridge = _hf_bridge(job)
     config = ConfigContainer(
         model=_model(job, hf_bridge, accelerator, precision, load_weights=load_dir is None),
@@ -49,6 +55,7 @@ def build_config(
             train_iters=job.plan["train_iters"],
             global_batch_size=job.spec.train.global_batch_size,
             micro_batch_size=job.plan["micro_batch_size"],
+            iterations_to_skip=left_out(job.checkpoint_dir),
         ),
         validation=_validation(job),
         optimizer=_optimizer(job, precision),
@@ -62,6 +69,7 @@ def build_config(
         dist=DistributedInitConfig(),
         mixed_precision="bf16_mixed" if precision == "bf16" else None,
     )
+    config.rerun_state_machine.check_for_nan_in_loss = False  # for the same reason
     for path, value in accelerator.config_settings().items():
         _set(config, path, value)
     apply_overrides(config, job.spec.overrides)
@@ -195,7 +203,7 @@ def _ddp() -> DistributedDataParallelConfig:
         use_distributed_optimizer=True,
         grad_reduce_in_fp32=True,
         average_in_collective=False,  # required by calculate_per_token_loss
-        check_for_nan_in_grad=True,
+        check_for_nan_in_grad=False,  # raymb.bridge.bad_loss looks, at no cost
     )
 
 
@@ -230,4 +238,8 @@ def _checkpoint(job: Job, load_dir: str | None, load_random_state: bool) -> Chec
         save_interval=job.spec.checkpoint.save_interval or None,
         ckpt_format="torch_dist",
         fully_parallel_save=True,
+        async_save=True,  # also with --no_async_save, which only waits: one way of writing (raymb.bridge.saving)
+        async_strategy="mcore",
+        dist_ckpt_optim_fully_reshardable=job.any_layout,
+        ckpt_assume_constant_structure=True,  # plans a save once
     )

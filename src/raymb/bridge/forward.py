@@ -24,8 +24,15 @@ class TokenCounter:
         return counted
 
 
-def counting_forward_step() -> tuple[Callable, TokenCounter]:
-    """Bridge's forward_step around an iterator that counts, and the counter."""
+def counting_forward_step(
+    beat: Callable[[], None], keep_loss: Callable[[Any], None] | None = None
+) -> tuple[Callable, TokenCounter]:
+    """Bridge's forward_step around an iterator that counts, and the counter.
+
+    Args:
+        beat: called with each forward pass, on every rank.
+        keep_loss: takes the (sum, tokens) of each micro batch's loss, a tensor on the device, where there is one.
+    """
     from megatron.bridge.training.gpt_step import forward_step
     from megatron.bridge.training.state import GlobalState
 
@@ -37,9 +44,20 @@ def counting_forward_step() -> tuple[Callable, TokenCounter]:
             yield batch
 
     def step(state: GlobalState, data_iterator: Any, model: Any, return_schedule_plan: bool = False) -> Any:
+        beat()
         batches: Any = counted(data_iterator) if data_iterator is not None else None
-        return forward_step(state, batches, model, return_schedule_plan)
+        output, loss_function = forward_step(state, batches, model, return_schedule_plan)
+        return output, loss_function if keep_loss is None else _keeping(loss_function, keep_loss)
 
     # Bridge tells by this annotation that it should pass its state; as a string it would not recognise it.
     step.__annotations__["state"] = GlobalState
     return step, counter
+
+
+def _keeping(loss_function: Callable, keep_loss: Callable[[Any], None]) -> Callable:
+    def kept(*args: Any, **kwargs: Any) -> Any:
+        result = loss_function(*args, **kwargs)
+        keep_loss(result[-1]["lm loss"].detach())
+        return result
+
+    return kept

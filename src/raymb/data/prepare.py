@@ -32,6 +32,7 @@ from raymb.data.statistics import part_statistics
 from raymb.data.store import MANIFEST, read_manifest, write_rows
 from raymb.errors import DataError, RunDirError
 from raymb.model_files import ModelFiles
+from raymb.remote import storage_root
 from raymb.run_dir import process_lives, write_atomically
 from raymb.spec import RunSpec
 
@@ -59,7 +60,8 @@ class Prepared:
 
     @property
     def content_hash(self) -> str:
-        return self.manifest["hash"]
+        """Equal for equal rows in an equal order, whatever they were made of."""
+        return self.manifest.get("content", self.manifest["hash"])
 
     def summary(self) -> str:
         """Two lines for people."""
@@ -102,7 +104,7 @@ def prepare(spec: RunSpec, model_path: str, *, chat: bool, multiple: int, consol
     settings = encoder_settings(spec, model_path)
     key = _key(spec, located, settings, multiple)
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
-    home = spec.run.storage_path.expanduser().absolute() / HOME
+    home = storage_root(spec.run.storage_path) / HOME
     path = home / digest
     manifest = read_manifest(path)
     if manifest is not None:
@@ -234,16 +236,18 @@ def _build(
     pool.check(spec)
     samples = pool.samples()
     chosen = _split(spec, located, pool.owners, pool.parts)
-    files, parts = {}, {}
+    files, parts, digest = {}, {}, hashlib.sha256()
     for part, wanted in chosen.items():
         if not len(wanted):
             continue
         order, counts = _arrange(samples.lengths, wanted, spec, multiple)
+        digest.update(part.encode() + pool.hashes[order].tobytes() + counts.tobytes())
         files[f"{part}.arrow"] = write_rows(directory / f"{part}.arrow", samples, order, counts)
         parts[part] = part_statistics(samples, wanted, len(counts), spec.data.seq_length, pool.hashes)
     parts["train"] |= pool.losses()
     pool.remove()
     return {
+        "content": digest.hexdigest()[:16],
         "packing": spec.data.packing,
         "multiple": multiple,
         "seq_length": spec.data.seq_length,

@@ -9,11 +9,8 @@ from typing import Any
 from raymb.errors import PlanError
 from raymb.model_shape import ModelShape
 from raymb.plan import rules
+from raymb.plan.elastic import is_elastic, usable_layouts
 from raymb.spec.sections import RunSpec
-
-TOKENS_IN_A_MICRO_BATCH = 16384
-"""Upper bound of micro batch x sequence length that `auto` chooses on CUDA."""
-LARGEST_AUTO_MICRO_BATCH = 8
 
 
 @dataclass(frozen=True)
@@ -25,12 +22,14 @@ class Plan:
     step. tokens counts padding. rows (packed ones, with packing), steps_per_epoch and epochs are None until the data
     has been prepared; so are train_iters, samples and tokens where --num_epochs decides them. Each sample of a packed
     row is padded to sample_multiple tokens. chosen has a reason for every flag that was `auto`. workers_per_node and
-    nodes are None unless --gpus_per_node was given.
+    nodes are None unless --gpus_per_node was given. elastic holds every usable size of an elastic run, ascending, and
+    num_workers is one of them; None where the size is fixed.
     backend is `auto` while nobody has looked at the cluster.
     """
 
     backend: str
     num_workers: int
+    elastic: list[int] | None
     workers_per_node: int | None
     nodes: int | None
     tensor_parallel_size: int
@@ -65,8 +64,20 @@ class Plan:
         """The plan as JSON-able values, in the order of the fields."""
         return asdict(self)
 
+    @property
+    def model_parallel_size(self) -> int:
+        """Workers that share one copy of the model: tensor x pipeline x context parallel."""
+        return self.tensor_parallel_size * self.pipeline_parallel_size * self.context_parallel_size
 
-def make_plan(spec: RunSpec, shape: ModelShape, *, rows: int | None = None, backend: str = "auto") -> Plan:
+
+def make_plan(
+    spec: RunSpec,
+    shape: ModelShape,
+    *,
+    rows: int | None = None,
+    backend: str = "auto",
+    num_workers: int | None = None,
+) -> Plan:
     """Resolve every `auto` and check every rule.
 
     Args:
@@ -74,27 +85,70 @@ def make_plan(spec: RunSpec, shape: ModelShape, *, rows: int | None = None, back
         shape: the model's sizes.
         rows: training rows in the data set, if it has been read.
         backend: cuda or cpu where known; `auto` takes the spec's, and CUDA's rules while that is `auto` too.
+        num_workers: which of an elastic run's sizes; default: the largest usable one.
 
     Raises:
         PlanError: with every broken rule.
     """
+    plans = usable_plans(spec, shape, rows=rows, backend=backend)
+    size = max(plans) if num_workers is None else num_workers
+    if size not in plans:
+        usable = ", ".join(str(size) for size in plans)
+        asked = spec.parallel.num_workers
+        raise PlanError([f"{size} workers are no usable size of --num_workers {asked}; the usable ones: {usable}"])
+    return plans[size]
+
+
+def usable_plans(
+    spec: RunSpec, shape: ModelShape, *, rows: int | None = None, backend: str = "auto"
+) -> dict[int, Plan]:
+    """The plan of every size in --num_workers that breaks no rule, by number of workers, the smallest first.
+
+    They differ in data parallel and accumulation only; the other sizes, and micro and global batch, are the same. One
+    plan where the size is fixed.
+
+    Args:
+        spec, shape, rows, backend: as for make_plan.
+
+    Raises:
+        PlanError: no size is usable; with every broken rule.
+    """
     backend = spec.run.backend if backend == "auto" else backend
-    layout, chosen = resolve(spec, shape, backend)
-    problems = rules.broken_rules(layout, shape)
-    if rows is not None and rows < layout.global_batch_size:
-        kind, or_else = ("packed ", ", or leave --packing out") if layout.packing else ("", "")
+    layouts, problems = usable_layouts(spec, shape, backend)
+    batch, packing = spec.train.global_batch_size, spec.data.packing
+    if rows is not None and rows < batch:
+        kind, or_else = ("packed ", ", or leave --packing out") if packing else ("", "")
         problems.append(
-            f"the {rows} {kind}training rows do not fill one global batch of {layout.global_batch_size}: "
+            f"the {rows} {kind}training rows do not fill one global batch of {batch}: "
             f"lower --global_batch_size, give more rows with --dataset{or_else}"
         )
     if problems:
         raise PlanError(problems)
+    elastic = list(layouts) if is_elastic(spec) else None
+    return {
+        size: _plan(spec, shape, layout, chosen, rows=rows, backend=backend, elastic=elastic)
+        for size, (layout, chosen) in layouts.items()
+    }
+
+
+def _plan(
+    spec: RunSpec,
+    shape: ModelShape,
+    layout: rules.Layout,
+    chosen: dict[str, str],
+    *,
+    rows: int | None,
+    backend: str,
+    elastic: list[int] | None,
+) -> Plan:
+    """The plan of a layout that breaks no rule."""
     train_iters = _train_iters(spec, rows, layout.global_batch_size)
     samples = train_iters * layout.global_batch_size if train_iters else None
     per_node = spec.cluster.gpus_per_node
     return Plan(
         backend=backend,
         num_workers=layout.num_workers,
+        elastic=elastic,
         workers_per_node=min(per_node, layout.num_workers) if per_node else None,
         nodes=math.ceil(layout.num_workers / per_node) if per_node else None,
         tensor_parallel_size=layout.tensor,
@@ -136,54 +190,6 @@ def _train_iters(spec: RunSpec, rows: int | None, batch: int) -> int | None:
     return math.ceil(spec.train.num_epochs * rows / batch) if rows else None
 
 
-def resolve(spec: RunSpec, shape: ModelShape, backend: str) -> tuple[rules.Layout, dict[str, str]]:
-    """(layout without `auto`, reason of every choice by flag). Rules are not checked here."""
-    parallel, chosen = spec.parallel, {}
-
-    def size(flag: str, reason: str) -> int:
-        value = getattr(parallel, flag)
-        if value == "auto":
-            chosen[flag] = f"1: {reason}"
-        return 1 if value == "auto" else value
-
-    fits = "data parallel is the fastest when the model fits; memory is not estimated yet"
-    tensor = size("tensor_parallel_size", fits)
-    pipeline = size("pipeline_parallel_size", fits)
-    context = size("context_parallel_size", fits)
-    expert = size("expert_parallel_size", fits if shape.num_experts else "the model has no experts")
-    model_parallel = tensor * pipeline * context
-    data = parallel.num_workers // model_parallel if parallel.num_workers % model_parallel == 0 else 0
-    expert_tensor = parallel.expert_tensor_parallel_size
-    # One chunk a stage is the plain schedule; Megatron calls that "no virtual pipeline".
-    virtual = parallel.virtual_pipeline_parallel_size
-    virtual = None if virtual == 1 else virtual
-    sequence_parallel, why = _sequence_parallel(parallel.sequence_parallel, tensor)
-    if why:
-        chosen["sequence_parallel"] = why
-    micro_batch_size, why = _micro_batch_size(spec, data, pipeline, virtual, backend)
-    if why:
-        chosen["micro_batch_size"] = why
-    layout = rules.Layout(
-        num_workers=parallel.num_workers,
-        tensor=tensor,
-        pipeline=pipeline,
-        virtual=virtual,
-        context=context,
-        expert=expert,
-        expert_tensor=expert_tensor or rules.default_expert_tensor(shape, tensor),
-        expert_tensor_given=expert_tensor is not None,
-        data=data,
-        sequence_parallel=sequence_parallel,
-        first_stage=parallel.num_layers_in_first_stage,
-        last_stage=parallel.num_layers_in_last_stage,
-        micro_batch_size=micro_batch_size,
-        global_batch_size=spec.train.global_batch_size,
-        seq_length=spec.data.seq_length,
-        packing=spec.data.packing,
-    )
-    return layout, chosen
-
-
 def layers_per_stage(layout: rules.Layout, num_layers: int) -> list[int]:
     """Transformer layers on each pipeline stage, first to last; the rules hold already."""
     given = [size for size in (layout.first_stage, layout.last_stage) if size is not None]
@@ -192,40 +198,3 @@ def layers_per_stage(layout: rules.Layout, num_layers: int) -> list[int]:
     first = [layout.first_stage] if layout.first_stage is not None else []
     last = [layout.last_stage] if layout.last_stage is not None else []
     return first + middle + last
-
-
-def _sequence_parallel(asked: bool | str, tensor: int) -> tuple[bool, str]:
-    if asked != "auto":
-        return bool(asked), ""
-    if tensor == 1:
-        return False, "off: it splits activations over tensor parallel workers, and there is 1"
-    return True, "on: with tensor parallel it saves activation memory at no cost"
-
-
-def _micro_batch_size(spec: RunSpec, data: int, pipeline: int, virtual: int | None, backend: str) -> tuple[int, str]:
-    """(size, reason). Where no size can be right, 1 is taken and the rules then name what is wrong."""
-    asked = spec.train.micro_batch_size
-    if asked != "auto":
-        return asked, ""
-    if spec.data.packing:
-        return 1, "1: a packed row is a micro batch of its own"
-    if backend == "cpu":
-        return 1, "1: the CPU gains nothing from a larger one"
-    if not data or spec.train.global_batch_size % data:
-        return 1, "1: the global batch does not divide among the data parallel workers"
-    share = spec.train.global_batch_size // data
-    size, limit = LARGEST_AUTO_MICRO_BATCH, TOKENS_IN_A_MICRO_BATCH
-    while size > 1 and not _suits(size, share, spec.data.seq_length, pipeline, virtual):
-        size //= 2
-    filled = " and fills the pipeline" if pipeline > 1 else ""
-    return size, (
-        f"{size}: the largest power of 2 up to {LARGEST_AUTO_MICRO_BATCH} that divides global batch / data parallel = "
-        f"{share}, holds at most {limit} tokens{filled}"
-    )
-
-
-def _suits(size: int, share: int, seq_length: int, pipeline: int, virtual: int | None) -> bool:
-    micro_batches = share // size
-    if share % size or size * seq_length > TOKENS_IN_A_MICRO_BATCH or micro_batches < pipeline:
-        return False
-    return not virtual or micro_batches % pipeline == 0

@@ -33,8 +33,16 @@ class Layout:
 
 def broken_rules(layout: Layout, shape: ModelShape) -> list[str]:
     """A sentence for every broken rule: the values, the rule, the flag to change. Empty if the layout can train."""
-    checks = (_world, _batch, _heads, _feed_forward, _stages, _virtual_stages, _sequence, _packing, _experts, _family)
+    checks = (
+        *(_world, _batch, _heads, _feed_forward, _stages, _virtual_stages, _virtual_batch, _sequence, _packing),
+        *(_experts, _expert_world, _expert_sequence, _family),
+    )
     return [text for check in checks for text in check(layout, shape)]
+
+
+def broken_size_rules(layout: Layout, shape: ModelShape) -> list[str]:
+    """Those of the broken rules that another number of workers might keep."""
+    return [text for check in (_world, _batch, _virtual_batch, _expert_world) for text in check(layout, shape)]
 
 
 def _world(layout: Layout, shape: ModelShape) -> Iterator[str]:
@@ -61,7 +69,7 @@ def _batch(layout: Layout, shape: ModelShape) -> Iterator[str]:
 
 def _heads(layout: Layout, shape: ModelShape) -> Iterator[str]:
     heads, groups, tensor = shape.num_attention_heads, shape.num_kv_heads, layout.tensor
-    valid = [size for size in _divisors(heads) if groups % size == 0 or size % groups == 0]
+    valid = [size for size in divisors(heads) if groups % size == 0 or size % groups == 0]
     change = f"set --tensor_parallel_size to one of {_listed(valid)}"
     if heads % tensor:
         yield f"--tensor_parallel_size {tensor} must divide the model's {heads} attention heads; {change}"
@@ -77,7 +85,7 @@ def _feed_forward(layout: Layout, shape: ModelShape) -> Iterator[str]:
     if not shape.num_experts and inner % tensor:
         yield (
             f"--tensor_parallel_size {tensor} must divide the model's feed-forward size {inner}; "
-            f"set --tensor_parallel_size to one of {_listed(_divisors(math.gcd(inner, shape.num_attention_heads)))}"
+            f"set --tensor_parallel_size to one of {_listed(divisors(math.gcd(inner, shape.num_attention_heads)))}"
         )
 
 
@@ -91,7 +99,7 @@ def _stages(layout: Layout, shape: ModelShape) -> Iterator[str]:
     elif not uneven and layers % stages:
         yield (
             f"--pipeline_parallel_size {stages} must divide the model's {layers} layers; set it to one of "
-            f"{_listed(_divisors(layers))}, or give --num_layers_in_first_stage or --num_layers_in_last_stage for "
+            f"{_listed(divisors(layers))}, or give --num_layers_in_first_stage or --num_layers_in_last_stage for "
             f"uneven stages"
         )
     elif uneven:
@@ -120,14 +128,20 @@ def _virtual_stages(layout: Layout, shape: ModelShape) -> Iterator[str]:
     if middle and left > 0 and left % middle == 0 and left // middle % virtual:
         yield (
             f"{flag} must divide the {left // middle} layers of a pipeline stage ({left} layers / {middle} stages); "
-            f"set it to one of {_listed(_divisors(left // middle)[1:]) or 'none'}, or leave it out"
+            f"set it to one of {_listed(divisors(left // middle)[1:]) or 'none'}, or leave it out"
         )
-    product = layout.micro_batch_size * layout.data
-    if product and layout.global_batch_size % product == 0 and layout.global_batch_size // product % stages:
-        count = layout.global_batch_size // product
+
+
+def _virtual_batch(layout: Layout, shape: ModelShape) -> Iterator[str]:
+    stages, product = layout.pipeline, layout.micro_batch_size * layout.data
+    if not layout.virtual or not product or layout.global_batch_size % product:
+        return
+    count = layout.global_batch_size // product
+    if count % stages:
         yield (
-            f"{flag} needs the {count} micro-batches of a step to be a multiple of --pipeline_parallel_size {stages}; "
-            f"set --global_batch_size to {_nearest_multiples(layout.global_batch_size, product * stages)}"
+            f"--virtual_pipeline_parallel_size {layout.virtual} needs the {count} micro-batches of a step to be a "
+            f"multiple of --pipeline_parallel_size {stages}; set --global_batch_size to "
+            f"{_nearest_multiples(layout.global_batch_size, product * stages)}"
         )
 
 
@@ -193,23 +207,29 @@ def _experts(layout: Layout, shape: ModelShape) -> Iterator[str]:
     if experts % layout.expert:
         yield (
             f"{flag} must divide the model's {experts} experts; set --expert_parallel_size to one of "
-            f"{_listed(_divisors(experts))}"
+            f"{_listed(divisors(experts))}"
         )
     inner = shape.moe_intermediate_size or shape.intermediate_size
     if inner % layout.expert_tensor:
         yield (
             f"--expert_tensor_parallel_size {layout.expert_tensor} (default: the tensor parallel size) must divide an "
-            f"expert's feed-forward size {inner}; set it to one of {_listed(_divisors(inner))}"
+            f"expert's feed-forward size {inner}; set it to one of {_listed(divisors(inner))}"
         )
+
+
+def _expert_world(layout: Layout, shape: ModelShape) -> Iterator[str]:
     product = layout.expert_tensor * layout.expert * layout.pipeline
-    if layout.num_workers % product:
+    if shape.num_experts and layout.num_workers % product:
         yield (
             f"--num_workers {layout.num_workers} must be a multiple of expert tensor x expert x pipeline parallel = "
             f"{layout.expert_tensor} x {layout.expert} x {layout.pipeline} = {product}; set --num_workers to "
             f"{_nearest_multiples(layout.num_workers, product)}, or lower --expert_parallel_size or "
             f"--expert_tensor_parallel_size"
         )
-    if layout.tensor > 1 and not layout.sequence_parallel:
+
+
+def _expert_sequence(layout: Layout, shape: ModelShape) -> Iterator[str]:
+    if shape.num_experts and layout.tensor > 1 and not layout.sequence_parallel:
         yield (f"--tensor_parallel_size {layout.tensor} of a mixture-of-experts model needs --sequence_parallel true")
 
 
@@ -240,8 +260,9 @@ def _uneven_flags(layout: Layout) -> dict[str, int]:
     return {flag: size for flag, size in given.items() if size is not None}
 
 
-def _divisors(number: int) -> list[int]:
-    return [size for size in range(1, number + 1) if number % size == 0]
+def divisors(number: int) -> list[int]:
+    small = [size for size in range(1, math.isqrt(number) + 1) if number % size == 0]
+    return sorted({*small, *(number // size for size in small)})
 
 
 def _nearest_multiples(value: int, factor: int) -> str:

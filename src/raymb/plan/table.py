@@ -76,6 +76,8 @@ def _layout_rows(plan: Plan, shape: ModelShape) -> list[tuple[str, str]]:
             "(tensor x pipeline x context x data parallel)",
         )
     ]
+    if plan.elastic:
+        rows.append(("elastic", _elastic(plan, plan.elastic)))
     if plan.nodes:
         crossing = "; tensor parallel crosses nodes, which is slow" if tensor > (plan.workers_per_node or 0) else ""
         rows.append(("workers a node", f"{plan.workers_per_node}, on {plan.nodes} nodes{crossing}"))
@@ -93,6 +95,18 @@ def _layout_rows(plan: Plan, shape: ModelShape) -> list[tuple[str, str]]:
     if tensor > 1:
         rows.append(("sequence parallel", "on" if plan.sequence_parallel else "off"))
     return rows
+
+
+def _elastic(plan: Plan, sizes: list[int]) -> str:
+    a_copy = plan.global_batch_size // plan.micro_batch_size * plan.model_parallel_size
+    counts = _shortened([a_copy // size for size in sizes])
+    return f"{_shortened(sizes)} workers (shown: {plan.num_workers}) with {counts} micro-batches a step"
+
+
+def _shortened(numbers: list[int]) -> str:
+    """At most 12 of them, the first and the last ones."""
+    shown = [str(number) for number in numbers]
+    return ", ".join(shown if len(shown) <= 12 else [*shown[:8], "...", *shown[-3:]])
 
 
 def _sizes(plan: Plan, shape: ModelShape) -> str:

@@ -1,7 +1,7 @@
 """What the user asked for, as one frozen object. Imports no framework and looks at nothing outside its input."""
 
 from raymb.spec.load import load_spec, spec_from_json, spec_to_json, without_secrets
-from raymb.spec.sections import FLAG_THAT_OWNS, SECTION_OF_FLAG, SECTIONS, RunSpec
+from raymb.spec.sections import FLAG_THAT_OWNS, SECTION_OF_FLAG, SECTIONS, RunSpec, worker_range
 
 __all__ = [
     "FLAG_THAT_OWNS",
@@ -12,4 +12,5 @@ __all__ = [
     "spec_from_json",
     "spec_to_json",
     "without_secrets",
+    "worker_range",
 ]

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import re
 import string
 from collections.abc import Iterator
 
-from raymb.spec.sections import Data, RunSpec
+from raymb.spec.sections import Data, Parallel, RunSpec, worker_range
 
 
 def conflicts(spec: RunSpec) -> list[str]:
     """A sentence for each contradiction, with the flags."""
-    return [*_data(spec.data), *_train(spec)]
+    return [*_data(spec.data), *_parallel(spec.parallel), *_train(spec), *_storage(spec)]
+
+
+def _parallel(parallel: Parallel) -> Iterator[str]:
+    low, high = worker_range(parallel)
+    if low > high:
+        yield (
+            f"--num_workers {parallel.num_workers} is MIN:MAX, and {low} is more than {high}; "
+            f"write --num_workers {high}:{low}"
+        )
 
 
 def _train(spec: RunSpec) -> Iterator[str]:
@@ -19,6 +29,21 @@ def _train(spec: RunSpec) -> Iterator[str]:
             f"--train_iters {spec.train.train_iters} and --num_epochs {spec.train.num_epochs:g} both say how long to "
             f"train; give one of them"
         )
+
+
+def _storage(spec: RunSpec) -> Iterator[str]:
+    path, output_dir = spec.run.storage_path, str(spec.checkpoint.output_dir or "")
+    if not path:
+        yield "--storage_path must not be empty"
+    if "://" in path and not path.partition("://")[2].strip("/"):
+        yield f"--storage_path {path}: names no bucket or directory; s3://bucket/prefix is expected"
+    if re.match(r"[^/]*://[^/]*:[^/]*@", path):  # not shown, because a message may end up in a log
+        yield (
+            "--storage_path: a password in the address would be stored with the run; give it in the environment "
+            "(AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, ...)"
+        )
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", output_dir):  # a Path has one slash left
+        yield f"--output_dir {output_dir}: must be a directory; --storage_path takes an address"
 
 
 def _data(data: Data) -> Iterator[str]:

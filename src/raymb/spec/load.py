@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import io
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -87,7 +88,9 @@ def _read_yaml(file: Path) -> dict[str, Any]:
     from yaml import YAMLError
 
     try:
-        content = OmegaConf.to_container(OmegaConf.load(file), resolve=True)
+        content = OmegaConf.to_container(
+            OmegaConf.load(io.StringIO(_colons_as_text(file.read_text("utf-8")))), resolve=True
+        )
     except FileNotFoundError:
         raise SpecError(f"--config {file}: no such file") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -99,6 +102,19 @@ def _read_yaml(file: Path) -> dict[str, Any]:
             f"--config {file}: a mapping of sections is expected", f"sections: {', '.join(SECTIONS)}, overrides"
         )
     return content  # type: ignore[return-value]
+
+
+def _colons_as_text(text: str) -> str:
+    """Quote 4:16 and 1:30:00, which YAML 1.1 takes for numbers in base 60: 256 workers, 5400."""
+    import yaml
+
+    for token in reversed(list(yaml.scan(text))):
+        if isinstance(token, yaml.ScalarToken) and token.plain and _BASE_60.fullmatch(token.value):
+            text = f"{text[: token.start_mark.index]}'{token.value}'{text[token.end_mark.index :]}"
+    return text
+
+
+_BASE_60 = re.compile(r"[-+]?\d[\d_]*(:[0-5]?\d)+(\.[\d_]*)?")
 
 
 def _unknown_keys(content: Mapping[str, Any], file: Path) -> list[str]:
@@ -198,7 +214,7 @@ def _in_flag_names(error: ValidationError) -> list[str]:
             continue
         value = item["input"]
         shown = value if isinstance(value, str | int | float) else json.dumps(value, default=str)
-        rules.setdefault(f"--{name} {shown}", []).append(_rule(item))
+        rules.setdefault(f"--{name} {shown}", []).append(_rule(name, item))
     return [
         subject
         + (" is needed" if texts == ["needed"] else f": {' or '.join(dict.fromkeys(texts))}").replace(
@@ -208,8 +224,9 @@ def _in_flag_names(error: ValidationError) -> list[str]:
     ]
 
 
-def _rule(item: Any) -> str:
-    """pydantic's message as a rule."""
+def _rule(name: str, item: Any) -> str:
+    """pydantic's message about a flag as a rule."""
+    kind = str(item["type"])
     known: dict[str, str] = {
         "int_parsing": "must be a whole number",
         "int_type": "must be a whole number",
@@ -224,4 +241,13 @@ def _rule(item: Any) -> str:
         "string_pattern_mismatch": "must be letters, digits, '.', '_' and '-', and start with a letter or digit",
     }
     message: str = item["msg"].replace("Input should be", "must be").replace("String should", "must")
-    return known.get(str(item["type"]), message)
+    return _RULES_OF_FLAGS.get((name, kind)) or known.get(kind, message)
+
+
+_MIN_MAX = "must be MIN:MAX, two whole numbers from 1 up such as 4:16"
+_RULES_OF_FLAGS = {
+    ("num_workers", "string_pattern_mismatch"): _MIN_MAX,
+    ("num_workers", "string_type"): _MIN_MAX,
+    ("max_time", "string_pattern_mismatch"): "must be seconds, 90m, 2h, 1d or [DAYS-]HH:MM[:SS]",
+}
+"""Where a flag has a form of its own: (flag, kind of mistake) -> rule."""

@@ -23,6 +23,8 @@ def _words(value: Any) -> Any:
 
 Words = Annotated[list[str], BeforeValidator(_words)]
 """A repeatable flag; in YAML one word or a list."""
+PathOrAddress = Annotated[str, BeforeValidator(lambda value: str(value) if isinstance(value, Path) else value)]
+"""Kept as it is written: a Path would make s3:/bucket of s3://bucket."""
 Change = Literal["model", "tokenizer", "data", "batch", "seed", "versions"]
 """A part of a run's fingerprint."""
 WorkerRange = Annotated[str, Field(pattern=r"^[1-9]\d*:[1-9]\d*$")]
@@ -108,6 +110,12 @@ class Parallel(Section):
     """Uneven pipeline: layers on the first stage."""
     num_layers_in_last_stage: Size | None = bridge("model.num_layers_in_last_pipeline_stage", default=None)
     """Uneven pipeline: layers on the last stage."""
+
+
+def worker_range(parallel: Parallel) -> tuple[int, int]:
+    """(MIN, MAX) of --num_workers; a fixed size is both."""
+    low, _, high = str(parallel.num_workers).partition(":")
+    return int(low), int(high or low)
 
 
 class Train(Section):
@@ -208,8 +216,9 @@ class Resilience(Section):
 
 
 class Run(Section):
-    storage_path: Path = Path("raymb-runs")
-    """Directory that holds runs; on a cluster every node must see it."""
+    storage_path: PathOrAddress = "raymb-runs"
+    """Directory that holds runs; on a cluster every node must see it. Or an address (s3://bucket/prefix), with which
+    every node works in a directory of its own below RAYMB_CACHE (default: ~/.cache/raymb)."""
     experiment_name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """Name of the run directory. Default: made from model and layout, so the same command finds its run again."""
     backend: Literal["auto", "cuda", "cpu"] = "auto"

@@ -11,6 +11,7 @@ import contextlib
 import logging
 import queue
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -20,17 +21,33 @@ from ray.exceptions import RayError
 logger = logging.getLogger(__name__)
 Record = dict[str, Any]
 _SECONDS_BETWEEN_SENDS = 0.25
+_SECONDS_BETWEEN_QUESTIONS = 0.5
 
 
 @ray.remote(num_cpus=0)
 class Hub:
-    """Holds records until the driver takes them."""
+    """Holds records until the driver takes them, and the driver's wish until the ranks take it."""
 
     def __init__(self) -> None:
         self.records: list[Record] = []
+        self.command = ""
+        self.checkpoint = 0
 
-    def push(self, records: list[Record]) -> None:
+    def push(self, records: list[Record]) -> str:
+        """Take records; answer with what the ranks are asked to do, "" for nothing."""
         self.records += records
+        for record in records:
+            if record["kind"] == "checkpoint":
+                self.checkpoint = record["step"]
+        return self.command
+
+    def ask(self, command: str) -> None:
+        """Ask the ranks to stop, for this reason; "" takes it back."""
+        self.command = command
+
+    def newest_checkpoint(self) -> int:
+        """The step of the newest checkpoint that was written in this job, 0 for none."""
+        return self.checkpoint
 
     def take(self) -> list[Record]:
         records, self.records = self.records, []
@@ -38,10 +55,22 @@ class Hub:
 
 
 class Sender:
-    """A rank's end: `emit` returns at once, a thread does the sending."""
+    """A rank's end: `emit` returns at once, a thread does the sending.
 
-    def __init__(self, hub: Any):
+    Args:
+        status: the rank's status; it is sent when it has changed.
+        listens: whether this rank asks for the driver's wishes; one of them does.
+    """
+
+    def __init__(self, hub: Any, status: Callable[[], Record] | None = None, listens: bool = False):
         self.hub = hub
+        self.status = status
+        self.listens = listens
+        self.on_command: Callable[[str], None] = lambda command: None
+        self.on_tick: Callable[[], Any] = lambda: None
+        self.last_status: Record = {}
+        self.asked = time.monotonic()
+        self.woken = threading.Event()
         self.queue: queue.SimpleQueue[Record] = queue.SimpleQueue()
         self.sent: Any = None  # the newest push; the actor runs them in order
         self.closing = threading.Event()
@@ -51,9 +80,14 @@ class Sender:
     def emit(self, record: Record) -> None:
         self.queue.put(record)
 
+    def wake(self) -> None:
+        """Send now: something has begun that may end badly."""
+        self.woken.set()
+
     def close(self) -> None:
         """Send what is left and wait until everything has arrived. A lost hub fails no training."""
         self.closing.set()
+        self.woken.set()
         self.thread.join(timeout=10)
         self._send()
         if self.sent is not None:
@@ -61,16 +95,33 @@ class Sender:
                 ray.get(self.sent, timeout=10)
 
     def _run(self) -> None:
-        while not self.closing.wait(_SECONDS_BETWEEN_SENDS):
+        while not self.closing.is_set():
+            self.woken.wait(_SECONDS_BETWEEN_SENDS)
+            self.woken.clear()
+            self.on_tick()
             self._send()
+            self._listen()
 
     def _send(self) -> None:
-        records = []
+        records = [self.last_status] if self._status_has_changed() else []
         with contextlib.suppress(queue.Empty):
             while True:
                 records.append(self.queue.get_nowait())
         if records:
             self.sent = self.hub.push.remote(records)
+
+    def _status_has_changed(self) -> bool:
+        status = self.status() if self.status else self.last_status
+        changed, self.last_status = status != self.last_status, status
+        return changed
+
+    def _listen(self) -> None:
+        if self.listens and time.monotonic() - self.asked >= _SECONDS_BETWEEN_QUESTIONS:
+            self.asked = time.monotonic()
+            with contextlib.suppress(RayError):
+                command: Any = ray.get(self.hub.push.remote([]), timeout=10)
+                if command:
+                    self.on_command(command)
 
 
 class Receiver:

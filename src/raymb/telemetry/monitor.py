@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from typing import Any
 
+import ray
+from ray.exceptions import RayError
 from rich.console import Console
 
 from raymb import run_dir as directories
+from raymb.failures import Failures, console_lines, resumed_line
 from raymb.job import Job
 from raymb.telemetry.hub import Receiver
 from raymb.telemetry.progress import Terminal
@@ -29,12 +33,22 @@ class Monitor:
         self.place = place
         self.touched = 0.0
         self.sinks = [JsonLines(place.metrics), TensorBoard(place.tensorboard)]
-        self.joiner = StepJoiner(
-            job.plan["data_parallel_size"], job.spec.train.global_batch_size, job.plan["num_workers"]
-        )
+        self.batch = job.spec.train.global_batch_size
+        self.joiner = StepJoiner(job.plan["data_parallel_size"], self.batch, job.plan["num_workers"])
+        self.failures = Failures(place.failures, place.logs)
+        self.hub = hub
+        self.trains = False
         self.terminal = Terminal(console, job.plan["train_iters"])
         self.terminal.phase(f"starting {job.plan['num_workers']} {job.backend} workers")
         self.receiver = Receiver(hub, self._handle)
+
+    def ask_to_stop(self, reason: str) -> bool:
+        """Ask the workers for a last checkpoint and their end; whether they train, and so will answer."""
+        if self.trains:
+            self.terminal.phase(f"{reason}: asking the workers for a last checkpoint")
+        with contextlib.suppress(RayError):
+            ray.get(self.hub.ask.remote(reason), timeout=10)
+        return self.trains
 
     def close(self) -> None:
         self.receiver.close()
@@ -50,7 +64,11 @@ class Monitor:
         if kind == "phase":
             self.terminal.phase(record["text"])
         elif kind == "start":
-            self.joiner.chip = record["chip"]
+            self.trains = True
+            self.joiner = StepJoiner(record["copies"], self.batch, record["world_size"], record["chip"])
+            failure = self.failures.resumed(record["step"])
+            if failure is not None:
+                self.terminal.lines([resumed_line(failure)])
             for sink in self.sinks:
                 sink.restart_after(record["step"])
             self.terminal.start(record["step"])
@@ -64,6 +82,17 @@ class Monitor:
             self.terminal.validation(record)
         elif kind == "checkpoint":
             self.terminal.checkpoint(record["step"])
+        elif kind in ("rank", "hang"):
+            self.failures.heard(record)
+        elif kind == "failure":
+            self._failed(record)
+        elif kind == "warning":
+            self.terminal.phase(f"[yellow]warning[/yellow]: {record['text']}")
+
+    def _failed(self, record: Record) -> None:
+        self.trains = False
+        failure = self.failures.failed(record)
+        self.terminal.lines(console_lines(failure, self.failures.page(failure)))
 
     def _write(self, record: Record) -> None:
         for sink in self.sinks:

@@ -34,6 +34,10 @@ class Terminal:
             f"[dim]{time.monotonic() - self.began:6.1f} s[/dim]  {text}", highlight=False, soft_wrap=True
         )
 
+    def lines(self, lines: list[str]) -> None:
+        for line in lines:
+            self.console.print(line, highlight=False, soft_wrap=True, markup=False)
+
     def start(self, step: int) -> None:
         self.phase("training" + (f" from step {step}" if step else ""))
         if self.console.is_terminal and self.progress is None:

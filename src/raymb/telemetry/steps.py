@@ -16,14 +16,15 @@ class StepJoiner:
         parts: data-parallel size.
         samples: global batch size.
         world_size: number of workers.
+        chip: torch's name for the device.
     """
 
-    def __init__(self, parts: int, samples: int, world_size: int):
+    def __init__(self, parts: int, samples: int, world_size: int, chip: str = ""):
         self.parts = parts
         self.samples = samples
         self.world_size = world_size
         self.waiting: dict[int, dict[int, Record]] = {}
-        self.chip = ""
+        self.chip = chip
 
     def join(self, part: Record) -> Record | None:
         """The step's train record when its last part arrives, else None."""
@@ -50,6 +51,8 @@ class StepJoiner:
             "tflops_per_worker": known["tflops_per_worker"],
             "memory_bytes": max(item["memory_bytes"] for item in gathered),
         }
+        if any("skipped" in item for item in gathered):
+            record["skipped"] = True
         peak = peak_tflops(self.chip)
         if peak:
             record["mfu"] = known["tflops_per_worker"] / peak

@@ -1,0 +1,43 @@
+"""Which checkpoint a start goes on from: the newest one that is whole to the last byte."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch.distributed as dist
+
+from raymb.bridge import checkpoint
+
+Emit = Callable[[dict[str, Any]], None]
+
+
+def where_to_resume(checkpoint_dir: str, resume: str, emit: Emit) -> str | None:
+    """The iteration directory to load; None to start from the Hugging Face weights. Collective: every rank reads its
+    share of the files, so checking costs little more than loading, which finds them in memory then.
+
+    The run's own checkpoints come first, so that a restarted worker group never goes back to --resume PATH.
+    """
+    for directory in _agreed(checkpoint.candidates(checkpoint_dir, resume)):
+        problem = _problem(directory)
+        if not problem:
+            return directory
+        if dist.get_rank() == 0:
+            emit({"kind": "warning", "text": f"{directory} is not whole and is left out: {problem}"})
+    return None
+
+
+def _agreed(directories: list[str]) -> list[str]:
+    """Rank 0's list: a shared file system may show others an older one."""
+    box = [directories]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def _problem(directory: str) -> str:
+    problem = checkpoint.why_not_whole(directory)
+    if not problem:
+        problem = checkpoint.wrong_content(directory, dist.get_rank(), dist.get_world_size())
+    problems: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(problems, problem)
+    return next((found for found in problems if found), "")

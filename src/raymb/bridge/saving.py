@@ -1,0 +1,288 @@
+"""Checkpoints that are written beside the training, and that count only when they are whole.
+
+Bridge makes the manager by its name and hands it nothing of the run, so the rank's `Saving` is a class attribute.
+Megatron's own asynchronous writer is a process for each rank, which imports torch and Megatron again (seconds of CPU
+time at every start and restart) and takes the tensors over shared memory. Here a thread writes: most of that time is
+spent in the kernel, without the interpreter.
+"""
+
+from __future__ import annotations
+
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+import torch.distributed as dist
+from megatron.bridge.training.checkpointing import (
+    CheckpointLoadContext,
+    CheckpointSaveContext,
+    DefaultCheckpointManager,
+)
+
+from raymb.bridge import checkpoint
+from raymb.bridge.config import precision_of
+from raymb.errors import RunFailed
+from raymb.job import Job
+from raymb.progress import Progress
+from raymb.reshape import layout_of
+
+_ROOM_FOR_SMALL_FILES = 2 << 20
+Emit = Callable[[dict[str, Any]], None]
+
+
+class Saving:
+    """What a rank knows of its run's checkpoints.
+
+    Args:
+        emit: takes a metrics record and returns at once.
+        register: tells Ray Train of (directory, step); may wait, so it is called on a thread.
+        losses: (step, loss) of the validations before the checkpoint that this start goes on from.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        progress: Progress,
+        emit: Emit,
+        register: Callable[[str, int], None],
+        losses: list[list[float]],
+    ):
+        self.job, self.progress, self.emit, self.register, self.losses = job, progress, emit, register, losses
+        self.before: Callable[[Any], None] = lambda context: None
+        self.train_loss: Callable[[], float] = lambda: float("-inf")
+        self.later = ThreadPoolExecutor(1, thread_name_prefix="raymb-checkpoint")
+
+    def directory(self, step: int) -> Path:
+        return Path(checkpoint.iteration_dir(self.job.checkpoint_dir, step))
+
+    def warn(self, text: str) -> None:
+        """Tell the user, once for all ranks."""
+        if dist.get_rank() == 0:
+            self.emit({"kind": "warning", "text": text})
+
+    def clear(self, step: int) -> None:
+        """Remove what a killed run left of this step's checkpoint: other ranks' files must not stay beside new ones."""
+        if dist.get_rank() == 0:
+            shutil.rmtree(self.directory(step), ignore_errors=True)
+
+    def metric(self, step: int) -> float | None:
+        """--best_metric at a step; collective."""
+        if self.job.spec.checkpoint.best_metric == "train_loss":
+            return largest_of_all(self.train_loss())
+        return next((loss for at, loss in reversed(self.losses) if at == step), None)
+
+    def validated(self, step: int, loss: float) -> None:
+        """A validation has ended: the last one comes after the last checkpoint."""
+        self.losses.append([step, loss])
+        manifest = checkpoint.read_manifest(self.directory(step)) if dist.get_rank() == 0 else None
+        if manifest is not None and self.job.spec.checkpoint.best_metric == "validation_loss":
+            files = manifest.pop("files")
+            checkpoint.write_manifest(
+                self.directory(step), files, {**manifest, "metric": loss, "validation_losses": self.losses}
+            )
+            self.later.submit(self._point_and_delete, step)
+
+    def made_whole(self, step: int, metric: float | None, files: dict[str, Any]) -> None:
+        """Every rank has written: the manifest, the pointers, and what is too old."""
+        if dist.get_rank() == 0:
+            directory = self.directory(step)
+            small = [path for path in directory.iterdir() if path.is_file() and path.name not in files]
+            state = {
+                "step": step,
+                "metric": metric,
+                "validation_losses": self.losses,
+                "layout": layout_of(self.job.plan),
+                "data_parallel_size": self.job.plan["data_parallel_size"],
+                "precision": precision_of(self.job),
+                "any_layout": self.job.any_layout,
+            }
+            checkpoint.write_manifest(directory, {**files, **checkpoint.describe_files(small)}, state)
+            self.later.submit(self._point_and_delete, step).add_done_callback(_raise_in_log)
+            self.emit({"kind": "checkpoint", "step": step})
+        self.later.submit(self.register, str(self.directory(step)), step).add_done_callback(_raise_in_log)
+
+    def given_up(self, step: int, reason: str) -> None:
+        """A checkpoint could not be written. The training goes on; at its end there is nothing to go on for.
+
+        Raises:
+            RunFailed: it was the last one.
+        """
+        if dist.get_rank() == 0:
+            shutil.rmtree(self.directory(step), ignore_errors=True)
+            self.warn(f"no checkpoint at step {step}: {reason}")
+        if step >= self.job.plan["train_iters"]:
+            raise RunFailed(
+                f"the last checkpoint, at step {step}, could not be written: {reason}",
+                "make room at --storage_path (or --output_dir); the same command goes on from the checkpoint before",
+            )
+
+    def close(self) -> None:
+        self.later.shutdown(wait=True)
+
+    def _point_and_delete(self, step: int) -> None:
+        settings, directory = self.job.spec.checkpoint, self.job.checkpoint_dir
+        checkpoint.point(directory, checkpoint.LATEST, step)
+        best = checkpoint.best_step(directory)
+        if best is not None:
+            checkpoint.point(directory, checkpoint.BEST, best)
+        checkpoint.delete_old(directory, settings.keep_last, settings.keep_best)
+
+
+class Manager(DefaultCheckpointManager):
+    """Bridge's checkpoint manager with raymb's writes."""
+
+    saving: ClassVar[Saving]
+
+    def save(self, ctx: CheckpointSaveContext, callback_manager: Any) -> None:
+        saving, writes = self.saving, ctx.state.async_calls_queue
+        assert writes is not None
+        saving.before(ctx)
+        saving.progress.enter("saving")
+        writes.maybe_finalize_async_calls(blocking=True)  # one at a time: results of two would mix
+        step = ctx.state.train_state.step
+        saving.clear(step)
+        writes.begin(step, saving.metric(step))
+        super().save(ctx, None)
+        if not saving.job.spec.checkpoint.async_save:
+            writes.maybe_finalize_async_calls(blocking=True)
+        saving.progress.enter("step")
+
+    def load(self, ctx: CheckpointLoadContext) -> tuple[int, int]:
+        self.saving.progress.enter("loading")
+        return super().load(ctx)
+
+
+class Writes:
+    """In the place of Megatron's AsyncCallsQueue: the same methods, and a thread that writes."""
+
+    def __init__(self, saving: Saving):
+        self.saving = saving
+        self.step, self.metric = 0, None
+        self.request: Any = None
+        self.written: Future[tuple[dict[str, Any], str]] | None = None
+
+    def begin(self, step: int, metric: float | None) -> None:
+        self.step, self.metric = step, metric
+
+    def schedule_async_request(self, request: Any) -> int:
+        """Copy what this rank writes and hand it to a thread. Collective."""
+        arguments = list(request.async_fn_args)
+        if request.preload_fn is not None:
+            arguments[1] = _own_copies(request.preload_fn())
+        self.request, self.written = request, Future()
+        threading.Thread(
+            target=self._write, args=(request.async_fn, arguments, self.written), name="raymb-write", daemon=True
+        ).start()
+        return self.step
+
+    def maybe_finalize_async_calls(self, blocking: bool = False, no_dist: bool = False) -> list[int]:
+        """Make the checkpoint whole once every rank has written its part. Collective."""
+        if self.request is None or self.written is None:
+            return []
+        if not blocking and _some_rank(not self.written.done()):
+            return []
+        phase = self.saving.progress.phase
+        self.saving.progress.enter("saving")
+        parts: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(parts, self.written.result())
+        request, self.request, self.written = self.request, None, None
+        failed = [f"{error} (rank {rank})" for rank, (_, error) in enumerate(parts) if error]
+        if failed:
+            _forget_results(request)
+            self.saving.given_up(self.step, failed[0])
+        else:
+            for finalize in request.finalize_fns:
+                finalize()
+            files = {name: entry for part, _ in parts for name, entry in part.items()}
+            self.saving.made_whole(self.step, self.metric, files)
+        self.saving.progress.enter(phase)
+        return [self.step]
+
+    def get_num_unfinalized_calls(self) -> int:
+        return 0 if self.request is None else 1
+
+    def close(self, abort: bool = False) -> None:
+        if not abort:
+            self.maybe_finalize_async_calls(blocking=True)
+
+    def _write(self, function: Any, arguments: list[Any], written: Future[tuple[dict[str, Any], str]]) -> None:
+        """On the thread: write, and say which files there are now, or what went wrong."""
+        try:
+            error = ""
+            if function is not None:
+                function(*arguments)
+                error = _error_in(arguments[-1])
+            files = [] if function is None or error else [Path(bucket[0]) for bucket in arguments[1]]
+            if dist.get_rank() == 0 and not error:
+                _make_sure_of_room(self.saving.directory(self.step))
+            written.set_result(({} if error else checkpoint.describe_files(files), error))
+        except Exception as problem:
+            written.set_result(({}, f"{type(problem).__name__}: {problem}"))
+
+
+def install(saving: Saving) -> str:
+    """Have Bridge use Manager in this process; the name that its config wants."""
+    from megatron.bridge.training.state import GlobalState
+    from megatron.bridge.utils.instantiate_utils import register_allowed_target_prefix
+
+    Manager.saving = saving
+    register_allowed_target_prefix(__name__)
+
+    def initialize(self: Any) -> None:
+        self._async_calls_queue = Writes(saving)
+
+    GlobalState.initialize_async_checkpoint_worker = initialize  # type: ignore[method-assign]
+    return f"{__name__}.{Manager.__name__}"
+
+
+def largest_of_all(value: float) -> float:
+    """The largest value of any rank. Collective."""
+    tensor = torch.tensor([value], dtype=torch.float64, device="cuda")
+    dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+    return tensor.item()
+
+
+def _some_rank(condition: bool) -> bool:
+    return largest_of_all(float(condition)) > 0
+
+
+def _own_copies(buckets: list[Any]) -> list[Any]:
+    """What Megatron takes off a GPU is a copy; off a CPU it is the live tensor, which the next step changes."""
+    if torch.cuda.get_device_name() != "cpu":
+        return buckets
+    return [
+        (file, key, (data, [(item, tensor.clone()) for item, tensor in tensors]))
+        for file, key, (data, tensors) in buckets
+    ]
+
+
+def _error_in(results: Any) -> str:
+    """What the writer put into its queue instead of results; the queue stays as it is."""
+    first = results.get()
+    results.put(first)
+    return str(first) if isinstance(first, Exception) else ""
+
+
+def _forget_results(request: Any) -> None:
+    """A checkpoint that is given up leaves its results in the queue that all share."""
+    if request.async_fn is not None and not request.async_fn_args[-1].empty():
+        request.async_fn_args[-1].get()
+
+
+def _make_sure_of_room(directory: Path) -> None:
+    """What comes after the ranks' files is small, and is written between barriers, where a full disk would hang."""
+    probe = directory / ".room"
+    try:
+        probe.write_bytes(bytes(_ROOM_FOR_SMALL_FILES))
+    finally:
+        probe.unlink(missing_ok=True)
+
+
+def _raise_in_log(future: Future[Any]) -> None:
+    if future.exception() is not None:
+        print(f"{time.strftime('%X')} after a checkpoint: {future.exception()!r}", flush=True)

@@ -1,0 +1,178 @@
+"""failures/N.md: what happened, to whom, and how the run went on. The console says the same in five lines."""
+
+from __future__ import annotations
+
+import re
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+Record = dict[str, Any]
+_LOG_LINES = 20
+_FATAL = re.compile(r"^Fatal Python error: (.+)$", re.M)
+
+
+@dataclass
+class Failure:
+    """One failure, open until the workers train again.
+
+    Args:
+        number: N of its page.
+        record: what the controller said.
+        status: rank to the last status record that arrived from it.
+        hangs: the hang records of this start.
+        log_tail: the last lines of the causing rank's log.
+        began: when it became known, on the monotonic clock.
+    """
+
+    number: int
+    record: Record
+    status: dict[int, Record]
+    hangs: list[Record]
+    log_tail: list[str]
+    began: float = field(default_factory=time.monotonic)
+    resumed: int | None = None
+    seconds: float | None = None
+
+    @property
+    def rank(self) -> int | None:
+        """The rank that failed first: a stopped one, where others found themselves waiting."""
+        stopped = [int(rank) for hang in self.hangs for rank, state in hang["others"].items() if state == "stopped"]
+        return stopped[0] if stopped else self.record["rank"]
+
+    @property
+    def reached(self) -> int:
+        """The last step that any rank had finished."""
+        return max((status["step"] for status in self.status.values()), default=0)
+
+    @property
+    def what(self) -> str:
+        """The exception, the signal or the hang."""
+        if self.hangs:
+            stopped = "its process is stopped" if self._is_stopped() else "stacks in logs/"
+            return f"no progress in {self.hangs[0]['in']} ({stopped})"
+        if not self.record["died"]:
+            return self.record["text"]
+        fatal = _FATAL.findall("\n".join(self.log_tail))
+        return fatal[-1] if fatal else "the process died without an exception (SIGKILL, or out of memory)"
+
+    @property
+    def lost(self) -> int | None:
+        return None if self.resumed is None else max(0, self.reached - self.resumed)
+
+    def _is_stopped(self) -> bool:
+        return any("stopped" in hang["others"].values() for hang in self.hangs)
+
+    def where(self) -> tuple[str, str]:
+        """(node, phase) of the rank that failed."""
+        status = self.status.get(self.rank) if self.rank is not None else None
+        return (status["node"], status["in"]) if status else ("unknown", "starting")
+
+
+class Failures:
+    """The failures of a run, as the driver hears of them.
+
+    Args:
+        directory: failures/ of the run directory; pages of earlier starts stay.
+        logs: the directory of the workers' logs.
+    """
+
+    def __init__(self, directory: Path, logs: Path):
+        self.directory, self.logs = directory, logs
+        self.status: dict[int, Record] = {}
+        self.hangs: list[Record] = []
+        self.open: Failure | None = None
+
+    def heard(self, record: Record) -> None:
+        """A rank's status, or its word that it hangs."""
+        if record["kind"] == "hang":
+            self.hangs.append(record)
+        else:
+            self.status[record["rank"]] = record
+
+    def failed(self, record: Record) -> Failure:
+        """Write the page of a failure; the workers' states are those of the start that ended."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        number = 1 + max((int(page.stem) for page in self.directory.glob("*.md") if page.stem.isdigit()), default=0)
+        failure = Failure(number, record, self.status, self.hangs, [])
+        failure.log_tail = self._log_tail(failure.rank)
+        self.status, self.hangs = {}, []
+        self._write(failure)
+        self.open = failure if record["restarts"] else None
+        return failure
+
+    def resumed(self, step: int) -> Failure | None:
+        """The workers train again from this step: the page of the open failure gets its end."""
+        failure, self.open = self.open, None
+        if failure is not None:
+            failure.resumed, failure.seconds = step, time.monotonic() - failure.began
+            self._write(failure)
+        return failure
+
+    def page(self, failure: Failure) -> Path:
+        return self.directory / f"{failure.number}.md"
+
+    def _log_tail(self, rank: int | None) -> list[str]:
+        if rank is None:
+            return []
+        try:
+            text = (self.logs / f"worker-{rank:05d}.log").read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            return []
+        return text.splitlines()[-_LOG_LINES:]
+
+    def _write(self, failure: Failure) -> None:
+        self.page(failure).write_text(render(failure), encoding="utf-8")
+
+
+def render(failure: Failure) -> str:
+    """The page, as Markdown."""
+    record, (node, phase) = failure.record, failure.where()
+    rows = {
+        "time": time.strftime("%Y-%m-%d %H:%M:%S %z", time.localtime(record["time"])),
+        "rank": "none" if failure.rank is None else failure.rank,
+        "node": node,
+        "phase": phase,
+        "what": failure.what,
+        "last finished step": failure.reached,
+        "decision": _decision(record),
+        "resumed from": "-" if failure.resumed is None else f"step {failure.resumed}",
+        "steps lost": "-" if failure.lost is None else failure.lost,
+        "seconds to training again": "-" if failure.seconds is None else f"{failure.seconds:.1f}",
+    }
+    others = {rank: text for rank, text in record["workers"].items() if rank != str(failure.rank)}
+    table = "".join(f"| {name} | {value} |\n" for name, value in rows.items())
+    workers = "".join(f"- rank {rank}: {text}\n" for rank, text in others.items()) or "- none\n"
+    log = "\n".join(failure.log_tail) or "(nothing)"
+    return (
+        f"# Failure {failure.number}\n\n| | |\n|---|---|\n{table}\n## What the other ranks said\n\n{workers}\n"
+        f"## Last lines of rank {failure.rank}'s log\n\n```\n{log}\n```\n"
+    )
+
+
+def console_lines(failure: Failure, page: Path) -> list[str]:
+    """The same in four lines; a fifth comes when the workers train again."""
+    node, phase = failure.where()
+    who = "the run" if failure.rank is None else f"rank {failure.rank} on {node}"
+    last = next((line.strip() for line in reversed(failure.log_tail) if line.strip()), "(nothing)")
+    return [
+        f"failure {failure.number}: {who}, {phase}: {failure.what}",
+        f"  last log line  {last[:160]}",
+        f"  decision       {_decision(failure.record)}",
+        f"  page           {page}",
+    ]
+
+
+def resumed_line(failure: Failure) -> str:
+    return (
+        f"  resumed        from step {failure.resumed} after {failure.seconds:.0f} s, {failure.lost} steps to do again"
+    )
+
+
+def _decision(record: Record) -> str:
+    if record["restarts"]:
+        return f"start again (failures: {record['failures']} of at most {record['max_failures']})"
+    return (
+        f"give up: {record['why'] or 'the ' + str(record['max_failures']) + ' restarts (--max_failures) are used up'}"
+    )

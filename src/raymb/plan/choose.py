@@ -1,0 +1,96 @@
+"""What `auto` becomes, and why."""
+
+from __future__ import annotations
+
+from raymb.model_shape import ModelShape
+from raymb.plan import rules
+from raymb.spec.sections import RunSpec
+
+TOKENS_IN_A_MICRO_BATCH = 16384
+"""Upper bound of micro batch x sequence length that `auto` chooses on CUDA."""
+LARGEST_AUTO_MICRO_BATCH = 8
+
+
+def resolve(spec: RunSpec, shape: ModelShape, backend: str, num_workers: int) -> tuple[rules.Layout, dict[str, str]]:
+    """(layout of that many workers without `auto`, reason of every choice by flag). Rules are not checked here."""
+    parallel, chosen = spec.parallel, {}
+
+    def size(flag: str, reason: str) -> int:
+        value = getattr(parallel, flag)
+        if value == "auto":
+            chosen[flag] = f"1: {reason}"
+        return 1 if value == "auto" else value
+
+    fits = "data parallel is the fastest when the model fits; memory is not estimated yet"
+    tensor = size("tensor_parallel_size", fits)
+    pipeline = size("pipeline_parallel_size", fits)
+    context = size("context_parallel_size", fits)
+    expert = size("expert_parallel_size", fits if shape.num_experts else "the model has no experts")
+    model_parallel = tensor * pipeline * context
+    data = num_workers // model_parallel if num_workers % model_parallel == 0 else 0
+    expert_tensor = parallel.expert_tensor_parallel_size
+    # One chunk a stage is the plain schedule; Megatron calls that "no virtual pipeline".
+    virtual = parallel.virtual_pipeline_parallel_size
+    virtual = None if virtual == 1 else virtual
+    sequence_parallel, why = _sequence_parallel(parallel.sequence_parallel, tensor)
+    if why:
+        chosen["sequence_parallel"] = why
+    micro_batch_size, why = _micro_batch_size(spec, data, pipeline, virtual, backend)
+    if why:
+        chosen["micro_batch_size"] = why
+    layout = rules.Layout(
+        num_workers=num_workers,
+        tensor=tensor,
+        pipeline=pipeline,
+        virtual=virtual,
+        context=context,
+        expert=expert,
+        expert_tensor=expert_tensor or rules.default_expert_tensor(shape, tensor),
+        expert_tensor_given=expert_tensor is not None,
+        data=data,
+        sequence_parallel=sequence_parallel,
+        first_stage=parallel.num_layers_in_first_stage,
+        last_stage=parallel.num_layers_in_last_stage,
+        micro_batch_size=micro_batch_size,
+        global_batch_size=spec.train.global_batch_size,
+        seq_length=spec.data.seq_length,
+        packing=spec.data.packing,
+    )
+    return layout, chosen
+
+
+def _sequence_parallel(asked: bool | str, tensor: int) -> tuple[bool, str]:
+    if asked != "auto":
+        return bool(asked), ""
+    if tensor == 1:
+        return False, "off: it splits activations over tensor parallel workers, and there is 1"
+    return True, "on: with tensor parallel it saves activation memory at no cost"
+
+
+def _micro_batch_size(spec: RunSpec, data: int, pipeline: int, virtual: int | None, backend: str) -> tuple[int, str]:
+    """(size, reason). Where no size can be right, 1 is taken and the rules then name what is wrong."""
+    asked = spec.train.micro_batch_size
+    if asked != "auto":
+        return asked, ""
+    if spec.data.packing:
+        return 1, "1: a packed row is a micro batch of its own"
+    if backend == "cpu":
+        return 1, "1: the CPU gains nothing from a larger one"
+    if not data or spec.train.global_batch_size % data:
+        return 1, "1: the global batch does not divide among the data parallel workers"
+    share = spec.train.global_batch_size // data
+    size, limit = LARGEST_AUTO_MICRO_BATCH, TOKENS_IN_A_MICRO_BATCH
+    while size > 1 and not _suits(size, share, spec.data.seq_length, pipeline, virtual):
+        size //= 2
+    filled = " and fills the pipeline" if pipeline > 1 else ""
+    return size, (
+        f"{size}: the largest power of 2 up to {LARGEST_AUTO_MICRO_BATCH} that divides global batch / data parallel = "
+        f"{share}, holds at most {limit} tokens{filled}"
+    )
+
+
+def _suits(size: int, share: int, seq_length: int, pipeline: int, virtual: int | None) -> bool:
+    micro_batches = share // size
+    if share % size or size * seq_length > TOKENS_IN_A_MICRO_BATCH or micro_batches < pipeline:
+        return False
+    return not virtual or micro_batches % pipeline == 0

@@ -1,0 +1,108 @@
+"""The sizes that an elastic run (--num_workers MIN:MAX) can have, or why there is none."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import islice
+
+from raymb.model_shape import ModelShape
+from raymb.plan import rules
+from raymb.plan.choose import resolve
+from raymb.spec.sections import RunSpec, worker_range
+
+Resolved = tuple[rules.Layout, dict[str, str]]
+"""A layout without `auto`, and the reason of every choice by flag."""
+
+
+def usable_layouts(spec: RunSpec, shape: ModelShape, backend: str) -> tuple[dict[int, Resolved], list[str]]:
+    """({workers: layout that breaks no rule}, the broken rules where there is none); the smallest size comes first."""
+    low, high = worker_range(spec.parallel)
+    if not is_elastic(spec):
+        resolved = resolve(spec, shape, backend, high)
+        problems = rules.broken_rules(resolved[0], shape)
+        return ({} if problems else {high: resolved}), problems
+    candidates = _candidates(spec, shape, backend)
+    usable = {
+        size: resolved
+        for size, resolved in candidates.items()
+        if low <= size <= high and not rules.broken_rules(resolved[0], shape)
+    }
+    if usable:
+        return _with_one_micro_batch_size(usable), []
+    return {}, _why_none(spec, shape, backend, candidates)
+
+
+def is_elastic(spec: RunSpec) -> bool:
+    """Whether --num_workers is MIN:MAX."""
+    return isinstance(spec.parallel.num_workers, str)
+
+
+def _candidates(spec: RunSpec, shape: ModelShape, backend: str) -> dict[int, Resolved]:
+    """Every size at which workers and global batch divide: few, however wide the range is."""
+    one = resolve(spec, shape, backend, 1)[0]
+    sizes = (_model_parallel(one) * data for data in rules.divisors(spec.train.global_batch_size))
+    return {size: resolve(spec, shape, backend, size) for size in sizes}
+
+
+def _model_parallel(layout: rules.Layout) -> int:
+    return layout.tensor * layout.pipeline * layout.context
+
+
+def _with_one_micro_batch_size(usable: dict[int, Resolved]) -> dict[int, Resolved]:
+    """Where it was `auto`, every size takes the least of their choices: a power of 2, so it suits all of them."""
+    reasons = {size: chosen["micro_batch_size"] for size, (_, chosen) in usable.items() if "micro_batch_size" in chosen}
+    if len(set(reasons.values())) <= 1:
+        return usable
+    least = min(layout.micro_batch_size for layout, _ in usable.values())
+    size = next(size for size, (layout, _) in usable.items() if layout.micro_batch_size == least)
+    reason = reasons[size].removeprefix(f"{least}: ")
+    why = f"{least}: one for all sizes, so the least of their choices; that of {size} workers is {reason}"
+    return {
+        size: (replace(layout, micro_batch_size=least), chosen | {"micro_batch_size": why})
+        for size, (layout, chosen) in usable.items()
+    }
+
+
+def _why_none(spec: RunSpec, shape: ModelShape, backend: str, candidates: dict[int, Resolved]) -> list[str]:
+    """The rules that no size can keep, then those that no size of the range keeps, with the nearest sizes that do."""
+    low, high = worker_range(spec.parallel)
+    layout = resolve(spec, shape, backend, low)[0]
+    of_size = rules.broken_size_rules(layout, shape)
+    problems = [text for text in rules.broken_rules(layout, shape) if text not in of_size]
+    fitting = [size for size, (found, _) in candidates.items() if not rules.broken_size_rules(found, shape)]
+    if any(low <= size <= high for size in fitting):
+        return problems
+    below, above = [size for size in fitting if size < low][-1:], [size for size in fitting if size > high][:1]
+    nearest = " and ".join(str(size) for size in below + above)
+    for size, text in _examples(spec, shape, backend, _model_parallel(layout)):
+        subject = "" if text.startswith("--num_workers") else f"at size {size} "
+        rule, _, way_out = text.partition("; ")
+        if nearest:
+            way_out = (
+                f"give --num_workers a range that holds a usable size, the nearest {_are(below + above)} {nearest}"
+            )
+        problems.append(f"no size of --num_workers {low}:{high} is usable: {subject}{rule}; {way_out}")
+    return problems
+
+
+def _are(sizes: list[int]) -> str:
+    return "is" if len(sizes) == 1 else "are"
+
+
+def _examples(spec: RunSpec, shape: ModelShape, backend: str, model_parallel: int) -> Iterator[tuple[int, str]]:
+    """(size, sentence) for each rule that the range's sizes break, at the smallest size that breaks it.
+
+    Sizes between multiples of the model parallel workers all break the same rule, so MIN stands for them; 100 multiples
+    are enough to meet the other rules.
+    """
+    low, high = worker_range(spec.parallel)
+    multiples = range(-(-low // model_parallel) * model_parallel, high + 1, model_parallel)
+    seen: set[str] = set()
+    for size in dict.fromkeys([low, *islice(multiples, 100)]):
+        for text in rules.broken_size_rules(resolve(spec, shape, backend, size)[0], shape):
+            rule = re.sub(r"\d+", "", text.partition("; ")[0])  # the same rule with other values is the same rule
+            if rule not in seen:
+                seen.add(rule)
+                yield size, text

@@ -1,0 +1,168 @@
+"""What the controller of Ray Train does when workers fail: start them again, or give up.
+
+Preemptions, which are nobody's fault, have a budget of their own, and a resize costs nothing. An error that would come
+again is not tried again: one in the user's input or in the program, or the same one twice without a checkpoint between.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import time
+from typing import Any
+
+import ray  # noqa: TID253
+from ray.exceptions import RayError  # noqa: TID253
+from ray.train import FailureConfig  # noqa: TID253
+from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision  # noqa: TID253
+from ray.train.v2._internal.execution.scaling_policy import (  # noqa: TID253
+    ElasticScalingPolicy,
+    NoopDecision,
+    ResizeDecision,
+)
+
+from raymb.errors import BadLoss, RaymbError, WorkersStopped
+
+_WOULD_COME_AGAIN = (
+    "ArithmeticError",
+    "AssertionError",
+    "AttributeError",
+    "ImportError",
+    "LookupError",
+    "NameError",
+    "NotImplementedError",
+    "OutOfMemoryError",  # torch's
+    "TypeError",
+    "ValueError",
+)
+_CONSEQUENCE = re.compile(
+    r"connection (closed|reset|refused)|broken pipe|remote process exited|NCCL (communicator|timeout)|socket|"
+    r"connect(ion)? time|recv|failed to (recv|get|connect)|no error$",
+    re.I,
+)
+
+
+class RestartPolicy(DefaultFailurePolicy):
+    """Decides, and tells the driver what happened.
+
+    Args:
+        hub: the actor that the driver listens to.
+        rollback: whether --bad_loss rollback was given.
+    """
+
+    def __init__(self, failure_config: FailureConfig, hub: Any, rollback: bool):
+        super().__init__(failure_config)
+        self.hub, self.rollback = hub, rollback
+        self.before: tuple[Any, ...] | None = None
+
+    def make_decision(self, training_failed_error: Any) -> FailureDecision:
+        failures = dict(getattr(training_failed_error, "worker_failures", None) or {})
+        if not failures:
+            return self._decided(super().make_decision(training_failed_error), {}, _text(training_failed_error), "")
+        rank, cause = first_cause(failures)
+        if isinstance(cause, WorkersStopped):
+            return self._start_again_after(cause)
+        futile = self._why_futile(rank, cause)
+        decision = FailureDecision.RAISE if futile else super().make_decision(training_failed_error)
+        return self._decided(decision, failures, _text(cause), futile)
+
+    def _start_again_after(self, stopped: WorkersStopped) -> FailureDecision:
+        with contextlib.suppress(RayError):
+            ray.get(self.hub.ask.remote(""), timeout=10)  # the wish is fulfilled
+        limit = self.failure_config.max_preemption_failures
+        if stopped.reason == "preemption":
+            self._preemption_failures += 1
+            if limit != -1 and self._preemption_failures > limit:
+                return self._decided(FailureDecision.RAISE, {}, stopped.message, f"the {limit} preemptions are used up")
+        return self._decided(FailureDecision.RETRY, {}, stopped.message, "")
+
+    def _why_futile(self, rank: int, cause: Any) -> str:
+        if isinstance(cause, BadLoss):
+            return "" if self.rollback else "it would come again"
+        names = {cls.__name__ for cls in type(cause).__mro__}
+        if isinstance(cause, RaymbError) or names & set(_WOULD_COME_AGAIN):
+            return "it would come again"
+        if _died(cause):
+            return ""
+        now = (rank, _text(cause), self._newest_checkpoint())
+        again, self.before = now == self.before, now
+        return "it has come again, with no checkpoint between" if again else ""
+
+    def _newest_checkpoint(self) -> int:
+        with contextlib.suppress(RayError):
+            return ray.get(self.hub.newest_checkpoint.remote(), timeout=10)
+        return 0
+
+    def _decided(self, decision: FailureDecision, failures: dict[int, Any], text: str, futile: str) -> FailureDecision:
+        rank = first_cause(failures)[0] if failures else None
+        record = {
+            "kind": "failure",
+            "time": time.time(),
+            "rank": rank,
+            "text": text,
+            "died": rank is not None and _died(failures[rank]),
+            "workers": {str(number): _text(error) for number, error in failures.items()},
+            "restarts": decision == FailureDecision.RETRY,
+            "why": futile,
+            "failures": self._worker_group_failures,
+            "max_failures": self.failure_config.max_failures,
+        }
+        with contextlib.suppress(RayError):
+            ray.get(self.hub.push.remote([record]), timeout=10)
+        return decision
+
+
+class ElasticPolicy(ElasticScalingPolicy):
+    """Only sizes that the layout can use, and no step lost for growing: the workers are asked for a checkpoint first.
+
+    Args:
+        sizes: the sizes that the plan allows, ascending.
+        hub: the actor through which the workers are asked.
+    """
+
+    def __init__(self, scaling_config: Any, sizes: list[int], hub: Any):
+        super().__init__(scaling_config)
+        self.sizes, self.hub = sizes, hub
+
+    def _count_possible_workers(self, reserved_resources: Any) -> int:
+        """Ray counts whole workers a node with floor division, in which 1.0 // 0.1 is 9."""
+        need = {name: each for name, each in dict(self.scaling_config._resources_per_worker_not_none).items() if each}
+        room = sum(
+            int(min(node.get(name, 0.0) / each for name, each in need.items()) + 1e-6)
+            for node in reserved_resources.values()
+        )
+        return max((size for size in self.sizes if size <= room), default=0)
+
+    def make_decision_for_running_worker_group(self, *state: Any, **named: Any) -> Any:
+        decision = super().make_decision_for_running_worker_group(*state, **named)
+        if isinstance(decision, ResizeDecision):
+            with contextlib.suppress(RayError):
+                ray.get(self.hub.ask.remote("resize"), timeout=10)
+        return NoopDecision()
+
+
+def first_cause(failures: dict[int, Any]) -> tuple[int, Any]:
+    """(rank, exception) of the worker failure that caused the others: a peer's closed connection is a consequence, and
+    a process that died has died of itself."""
+    items = [(rank, getattr(failures[rank], "_base_exc", failures[rank])) for rank in sorted(failures)]
+    dead = [item for item in items if _died(item[1])]
+    causes = [item for item in items if not _died(item[1]) and not _CONSEQUENCE.search(_text(item[1]))]
+    return next(iter([*causes, *dead, *items]))
+
+
+def _died(error: Any) -> bool:
+    """Whether a worker's process is gone, instead of an exception raised in it."""
+    return type(error).__name__ in ("WorkerHealthCheckFailedError", "ActorDiedError", "RayActorError")
+
+
+def _text(error: Any) -> str:
+    """`ValueError: what it says`, from the last line that is not indented."""
+    error = getattr(error, "_base_exc", error)
+    name = "" if isinstance(error, RaymbError) else f"{type(error).__name__}: "
+    return name + last_line(error)
+
+
+def last_line(error: object) -> str:
+    """What an exception says, or the line of a traceback that says it: the last one that is not indented."""
+    lines = [line for line in str(error).strip().splitlines() if line.strip() and not line.startswith(" ")]
+    return lines[-1] if lines else type(error).__name__

@@ -1,0 +1,91 @@
+"""A run that goes on in another layout.
+
+Megatron's optimizer writes its state in the pieces of its own layout, which is fast and which any number of copies
+(data and context parallel) can read. Another tensor, pipeline or expert layout cannot. Its other format, which all can
+read, gathers the whole state on every rank at every save. So checkpoints are written in the first, and the one that a
+new layout goes on from is written again in the second: by CPU workers in the old layout that load it and save it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from raymb.bridge import checkpoint
+from raymb.job import Job
+
+_LAYOUT = (
+    "tensor_parallel_size",
+    "pipeline_parallel_size",
+    "virtual_pipeline_parallel_size",
+    "expert_parallel_size",
+    "expert_tensor_parallel_size",
+    "num_layers_in_first_stage",
+    "num_layers_in_last_stage",
+)
+
+
+def layout_of(plan: dict[str, Any]) -> dict[str, Any]:
+    """What decides how the optimizer's state is cut into pieces, copies left out."""
+    return {name: plan[name] for name in _LAYOUT}
+
+
+def described(layout: dict[str, Any]) -> str:
+    """TP 2 x PP 1."""
+    experts = f" x EP {layout['expert_parallel_size']}" if layout["expert_parallel_size"] > 1 else ""
+    return f"TP {layout['tensor_parallel_size']} x PP {layout['pipeline_parallel_size']}{experts}"
+
+
+def to_reshape(checkpoint_dir: str | Path, resume: str, plan: dict[str, Any]) -> Path | None:
+    """The checkpoint that a run would go on from, if it must be written again for this plan."""
+    directory = newest(checkpoint_dir, resume)
+    manifest = checkpoint.read_manifest(directory) if directory else None
+    if manifest is None or "layout" not in manifest or manifest["any_layout"]:
+        return None
+    return directory if manifest["layout"] != layout_of(plan) else None
+
+
+def newest(checkpoint_dir: str | Path, resume: str) -> Path | None:
+    """The newest checkpoint that looks whole, the run's own before those of --resume PATH."""
+    found = (Path(one) for one in checkpoint.candidates(checkpoint_dir, resume))
+    return next((one for one in found if not checkpoint.why_not_whole(one)), None)
+
+
+def reshaping(job: Job, directory: Path) -> Job:
+    """The job that writes a checkpoint again, in its own layout, on CPU workers: one for each piece of the model, as
+    many as there were where experts are spread over the copies."""
+    manifest = checkpoint.read_manifest(directory)
+    assert manifest is not None
+    plan = {**job.plan, **manifest["layout"]}
+    copies = 1 if plan["expert_parallel_size"] == 1 else manifest["data_parallel_size"]
+    plan |= {
+        "num_workers": plan["tensor_parallel_size"] * plan["pipeline_parallel_size"] * copies,
+        "data_parallel_size": copies,
+        "context_parallel_size": 1,
+        "micro_batch_size": 1,
+        "micro_batches": plan["global_batch_size"] // copies,
+        "sequence_parallel": False,
+        "train_iters": manifest["step"],
+    }
+    train = job.spec.train.model_copy(update={"precision": manifest["precision"]})
+    evaluation = job.spec.evaluation.model_copy(update={"eval_iters": 0})
+    settings = job.spec.checkpoint.model_copy(
+        update={"save_interval": 0, "export_hf": False, "keep_last": None, "keep_best": None}
+    )
+    optimizer = job.spec.optimizer.model_copy(update={"lr_warmup_iters": 0})  # no warm-up is as long as no step
+    spec = job.spec.model_copy(
+        update={"train": train, "evaluation": evaluation, "checkpoint": settings, "optimizer": optimizer}
+    )
+    return replace(
+        job,
+        spec=spec,
+        plan=plan,
+        plans={},
+        backend="cpu",
+        load_dir=str(directory),
+        any_layout=True,
+        checkpoint_dir=str(checkpoint.reshaped(job.checkpoint_dir)),
+        validation_rows=0,
+        test_rows=0,
+    )

@@ -1,0 +1,87 @@
+"""All ranks leave the training loop after the same step, without a collective on the step's path.
+
+Any rank may ask (a signal, a notice of preemption, the driver). Threads beside the training agree over torch's
+key-value store: each rank promises the latest step at which it will look again, the largest promise is the last step.
+Until the answer is there a rank waits behind the step it promised, so nobody runs past it; and a rank that waits has
+done its part of every step that the others still have to finish, so nobody is waited for in vain.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Any, Protocol
+
+_SECONDS_BETWEEN_LOOKS = 0.2
+
+
+class Store(Protocol):
+    """What is used of torch.distributed.Store."""
+
+    def set(self, key: str, value: str) -> Any: ...
+    def get(self, key: str) -> bytes: ...
+    def check(self, keys: list[str]) -> bool: ...
+
+
+class StopTogether:
+    """A rank's end of the agreement.
+
+    Args:
+        store: a connection of its own to the store that all ranks of this start share.
+    """
+
+    def __init__(self, store: Store, rank: int, world_size: int):
+        self.store, self.rank, self.world_size = store, rank, world_size
+        self.prefix = "raymb/stop"
+        self.done = 0
+        self.promised = False
+        self.reason = ""
+        self.last: int | None = None
+        self.left = False
+        self.asked = threading.Event()
+        self.agreed = threading.Event()
+        self.closed = threading.Event()
+        self.thread = threading.Thread(target=self._run, name="raymb-stop", daemon=True)
+
+    def start(self, step: int) -> None:
+        """The training begins behind this step."""
+        self.done = step
+        self.thread.start()
+
+    def ask(self, reason: str) -> None:
+        """Stop all ranks. From any thread; the first reason that arrives counts."""
+        self.reason = self.reason or reason
+        self.asked.set()
+
+    def leave_after(self, step: int) -> str | None:
+        """Called by the training thread behind each step: the reason, if this is the last one."""
+        self.done = step
+        if not self.promised:
+            return None
+        self.agreed.wait()
+        self.left = self.last == step
+        return self.reason if self.left else None
+
+    def close(self) -> None:
+        self.closed.set()
+
+    def _run(self) -> None:
+        try:
+            self._agree()
+        finally:  # without the store (its rank is gone) nobody may wait here for ever
+            self.agreed.set()
+
+    def _agree(self) -> None:
+        asked = f"{self.prefix}/asked"
+        while not self.store.check([asked]):
+            if self.closed.is_set():
+                return
+            if self.asked.wait(_SECONDS_BETWEEN_LOOKS) and not self.store.check([asked]):
+                self.store.set(asked, self.reason)
+        # The order matters: a training thread that finishes a step between these two lines finds the promise and waits.
+        self.promised = True
+        self.store.set(f"{self.prefix}/promise/{self.rank}", str(self.done + 1))
+        if self.rank == 0:
+            promises = [int(self.store.get(f"{self.prefix}/promise/{rank}")) for rank in range(self.world_size)]
+            self.store.set(f"{self.prefix}/last", str(max(promises)))
+        self.reason = self.store.get(asked).decode()
+        self.last = int(self.store.get(f"{self.prefix}/last"))

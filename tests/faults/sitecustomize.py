@@ -1,0 +1,103 @@
+"""Faults in a worker process of a real run: on PYTHONPATH, Python imports this by itself when the process starts.
+
+RAYMB_FAULTS is a JSON file: a list of {"do", "phase", "rank", "step"}. Each happens once, on the first start of the
+workers in which its rank comes to its phase with so many steps done (any number if there is no "step").
+
+do: kill (SIGKILL to itself), stop (SIGSTOP), term (SIGTERM), nan (the next forward pass gives NaN), raise, clock (the
+wall clock jumps a day ahead).
+phase: importing, loading, first step, step (the next forward pass), saving, writing (the thread that writes a
+checkpoint), validating, exporting.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+
+def install(file: Path) -> None:
+    from raymb import progress
+
+    enter, beat, begin = progress.Progress.enter, progress.Progress.beat, progress.Progress.__init__
+
+    def watched_begin(self):
+        begin(self)
+        threading.Timer(1.0, look, (file, self, "importing")).start()
+
+    def watched_enter(self, phase):
+        enter(self, phase)
+        look(file, self, phase)
+
+    def watched_beat(self):
+        beat(self)
+        if self.phase in ("step", "first step"):
+            look(file, self, "step")
+        watch_the_writer(file, self)
+
+    progress.Progress.__init__, progress.Progress.enter, progress.Progress.beat = (
+        watched_begin,
+        watched_enter,
+        watched_beat,
+    )
+
+
+def watch_the_writer(file, progress):
+    from raymb.bridge.saving import Writes
+
+    if hasattr(Writes, "unwatched"):
+        return
+    Writes.unwatched = Writes._write
+
+    def watched(self, *arguments):
+        look(file, progress, "writing")
+        self.unwatched(*arguments)
+
+    Writes._write = watched
+
+
+def look(file: Path, progress, phase: str) -> None:
+    for number, fault in enumerate(json.loads(file.read_text())):
+        here = fault["phase"] == phase and fault["rank"] == int(os.environ.get("RANK", "-1"))
+        if here and fault.get("step", progress.step) == progress.step and first_time(file, number):
+            happen(fault["do"])
+
+
+def first_time(file: Path, number: int) -> bool:
+    try:
+        file.with_name(f"{file.name}.{number}").touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
+
+
+def happen(what: str) -> None:
+    if what in ("kill", "stop", "term"):
+        time.sleep(0.3)  # long enough for word of the phase to get out
+        os.kill(os.getpid(), {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "term": signal.SIGTERM}[what])
+    elif what == "raise":
+        raise RuntimeError("a fault of the test")
+    elif what == "nan":
+        poison_a_forward_pass()
+    elif what == "clock":
+        real = time.time
+        time.time = lambda: real() + 86400
+
+
+def poison_a_forward_pass() -> None:
+    import torch
+
+    def poison(module, inputs, output):
+        if isinstance(output, torch.Tensor) and output.is_floating_point():
+            handle.remove()
+            return output * float("nan")
+        return None
+
+    handle = torch.nn.modules.module.register_module_forward_hook(poison)
+
+
+if os.environ.get("RAYMB_FAULTS"):
+    install(Path(os.environ["RAYMB_FAULTS"]))

@@ -1,0 +1,390 @@
+"""Real faults in real runs: processes that die, stop or are told to go, files that break, disks that fill up. Every run
+must end with the curve that it would have had. A run over all cases writes the table of docs/faults.md."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from raymb.bridge.checkpoint import iteration_dir, latest_step, steps_of, why_not_whole
+from tests.smoke.conftest import MAIN_FLAGS, read_metrics
+
+pytestmark = [pytest.mark.smoke, pytest.mark.timeout(600)]
+TABLE = Path(__file__).parents[2] / "docs" / "faults.md"
+FAULTS = Path(__file__).parents[1] / "faults"
+CURVE = ("step", "loss", "grad_norm", "learning_rate", "trained_tokens")
+FLAGS: dict[str, Any] = {
+    "num_workers": 3,
+    "global_batch_size": 6,
+    "train_iters": 15,
+    "save_interval": 5,
+    "eval_interval": 5,
+    "eval_iters": 1,
+    "max_failures": 9,
+}
+
+
+@dataclass
+class Row:
+    """A line of the table: what happened, how the run ended, seconds to the next step, steps lost."""
+
+    case: str
+    outcome: str
+    seconds: str = "-"
+    lost: str = "-"
+
+
+@pytest.fixture(scope="session")
+def table() -> Iterator[list[Row]]:
+    rows: list[Row] = []
+    yield rows
+    for row in rows:
+        print(f"\n{row.case:<60} {row.outcome:<60} {row.seconds:>6} {row.lost:>3}", end="")
+    if len(rows) >= ALL_CASES:
+        TABLE.write_text(render(rows), encoding="utf-8")
+
+
+@pytest.fixture
+def run_with(finetune: Callable[..., Path], tmp_path: Path) -> Callable[..., Path]:
+    """A run in whose workers the given faults happen."""
+
+    def run(*faults: dict[str, Any], **flags: Any) -> Path:
+        file = tmp_path / f"faults-{flags.get('experiment_name', 'run')}.json"
+        file.write_text(json.dumps(faults))
+        env = [f"PYTHONPATH={FAULTS}{os.pathsep}src", f"RAYMB_FAULTS={file}"]
+        made = finetune(**{**FLAGS, "env": env, **flags})
+        happened = [number for number in range(len(faults)) if file.with_name(f"{file.name}.{number}").exists()]
+        assert happened == list(range(len(faults))), "not every fault has happened"
+        return made
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def undisturbed(ray_cluster: None, tiny_qwen2: Path, rows: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run with no fault."""
+    from raymb.cli import main
+
+    storage = tmp_path_factory.mktemp("undisturbed")
+    given = {**MAIN_FLAGS, **FLAGS, "hf_model_path": tiny_qwen2, "dataset": rows, "storage_path": storage}
+    words = [word for flag, value in given.items() for word in (f"--{flag}", str(value))]
+    assert main(["finetune", *words, "--experiment_name", "run"]) == 0
+    return storage / "run"
+
+
+def curve(run: Path, first: int = 1) -> list[tuple[Any, ...]]:
+    return [tuple(record[name] for name in CURVE) for record in read_metrics(run) if record["step"] >= first]
+
+
+def same_end(run: Path, undisturbed: Path) -> None:
+    """Every number, every validation and every exported byte is that of the run with no fault."""
+    assert curve(run) == curve(undisturbed)
+    validations = [[(v["step"], v["loss"]) for v in read_metrics(of, "validation")] for of in (run, undisturbed)]
+    assert validations[0] == validations[1]
+    weights = [sorted((of / "hf").glob("*.safetensors")) for of in (run, undisturbed)]
+    assert [file.read_bytes() for file in weights[0]] == [file.read_bytes() for file in weights[1]]
+    assert not why_not_whole(iteration_dir(run / "checkpoints", FLAGS["train_iters"]))
+    assert not (run / "lock").exists()
+
+
+def page(run: Path, number: int) -> dict[str, str]:
+    """The table of failures/N.md."""
+    lines = (run / "failures" / f"{number}.md").read_text().splitlines()
+    cells = [re.fullmatch(r"\| (.+?) \| (.*) \|", line) for line in lines]
+    return {cell[1]: cell[2] for cell in cells if cell}
+
+
+def kills(rank: int) -> list[dict[str, Any]]:
+    at = [("importing", None), ("loading", None), ("step", 7), ("writing", 10), ("validating", 15), ("exporting", None)]
+    return [
+        {"do": "kill", "phase": phase, "rank": rank, **({} if step is None else {"step": step})} for phase, step in at
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1, 2], ids=["first", "middle", "last"])
+def test_a_rank_is_killed_in_every_phase(
+    rank: int, run_with: Callable[..., Path], undisturbed: Path, table: list[Row]
+) -> None:
+    faults = kills(rank)
+    run = run_with(*faults)
+    same_end(run, undisturbed)
+    for number, fault in enumerate(faults, 1):
+        found = page(run, number)
+        assert found["rank"] == str(rank)
+        assert "died without an exception" in found["what"]
+        # Beside the training a checkpoint takes its time, in which others go on.
+        assert found["steps lost"] == "-" or int(found["steps lost"]) <= FLAGS["save_interval"] + 2
+        seconds = found["seconds to training again"]
+        where = "asynchronous save" if fault["phase"] == "writing" else fault["phase"]
+        table.append(Row(f"SIGKILL of rank {rank} of 3, {where}", "finishes, bit-exact", seconds, found["steps lost"]))
+
+
+def test_a_rank_is_killed_in_a_step(run_with: Callable[..., Path], undisturbed: Path) -> None:
+    """The short form of the above, in every run of the tests."""
+    run = run_with({"do": "kill", "phase": "step", "rank": 1, "step": 7})
+    same_end(run, undisturbed)
+    found = page(run, 1)
+    assert (found["rank"], found["phase"], found["resumed from"]) == ("1", "step 8", "step 5")
+    assert found["steps lost"] == "2"
+
+
+@pytest.mark.slow
+def test_a_rank_is_killed_in_a_synchronous_save(
+    run_with: Callable[..., Path], undisturbed: Path, table: list[Row]
+) -> None:
+    faults = [{"do": "kill", "phase": "writing", "rank": rank, "step": 10} for rank in range(3)]
+    run = run_with(*faults, no_async_save=True)
+    same_end(run, undisturbed)
+    for number, fault in enumerate(faults, 1):
+        found = page(run, number)
+        assert found["steps lost"] == "5" and found["phase"] == "saving"
+        table.append(
+            Row(
+                f"SIGKILL of rank {fault['rank']} of 3, synchronous save",
+                "finishes, bit-exact",
+                found["seconds to training again"],
+                found["steps lost"],
+            )
+        )
+
+
+@pytest.mark.slow
+def test_failures_are_counted(
+    run_with: Callable[..., Path], capfd: pytest.CaptureFixture[str], table: list[Row]
+) -> None:
+    run = run_with(
+        *[{"do": "kill", "phase": "step", "rank": 0, "step": step} for step in (1, 2)], max_failures=1, code=1
+    )
+    error = capfd.readouterr().err
+    assert "start again (failures: 1 of at most 1)" in error
+    assert "give up: the 1 restarts (--max_failures) are used up" in error and "failures/2.md" in error
+    assert "Traceback" not in error
+    assert latest_step(run / "checkpoints") is None
+    table.append(Row("SIGKILL once more than --max_failures", "exit 1, both pages named"))
+
+
+@pytest.mark.slow
+def test_a_rank_hangs(run_with: Callable[..., Path], undisturbed: Path, table: list[Row]) -> None:
+    run = run_with({"do": "stop", "phase": "step", "rank": 1, "step": 7}, hang_timeout=8)
+    same_end(run, undisturbed)
+    found = page(run, 1)
+    assert found["rank"] == "1" and "no progress in step 8 (its process is stopped)" in found["what"]
+    stacks = sorted(file.name for file in (run / "logs").glob("stacks-*.txt"))
+    assert stacks == ["stacks-00000.txt", "stacks-00002.txt"]
+    assert "train_step" in (run / "logs" / "stacks-00000.txt").read_text()
+    table.append(
+        Row(
+            "SIGSTOP of rank 1 of 3 (--hang_timeout 8)",
+            "finishes, bit-exact; stacks written",
+            found["seconds to training again"],
+            found["steps lost"],
+        )
+    )
+
+
+@pytest.mark.slow
+def test_a_worker_is_told_to_go(run_with: Callable[..., Path], undisturbed: Path, table: list[Row]) -> None:
+    """SIGTERM, as a system sends it before it takes a machine away: a checkpoint first, and no failure is charged."""
+    run = run_with({"do": "term", "phase": "step", "rank": 2, "step": 7}, max_failures=0)
+    same_end(run, undisturbed)
+    found = page(run, 1)
+    assert "for preemption" in found["what"] and found["steps lost"] == "0"
+    table.append(
+        Row(
+            "SIGTERM to rank 2 of 3",
+            "finishes, bit-exact; checkpoint first",
+            found["seconds to training again"],
+            found["steps lost"],
+        )
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["fail", "skip", "rollback"])
+def test_a_nan(
+    mode: str,
+    run_with: Callable[..., Path],
+    undisturbed: Path,
+    capfd: pytest.CaptureFixture[str],
+    table: list[Row],
+) -> None:
+    fault = {"do": "nan", "phase": "step", "rank": 1, "step": 7}
+    run = run_with(fault, bad_loss=mode, code=1 if mode == "fail" else 0)
+    error = capfd.readouterr().err
+    if mode == "fail":
+        assert "step 8: the gradient norm is nan" in error and "--bad_loss skip" in error
+        assert latest_step(run / "checkpoints") == 5
+        table.append(Row("NaN in a step, --bad_loss fail", "exit 1, names the step"))
+        return
+    assert curve(run)[:7] == curve(undisturbed)[:7]
+    records = {record["step"]: record for record in read_metrics(run)}
+    assert all(records[step]["loss"] < records[1]["loss"] for step in (9, 15))
+    if mode == "skip":
+        assert records[8]["loss"] is None and records[8]["skipped"] is True
+        assert "its update is left out" in error
+        table.append(Row("NaN in a step, --bad_loss skip", "finishes without the update"))
+    else:
+        assert 8 not in records
+        found = page(run, 1)
+        seconds = found["seconds to training again"]
+        table.append(
+            Row("NaN in a step, --bad_loss rollback", "finishes without the batch", seconds, found["steps lost"])
+        )
+
+
+@pytest.mark.slow
+def test_the_clock_jumps(run_with: Callable[..., Path], undisturbed: Path, table: list[Row]) -> None:
+    run = run_with(
+        *[{"do": "clock", "phase": "step", "rank": rank, "step": 3} for rank in (0, 2)], hang_timeout=60, max_time="1h"
+    )
+    same_end(run, undisturbed)
+    assert not (run / "failures").exists()
+    table.append(Row("the clock of two ranks jumps ahead a day", "finishes, bit-exact", lost="0"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "no manifest"])
+def test_the_newest_checkpoint_is_broken(
+    damage: str,
+    finetune: Callable[..., Path],
+    undisturbed: Path,
+    capfd: pytest.CaptureFixture[str],
+    table: list[Row],
+) -> None:
+    run = finetune("train.exit_interval=10", **FLAGS)
+    newest = Path(iteration_dir(run / "checkpoints", 10))
+    victim = newest / "__1_0.distcp"
+    content = bytearray(victim.read_bytes())
+    if damage == "truncated":
+        victim.write_bytes(content[:-100])
+    elif damage == "flipped":
+        content[len(content) // 2] ^= 1
+        victim.write_bytes(content)
+    else:
+        (newest / "manifest.json").unlink()
+    untouched = _contents(Path(iteration_dir(run / "checkpoints", 5)))
+    finetune(**FLAGS)
+    error = capfd.readouterr().err
+    assert "iter_0000010 is not whole and is left out" in error and "training from step 5" in error
+    assert _contents(Path(iteration_dir(run / "checkpoints", 5))) == untouched
+    same_end(run, undisturbed)
+    table.append(Row(f"newest checkpoint {damage}", "finishes from the one before, bit-exact, warns", lost="5"))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount")
+def test_the_disk_is_full(
+    finetune: Callable[..., Path], tmp_path: Path, capfd: pytest.CaptureFixture[str], table: list[Row]
+) -> None:
+    """A checkpoint needs about 3.6 MB here. The run goes on without, and is complete once there is room again."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=9m", "tmpfs", disk], check=True)
+    try:
+        flags = {**FLAGS, "output_dir": disk, "no_export_hf": True}
+        run = finetune(**flags, code=1)
+        error = capfd.readouterr().err
+        assert "no checkpoint at step" in error and "No space left on device" in error
+        assert "the last checkpoint, at step 15, could not be written" in error
+        kept = steps_of(disk)
+        assert kept and all(not why_not_whole(iteration_dir(disk, step)) for step in kept), "nothing half written"
+        subprocess.run(["mount", "-o", "remount,size=100m", disk], check=True)
+        finetune(**flags)
+        assert latest_step(disk) == 15 and [step for step, *_ in curve(run)] == list(range(1, 16))
+        table.append(Row("disk full while saving", "goes on; exit 1 at the last save; same command finishes"))
+    finally:
+        subprocess.run(["umount", "-l", disk], check=False)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount")
+def test_the_storage_is_read_only(
+    finetune: Callable[..., Path], tmp_path: Path, capfd: pytest.CaptureFixture[str], table: list[Row]
+) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "ro,size=1m", "tmpfs", disk], check=True)
+    try:
+        finetune(**{**FLAGS, "storage_path": disk}, code=2)
+        assert "Read-only file system" in (error := capfd.readouterr().err) and "--storage_path" in error
+        assert list(disk.iterdir()) == []
+        table.append(Row("storage read-only", "exit 2 before a worker starts"))
+    finally:
+        subprocess.run(["umount", "-l", disk], check=False)
+
+
+def _contents(directory: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
+def command_of(storage: Path, model: Path, rows: Path, **flags: Any) -> list[str]:
+    given = {**MAIN_FLAGS, **FLAGS, "hf_model_path": model, "dataset": rows, "storage_path": storage, **flags}
+    words = [word for flag, value in given.items() for word in (f"--{flag}", str(value))]
+    return [sys.executable, "-m", "raymb", "finetune", *words, "--experiment_name", "run"]
+
+
+def start(command: list[str]) -> subprocess.Popen[str]:
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": "src"})
+
+
+def wait_for_checkpoint(process: subprocess.Popen[str], checkpoints: Path, step: int) -> None:
+    deadline = time.monotonic() + 180
+    while (latest_step(checkpoints) or 0) < step:
+        assert process.poll() is None and time.monotonic() < deadline, process.stderr and process.stderr.read()
+        time.sleep(0.05)
+
+
+@pytest.mark.slow
+def test_the_driver_is_killed_and_two_at_once(tiny_qwen2: Path, rows: Path, tmp_path: Path, table: list[Row]) -> None:
+    """Three processes with clusters of their own: one that is killed, one that comes while another one runs."""
+    flags = {"num_workers": 1, "train_iters": 2000, "save_interval": 5, "eval_interval": 0}
+    command = command_of(tmp_path, tiny_qwen2, rows, **flags)
+    first = start(command)
+    checkpoints = tmp_path / "run" / "checkpoints"
+    wait_for_checkpoint(first, checkpoints, 5)
+    second = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": "src"})
+    assert second.returncode == 2 and f"in use by process {first.pid}" in second.stderr
+    table.append(Row("two drivers on one run directory", "the second: exit 2, names the first"))
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    at = latest_step(checkpoints)
+    assert at is not None
+    began = time.monotonic()
+    third = start(command_of(tmp_path, tiny_qwen2, rows, **{**flags, "train_iters": at + 10}))
+    wait_for_checkpoint(third, checkpoints, at + 5)
+    seconds = time.monotonic() - began
+    error = third.communicate(timeout=180)[1]
+    assert third.returncode == 0, error
+    assert f"training from step {at}" in error
+    assert [record["step"] for record in read_metrics(tmp_path / "run")] == list(range(1, at + 11))
+    table.append(Row("SIGKILL of the driver, same command again", "finishes", f"{seconds:.1f}", "at most 5"))
+
+
+ALL_CASES = 36
+
+
+def render(rows: list[Row]) -> str:
+    lines = [
+        "# Faults",
+        "",
+        "Written by `scripts/test --all -k faults`: real runs of a tiny model on CPU workers (2 cores), in which real",
+        "faults happen. Bit-exact: every loss, gradient norm, validation and exported weight is that of a run with no",
+        "fault. Seconds: from the failure to training again. Steps lost: done again after the failure.",
+        "",
+        "| case | outcome | seconds | steps lost |",
+        "|---|---|---|---|",
+        *(f"| {row.case} | {row.outcome} | {row.seconds} | {row.lost} |" for row in rows),
+    ]
+    return "\n".join([*lines, ""])
