@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import logging
 import math
@@ -77,6 +78,7 @@ def connect(spec: RunSpec) -> Iterator[Cluster]:
     Raises:
         ClusterError: no cluster answers at the address.
     """
+    _keep_what_ray_says()
     if ray.is_initialized():
         yield Cluster(joined=True)
         return
@@ -103,6 +105,20 @@ def connect(spec: RunSpec) -> Iterator[Cluster]:
         yield Cluster(joined=bool(address))
     finally:
         ray.shutdown()
+
+
+RAY_SAID: collections.deque[str] = collections.deque(maxlen=20)
+"""What Ray said last of workers and nodes that died, for the pages of failures."""
+
+
+def _keep_what_ray_says() -> None:
+    """Ray 2.60 prints that on standard output, page by page, and has no switch for it."""
+    from ray._private import worker
+
+    def keep(data: dict[str, Any], ignore_prefix: bool = False) -> None:
+        RAY_SAID.extend(line[:500] for words in data["lines"] for line in str(words).splitlines()[:2])
+
+    worker.print_to_stdstream = keep  # type: ignore[assignment]
 
 
 def check_storage(directory: Path, joined: bool) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import MutableSequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 Record = dict[str, Any]
 _LOG_LINES = 20
-_FATAL = re.compile(r"^Fatal Python error: (.+)$", re.M)
+_FATAL = re.compile(r"^(?:Fatal Python error: (.+)|(Timeout \(\d.*\))!)$", re.M)  # as faulthandler writes it
 
 
 @dataclass
@@ -22,7 +23,8 @@ class Failure:
         record: what the controller said.
         status: rank to the last status record that arrived from it.
         hangs: the hang records of this start.
-        log_tail: the last lines of the causing rank's log.
+        log: what the causing rank has written to its log since this start.
+        ray_said: what Ray said of workers and nodes meanwhile.
         began: when it became known, on the monotonic clock.
     """
 
@@ -30,7 +32,8 @@ class Failure:
     record: Record
     status: dict[int, Record]
     hangs: list[Record]
-    log_tail: list[str]
+    log: list[str]
+    ray_said: list[str] = field(default_factory=list)
     began: float = field(default_factory=time.monotonic)
     resumed: int | None = None
     seconds: float | None = None
@@ -54,8 +57,12 @@ class Failure:
             return f"no progress in {self.hangs[0]['in']} ({stopped})"
         if not self.record["died"]:
             return self.record["text"]
-        fatal = _FATAL.findall("\n".join(self.log_tail))
+        fatal = ["".join(found) for found in _FATAL.findall("\n".join(self.log))]
         return fatal[-1] if fatal else "the process died without an exception (SIGKILL, or out of memory)"
+
+    @property
+    def log_tail(self) -> list[str]:
+        return self.log[-_LOG_LINES:]
 
     @property
     def lost(self) -> int | None:
@@ -65,7 +72,9 @@ class Failure:
         return any("stopped" in hang["others"].values() for hang in self.hangs)
 
     def where(self) -> tuple[str, str]:
-        """(node, phase) of the rank that failed."""
+        """(node, phase) of the rank that failed; where none did, how far the run had come."""
+        if self.rank is None and self.status:
+            return "-", f"after step {self.reached}"
         status = self.status.get(self.rank) if self.rank is not None else None
         return (status["node"], status["in"]) if status else ("unknown", "starting")
 
@@ -78,11 +87,13 @@ class Failures:
         logs: the directory of the workers' logs.
     """
 
-    def __init__(self, directory: Path, logs: Path):
+    def __init__(self, directory: Path, logs: Path, ray_said: MutableSequence[str] | None = None):
         self.directory, self.logs = directory, logs
+        self.ray_said: MutableSequence[str] = [] if ray_said is None else ray_said
         self.status: dict[int, Record] = {}
         self.hangs: list[Record] = []
         self.open: Failure | None = None
+        self.before = self._sizes()
 
     def heard(self, record: Record) -> None:
         """A rank's status, or its word that it hangs."""
@@ -96,8 +107,8 @@ class Failures:
         self.directory.mkdir(parents=True, exist_ok=True)
         number = 1 + max((int(page.stem) for page in self.directory.glob("*.md") if page.stem.isdigit()), default=0)
         failure = Failure(number, record, self.status, self.hangs, [])
-        failure.log_tail = self._log_tail(failure.rank)
-        self.status, self.hangs = {}, []
+        failure.log = self._log(failure.rank)
+        self.status, self.hangs, self.before = {}, [], self._sizes()
         self._write(failure)
         self.open = failure if record["restarts"] else None
         return failure
@@ -113,16 +124,24 @@ class Failures:
     def page(self, failure: Failure) -> Path:
         return self.directory / f"{failure.number}.md"
 
-    def _log_tail(self, rank: int | None) -> list[str]:
+    def _log(self, rank: int | None) -> list[str]:
+        """A rank's log without what earlier starts wrote there."""
         if rank is None:
             return []
+        file = self.logs / f"worker-{rank:05d}.log"
         try:
-            text = (self.logs / f"worker-{rank:05d}.log").read_text(encoding="utf-8", errors="replace")
+            with open(file, "rb") as stream:
+                stream.seek(self.before.get(file, 0))
+                return stream.read().decode("utf-8", "replace").splitlines()
         except OSError:
             return []
-        return text.splitlines()[-_LOG_LINES:]
+
+    def _sizes(self) -> dict[Path, int]:
+        return {file: file.stat().st_size for file in self.logs.glob("worker-*.log")}
 
     def _write(self, failure: Failure) -> None:
+        failure.ray_said += list(self.ray_said)
+        self.ray_said.clear()
         self.page(failure).write_text(render(failure), encoding="utf-8")
 
 
@@ -142,13 +161,19 @@ def render(failure: Failure) -> str:
         "seconds to training again": "-" if failure.seconds is None else f"{failure.seconds:.1f}",
     }
     others = {rank: text for rank, text in record["workers"].items() if rank != str(failure.rank)}
-    table = "".join(f"| {name} | {value} |\n" for name, value in rows.items())
+    table = "".join(f"| {name} | {_cell(value)} |\n" for name, value in rows.items())
     workers = "".join(f"- rank {rank}: {text}\n" for rank, text in others.items()) or "- none\n"
-    log = "\n".join(failure.log_tail) or "(nothing)"
+    said = "\n".join(failure.log_tail) or "(nothing)"
+    log = "" if failure.rank is None else f"\n## Last lines of rank {failure.rank}'s log\n\n```\n{said}\n```\n"
+    words = "".join(f"- {line}\n" for line in failure.ray_said)
+    ray = words and f"\n## What Ray said\n\n{words}"
     return (
-        f"# Failure {failure.number}\n\n| | |\n|---|---|\n{table}\n## What the other ranks said\n\n{workers}\n"
-        f"## Last lines of rank {failure.rank}'s log\n\n```\n{log}\n```\n"
+        f"# Failure {failure.number}\n\n| | |\n|---|---|\n{table}\n## What the other ranks said\n\n{workers}{ray}{log}"
     )
+
+
+def _cell(value: Any) -> str:
+    return str(value).replace("|", "\\|")
 
 
 def console_lines(failure: Failure, page: Path) -> list[str]:

@@ -44,6 +44,8 @@ class HangWatch:
 
     def close(self) -> None:
         self.closed.set()
+        if self.thread.is_alive():
+            self.thread.join()  # it must not set the timer again
         faulthandler.cancel_dump_traceback_later()
 
     def _run(self) -> None:

@@ -45,6 +45,7 @@ class Interrupts:
             return install(number, self._noting(handler) if number == signal.SIGINT else handler)
 
         install(signal.SIGTERM, _as_sigint)
+        install_noting(signal.SIGINT, before[signal.SIGINT])  # Ray Train needs seconds until it installs its own
         signal.signal = install_noting  # type: ignore[assignment]
         try:
             yield
@@ -78,6 +79,9 @@ def ask_on_sigterm() -> None:
             on_sigterm()
         elif callable(before):
             before(number, frame)
+        elif before == signal.SIG_DFL:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
 
     signal.signal(signal.SIGTERM, handle)
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
+from raymb.remote import storage_root
 from raymb.spec import RunSpec, spec_from_json, spec_to_json
 
 
@@ -55,6 +57,25 @@ class Job:
     def of_size(self, num_workers: int) -> Job:
         """The job as it is for so many workers."""
         return replace(self, plan=self.plans.get(str(num_workers), self.plan))
+
+    def here(self) -> Job:
+        """The job with this machine's paths: of a run on remote storage each machine has a workspace of its own."""
+        there, root = Path(self.run_dir).parent, storage_root(self.spec.run.storage_path)
+        if there == root:
+            return self
+
+        def moved(path: str) -> str:
+            return str(root / Path(path).relative_to(there)) if path and Path(path).is_relative_to(there) else path
+
+        return replace(
+            self,
+            run_dir=moved(self.run_dir),
+            checkpoint_dir=moved(self.checkpoint_dir),
+            load_dir=moved(self.load_dir),
+            hf_dir=moved(self.hf_dir),
+            log_dir=moved(self.log_dir),
+            data_dir=moved(self.data_dir),
+        )
 
     def to_json(self) -> str:
         fields = {**self.__dict__, "spec": json.loads(spec_to_json(self.spec))}

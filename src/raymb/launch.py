@@ -8,23 +8,28 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich.console import Console
 
+from raymb import mirror
 from raymb import run_dir as directories
 from raymb.accelerator import ACCELERATORS
-from raymb.bridge.checkpoint import latest_step
 from raymb.cluster import Cluster, Resources, check_storage, connect, start_coordinator, wait_for
 from raymb.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_STOPPED, RunFailed
 from raymb.interrupt import Interrupts
 from raymb.job import Job
-from raymb.outcome import conclude, has_finished, reason_of, say_how_to_go_on, where_to_look
+from raymb.mirror import pushing
+from raymb.outcome import conclude, has_finished, newest_step, reason_of, say_how_to_go_on, where_to_look
 from raymb.plan import Plan, usable_plans
 from raymb.preflight import Preflight, fingerprint, model_path, run_name
+from raymb.remote import Remote
+from raymb.remote_lock import RemoteLock
 from raymb.reshape import described, layout_of, reshaping, to_reshape
 from raymb.spec.duration import seconds_of
 from raymb.telemetry.hub import Hub
@@ -47,23 +52,50 @@ def run(checked: Preflight) -> int:
         console.print(f"{place.path} has finished {checked.plan.train_iters} steps; raise --train_iters to go on")
         return EXIT_OK
 
-    with connect(spec) as cluster:
+    with ExitStack() as stack:
+        cluster = stack.enter_context(connect(spec))
         backend = cluster.backend(spec.run.backend)
         plans = usable_plans(spec, checked.shape, rows=checked.prepared.rows("train"), backend=backend)
         plan = plans[max(plans)]
         resources = cluster.resources_of_a_worker(backend, spec.cluster.cpus_per_worker, plan.num_workers)
         wait_for(resources, min(plans), spec.cluster.wait_for_resources, console)
-        check_storage(checked.prepared.path.parent, cluster.joined)
-        directories.claim(place, spec, plan.to_dict(), fingerprint(checked))
-        try:
+        if place.remote is None:
+            check_storage(checked.prepared.path.parent, cluster.joined)
+        owned = stack.enter_context(_claimed(place, checked, plan, console))
+        with pushing(place, console.print):
             job = _job(checked, plans, backend, resources, place)
             directories.write_atomically(place.job, job.to_json())
             directories.write_atomically(place.data, json.dumps(_data(checked), indent=2) + "\n")
             start_coordinator()
             _reshape(job, cluster, place, console)
-            return _fit(job, _trainer(job, cluster, resources), place, console, began)
+            return _fit(job, _trainer(job, cluster, resources), place, console, began, owned.lost)
+
+
+@contextmanager
+def _claimed(place: directories.RunDir, checked: Preflight, plan: Plan, console: Console) -> Iterator[RemoteLock]:
+    """The run directory is this driver's, on its file system and at its address."""
+    spec, owned = checked.spec, RemoteLock(place)
+    owned.take(console.print)
+    try:
+        mirror.pull(place)
+        if spec.checkpoint.overwrite:
+            mirror.delete_old_run(place)
+        directories.claim(place, spec, plan.to_dict(), fingerprint(checked))
+        try:
+            _forget_former_runs(place)
+            mirror.share_rows(checked.prepared.path, spec.run.storage_path)
+            yield owned
         finally:
             directories.release(place)
+    finally:
+        owned.release()
+
+
+def _forget_former_runs(place: directories.RunDir) -> None:
+    """Ray Train goes on with its own list of checkpoints in a second fit(), and stops where one has been deleted."""
+    place.ray_snapshot.unlink(missing_ok=True)
+    if place.remote is not None:
+        place.remote.delete(place.ray_snapshot.name)
 
 
 def _data(checked: Preflight) -> dict[str, Any]:
@@ -97,7 +129,7 @@ def _job(
 
 def _reshape(job: Job, cluster: Cluster, place: directories.RunDir, console: Console) -> None:
     """Write the checkpoint that the run goes on from again, if it is of another layout."""
-    directory = to_reshape(place.checkpoints, job.spec.checkpoint.resume, job.plan)
+    directory = to_reshape(place.checkpoints, job.spec.checkpoint.resume, job.plan, place.remote is not None)
     if directory is None:
         return
     again = reshaping(job, directory)
@@ -117,12 +149,14 @@ def _reshape(job: Job, cluster: Cluster, place: directories.RunDir, console: Con
         raise RunFailed(f"{directory} cannot be reshaped: {reason_of(error)}", where_to_look(place)) from error
     finally:
         monitor.close()
-        place.ray_snapshot.unlink(missing_ok=True)  # the training is another run of Ray Train's in this directory
+        _forget_former_runs(place)
 
 
-def _fit(job: Job, trainer: Trainer, place: directories.RunDir, console: Console, began: float) -> int:
+def _fit(
+    job: Job, trainer: Trainer, place: directories.RunDir, console: Console, began: float, lost: threading.Event
+) -> int:
     resilience = job.spec.resilience
-    monitor = Monitor(trainer.hub, job, place, console)
+    monitor = Monitor(trainer.hub, job, place, console, lost)
     interrupts = Interrupts(lambda: monitor.ask_to_stop("interrupted"), resilience.grace_time)
     failure: BaseException | None = None
     try:
@@ -136,7 +170,7 @@ def _fit(job: Job, trainer: Trainer, place: directories.RunDir, console: Console
         return say_how_to_go_on("interrupted", EXIT_INTERRUPTED, job, place, console)
     if failure is not None:
         raise RunFailed(reason_of(failure), where_to_look(place)) from failure
-    if out_of_time.is_set() and (latest_step(place.checkpoints) or 0) < job.plan["train_iters"]:
+    if out_of_time.is_set() and (newest_step(place) or 0) < job.plan["train_iters"]:
         return say_how_to_go_on(f"out of time (--max_time {resilience.max_time})", EXIT_STOPPED, job, place, console)
     conclude(job, place, console)
     return EXIT_OK
@@ -184,14 +218,19 @@ def _trainer(job: Job, cluster: Cluster, resources: Resources) -> Trainer:
     from raymb.worker import train_under_ray
 
     logging.getLogger("ray.train").setLevel(logging.WARNING)
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # of the controller, off the step's path
     resilience = job.spec.resilience
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # of the controller, off the step's path
+    if resilience.hang_timeout:  # a worker whose whole process is stopped answers nobody
+        os.environ.setdefault("RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S", str(max(60.0, resilience.hang_timeout)))
     failures = FailureConfig(
         max_failures=resilience.max_failures,
         max_preemption_failures=-1 if resilience.max_preemptions is None else resilience.max_preemptions,
     )
     run_dir = Path(job.run_dir)
-    hub = Hub.remote()
+    remote = Remote.of(job.spec.run.storage_path)
+    filesystem, storage_path = remote.for_ray() if remote is not None else (None, str(run_dir.parent))
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    hub = Hub.options(scheduling_strategy=here).remote()  # it must not go with a worker's node
     sizes = sorted(int(size) for size in job.plans)
     scaling = ScalingConfig(
         num_workers=(sizes[0], sizes[-1]) if len(sizes) > 1 else job.plan["num_workers"],
@@ -210,7 +249,8 @@ def _trainer(job: Job, cluster: Cluster, resources: Resources) -> Trainer:
         run_config=RunConfig(
             # Ray Train's own directory is the run directory: a checkpoint can only be registered from inside it.
             name=run_dir.name,
-            storage_path=str(run_dir.parent),
+            storage_path=storage_path,
+            storage_filesystem=filesystem,
             failure_config=failures,
             callbacks=[SigtermCallback()],  # type: ignore[list-item]
             worker_runtime_env={"env_vars": _worker_environment(job)},

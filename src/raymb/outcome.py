@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 from rich.console import Console
 
-from raymb.bridge.checkpoint import best_step, iteration_dir, latest_step, losses_so_far
+from raymb.bridge.checkpoint import MANIFEST, best_step, is_iteration, iteration_dir, latest_step, losses_so_far
 from raymb.early_stopping import has_stalled
 from raymb.job import Job
 from raymb.preflight import Preflight
@@ -12,10 +15,45 @@ from raymb.run_dir import RunDir
 from raymb.spec import RunSpec
 
 
+def newest_step(place: RunDir) -> int | None:
+    """The step of the newest checkpoint that looks whole, at the run's address if it has one."""
+    if not _elsewhere(place):
+        return latest_step(place.checkpoints)
+    assert place.remote is not None
+    steps = [int(name.removeprefix("iter_")) for name in place.remote.listing("checkpoints") if is_iteration(name)]
+    names = {step: f"checkpoints/{Path(iteration_dir('', step)).name}/{MANIFEST}" for step in steps}
+    return next((step for step in sorted(steps, reverse=True) if place.remote.exists(names[step])), None)
+
+
+def _elsewhere(place: RunDir) -> bool:
+    """Whether the checkpoints are at an address: this machine may have none of them."""
+    return place.remote is not None and place.checkpoints.is_relative_to(place.path)
+
+
+def _losses(place: RunDir, step: int) -> list[list[float]]:
+    directory = Path(iteration_dir(place.checkpoints, step))
+    if _elsewhere(place):
+        assert place.remote is not None
+        text = place.remote.read_text(f"checkpoints/{directory.name}/{MANIFEST}")
+        return json.loads(text or "{}").get("validation_losses", [])
+    return losses_so_far(directory)
+
+
+def _has_model(place: RunDir) -> bool:
+    return place.hf.exists() or (place.remote is not None and place.remote.exists("hf/config.json"))
+
+
+def _shown(place: RunDir, path: Path) -> str:
+    """A path of the run as its user names it."""
+    if place.remote is None or not path.is_relative_to(place.path):
+        return str(path)
+    return f"{place.remote.url}/{path.relative_to(place.path).as_posix()}"
+
+
 def has_finished(checked: Preflight, place: RunDir) -> bool:
     """Whether the same command ran to its end here before; one that died before its export goes on to write it."""
-    spec, done = checked.spec, latest_step(place.checkpoints)
-    complete = place.hf.exists() or not spec.checkpoint.export_hf
+    spec, done = checked.spec, newest_step(place)
+    complete = _has_model(place) or not spec.checkpoint.export_hf
     again = spec.checkpoint.overwrite or spec.checkpoint.resume != "auto"
     if done is None or again or not complete:
         return False
@@ -24,7 +62,7 @@ def has_finished(checked: Preflight, place: RunDir) -> bool:
 
 def _stopped_early(spec: RunSpec, place: RunDir, step: int) -> bool:
     """Whether early stopping ended a run at this checkpoint."""
-    losses = losses_so_far(iteration_dir(place.checkpoints, step))
+    losses = _losses(place, step)
     return has_stalled(losses, spec.evaluation.early_stopping_patience, spec.evaluation.early_stopping_threshold)
 
 
@@ -46,40 +84,43 @@ def where_to_look(place: RunDir) -> str:
 
 
 def say_how_to_go_on(what: str, code: int, job: Job, place: RunDir, console: Console) -> int:
-    step = latest_step(place.checkpoints)
+    step = newest_step(place)
     if step is None:
         console.print(f"{what} before the first checkpoint; start again with the same command")
         return code
     settings = job.spec.checkpoint
     change = "" if not settings.overwrite and settings.resume == "auto" else " with --resume auto and no --overwrite"
     console.print(f"{what}; the same command{change} goes on from step {step}")
-    console.print(f"  {'checkpoint':<19}{iteration_dir(place.checkpoints, step)}", highlight=False, soft_wrap=True)
+    checkpoint = _shown(place, Path(iteration_dir(place.checkpoints, step)))
+    console.print(f"  {'checkpoint':<19}{checkpoint}", highlight=False, soft_wrap=True)
     return code
 
 
 def conclude(job: Job, place: RunDir, console: Console) -> None:
     """Print where everything lies, and the answers to the sample prompt if there is one."""
-    step, best = latest_step(place.checkpoints) or 0, best_step(place.checkpoints)
+    step, best = newest_step(place) or 0, None if _elsewhere(place) else best_step(place.checkpoints)
     stopped_early = _stopped_early(job.spec, place, step)
     if stopped_early and step < job.plan["train_iters"]:
-        losses = losses_so_far(iteration_dir(place.checkpoints, step))
+        losses = _losses(place, step)
         at, loss = min(losses, key=lambda pair: pair[1])
         console.print(f"stopped early at step {step}: the best validation loss is {loss:.4f}, at step {at:g}")
     elif step < job.plan["train_iters"]:
         console.print(f"stopped at step {step} of {job.plan['train_iters']}; the same command goes on from there")
-    if job.spec.run.sample_prompt and place.hf.exists() and (stopped_early or step >= job.plan["train_iters"]):
+    if job.spec.run.sample_prompt and _has_model(place) and (stopped_early or step >= job.plan["train_iters"]):
         from raymb.sample import print_answers
 
+        if place.remote is not None and not place.hf.exists():
+            place.remote.download("hf", place.hf)
         print_answers(job, console)
     places = {
         "metrics": place.metrics,
-        "checkpoint": iteration_dir(place.checkpoints, step),
-        "best checkpoint": iteration_dir(place.checkpoints, best) if best not in (None, step) else None,
+        "checkpoint": Path(iteration_dir(place.checkpoints, step)),
+        "best checkpoint": Path(iteration_dir(place.checkpoints, best)) if best not in (None, step) else None,
         "failures": place.failures if place.failures.exists() else None,
-        "Hugging Face model": place.hf if place.hf.exists() else None,
+        "Hugging Face model": place.hf if _has_model(place) else None,
         "TensorBoard": place.tensorboard,
         "workers' logs": place.logs,
     }
     for name, path in places.items():
         if path is not None:
-            console.print(f"  {name:<19}{path}", highlight=False, soft_wrap=True)
+            console.print(f"  {name:<19}{_shown(place, path)}", highlight=False, soft_wrap=True)

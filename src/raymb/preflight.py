@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from raymb import run_dir
+from raymb import mirror, run_dir
 from raymb.errors import ModelError, RunDirError, SpecError
 from raymb.fingerprint import Fingerprint, take_fingerprint
 from raymb.model_shape import ModelShape, read_model_shape
 from raymb.plan import Plan, make_plan
+from raymb.remote import check_writable
 from raymb.spec.sections import RunSpec
 
 if TYPE_CHECKING:
@@ -48,7 +49,9 @@ def preflight(spec: RunSpec, console: Console | None = None) -> Preflight:
     # Twice: the layout needs no data and is cheap, so its mistakes come before minutes of reading.
     backend = local_backend(spec)
     plan = make_plan(spec, shape, backend=backend)
+    check_writable(spec.run.storage_path)
     run = run_dir.RunDir.of(spec, _name(spec, plan))
+    mirror.pull(run)
     prepared = prepared_rows(spec, shape, plan, console, multiple=rows_multiple(run, spec, plan))
     plan = make_plan(spec, shape, rows=prepared.rows("train"), backend=backend)
     checked = Preflight(spec, shape, plan, prepared)

@@ -188,6 +188,13 @@ class Remote:
             except FileNotFoundError:
                 return None
 
+    def for_ray(self) -> tuple[Any, str]:
+        """(pyarrow file system, path) of this place, as Ray Train takes them."""
+        from pyarrow.fs import FSSpecHandler, PyFileSystem
+
+        filesystem, path = self._connect("")
+        return PyFileSystem(FSSpecHandler(filesystem)), path
+
     def _connect(self, name: str) -> tuple[Any, str]:
         return _connect(self.child(name).url)
 

@@ -37,19 +37,26 @@ def described(layout: dict[str, Any]) -> str:
     return f"TP {layout['tensor_parallel_size']} x PP {layout['pipeline_parallel_size']}{experts}"
 
 
-def to_reshape(checkpoint_dir: str | Path, resume: str, plan: dict[str, Any]) -> Path | None:
-    """The checkpoint that a run would go on from, if it must be written again for this plan."""
-    directory = newest(checkpoint_dir, resume)
+def to_reshape(checkpoint_dir: str | Path, resume: str, plan: dict[str, Any], remote: bool = False) -> Path | None:
+    """The checkpoint that a run would go on from, if it must be written again for this plan.
+
+    Args:
+        remote: only the manifests of the run's own checkpoints are on this machine.
+    """
+    directory = newest(checkpoint_dir, resume, remote)
     manifest = checkpoint.read_manifest(directory) if directory else None
     if manifest is None or "layout" not in manifest or manifest["any_layout"]:
         return None
     return directory if manifest["layout"] != layout_of(plan) else None
 
 
-def newest(checkpoint_dir: str | Path, resume: str) -> Path | None:
+def newest(checkpoint_dir: str | Path, resume: str, remote: bool = False) -> Path | None:
     """The newest checkpoint that looks whole, the run's own before those of --resume PATH."""
-    found = (Path(one) for one in checkpoint.candidates(checkpoint_dir, resume))
-    return next((one for one in found if not checkpoint.why_not_whole(one)), None)
+    for one in map(Path, checkpoint.candidates(checkpoint_dir, resume)):
+        elsewhere = remote and one.is_relative_to(checkpoint_dir)
+        if checkpoint.read_manifest(one) if elsewhere else not checkpoint.why_not_whole(one):
+            return one
+    return None
 
 
 def reshaping(job: Job, directory: Path) -> Job:

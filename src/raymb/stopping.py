@@ -8,6 +8,7 @@ done its part of every step that the others still have to finish, so nobody is w
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from typing import Any, Protocol
 
@@ -34,6 +35,7 @@ class StopTogether:
         self.prefix = "raymb/stop"
         self.done = 0
         self.promised = False
+        self.wish = ""
         self.reason = ""
         self.last: int | None = None
         self.left = False
@@ -49,7 +51,7 @@ class StopTogether:
 
     def ask(self, reason: str) -> None:
         """Stop all ranks. From any thread; the first reason that arrives counts."""
-        self.reason = self.reason or reason
+        self.wish = self.wish or reason
         self.asked.set()
 
     def leave_after(self, step: int) -> str | None:
@@ -66,22 +68,32 @@ class StopTogether:
 
     def _run(self) -> None:
         try:
-            self._agree()
-        finally:  # without the store (its rank is gone) nobody may wait here for ever
+            with contextlib.suppress(RuntimeError):  # torch's: the store is gone with its rank, or a rank says nothing
+                self._agree()
+        finally:  # nobody may wait here for ever
             self.agreed.set()
 
     def _agree(self) -> None:
         asked = f"{self.prefix}/asked"
         while not self.store.check([asked]):
-            if self.closed.is_set():
+            if self.closed.is_set():  # the training is over, here and so everywhere: who asks now gets no step
+                self._promise()
+                self._decide(self.done + 1)
                 return
             if self.asked.wait(_SECONDS_BETWEEN_LOOKS) and not self.store.check([asked]):
-                self.store.set(asked, self.reason)
+                self.store.set(asked, self.wish)
         # The order matters: a training thread that finishes a step between these two lines finds the promise and waits.
         self.promised = True
-        self.store.set(f"{self.prefix}/promise/{self.rank}", str(self.done + 1))
+        self._promise()
         if self.rank == 0:
-            promises = [int(self.store.get(f"{self.prefix}/promise/{rank}")) for rank in range(self.world_size)]
-            self.store.set(f"{self.prefix}/last", str(max(promises)))
-        self.reason = self.store.get(asked).decode()
-        self.last = int(self.store.get(f"{self.prefix}/last"))
+            self._decide(max(int(self.store.get(f"{self.prefix}/promise/{rank}")) for rank in range(self.world_size)))
+        last = int(self.store.get(f"{self.prefix}/last"))
+        self.reason = self.store.get(asked).decode()  # behind the last promise nobody writes another one
+        self.last = last
+
+    def _promise(self) -> None:
+        self.store.set(f"{self.prefix}/promise/{self.rank}", str(self.done + 1))
+
+    def _decide(self, step: int) -> None:
+        if self.rank == 0:
+            self.store.set(f"{self.prefix}/last", str(step))

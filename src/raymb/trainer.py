@@ -9,9 +9,11 @@ Ray Train 2.60 starts a process for each of these, and each takes 3 CPU seconds 
 from __future__ import annotations
 
 import contextlib
+import os
 from typing import Any
 
 from ray.train.torch import TorchTrainer  # noqa: TID253
+from ray.train.v2._internal import constants  # noqa: TID253
 from ray.train.v2._internal.execution.callback import WorkerCallback  # noqa: TID253
 
 
@@ -32,6 +34,8 @@ class RaymbTrainer(TorchTrainer):
         return [one for one in super()._create_default_callbacks() if type(one).__name__ not in self.without]
 
     def _initialize_and_run_controller(self, **settings: Any) -> Any:
+        # The controller looks at the storage, too; Ray Train hands it only variables that it knows.
+        constants.ENV_VARS_TO_PROPAGATE.update(name for name in os.environ if name.startswith("AWS_"))
         return super()._initialize_and_run_controller(**{**settings, **self.policies})
 
 

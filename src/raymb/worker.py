@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import logging
 import os
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from raymb.accelerator import ACCELERATORS
-from raymb.errors import WorkersStopped
+from raymb.errors import StorageError, WorkersStopped
 from raymb.job import Job
 from raymb.progress import Progress
 
@@ -68,11 +69,15 @@ def prepare(job: Job, progress: Progress, emit: Emit) -> tuple[Any, Any, list[li
     from raymb.bridge import fixes
     from raymb.bridge.checkpoint import losses_so_far, written_with
     from raymb.bridge.config import build_config
+    from raymb.bridge.remote_checkpoints import RemoteCheckpoints
     from raymb.bridge.resuming import where_to_resume
 
     fixes.apply_all()
     progress.enter("loading")
-    load_dir = job.load_dir or where_to_resume(job.checkpoint_dir, job.spec.checkpoint.resume, emit)
+    remote = RemoteCheckpoints.of(job)
+    if remote is not None and job.load_dir:
+        remote.fetch(job.load_dir)
+    load_dir = job.load_dir or where_to_resume(job.checkpoint_dir, job.spec.checkpoint.resume, emit, remote)
     fresh = load_dir is not None and written_with(load_dir) not in (accelerator.distributed_backend, None)
     note = " of the other backend, with a fresh random state" if fresh else ""
     emit({"kind": "phase", "text": f"loading the {'checkpoint' if load_dir else 'model'}{note}"})
@@ -90,11 +95,12 @@ def train_under_ray(config: dict[str, Any]) -> None:
     import ray.train
 
     from raymb.hang import HangWatch
+    from raymb.mirror import fetch_rows
     from raymb.telemetry.hub import Sender
 
     context = ray.train.get_context()
     rank = context.get_world_rank()
-    job = Job.from_json(config["job"]).of_size(context.get_world_size())
+    job = Job.from_json(config["job"]).of_size(context.get_world_size()).here()
     _log_to(Path(job.log_dir, f"worker-{rank:05d}.log"))
     progress = Progress()
     accelerator = ACCELERATORS[job.backend]
@@ -113,12 +119,14 @@ def train_under_ray(config: dict[str, Any]) -> None:
         lambda others: sender.emit({"kind": "hang", "rank": rank, "in": progress.describe(), "others": others}),
     )
     emit = sender.emit if rank == 0 else _only_measurements(sender.emit)
+    fetch_rows(Path(job.data_dir).name, job.spec.run.storage_path)
     try:
         register = _register if Path(job.checkpoint_dir).is_relative_to(job.run_dir) else _mention
         train(job, progress, emit, register, stop)
     finally:
         watch.close()
         sender.close()
+        _push_log(job, rank)
     if stop.left and stop.reason in ("preemption", "resize"):
         raise WorkersStopped(stop.reason, progress.step)
 
@@ -179,6 +187,15 @@ def _stop_on_sigterm(stop: Any) -> None:
     interrupt.on_sigterm = lambda: stop.ask("preemption")
 
 
+def _push_log(job: Job, rank: int) -> None:
+    """A log on a machine of its own goes to the run's address; one that cannot be sent fails no training."""
+    from raymb.mirror import Mirror
+    from raymb.run_dir import RunDir
+
+    with contextlib.suppress(StorageError):
+        Mirror(RunDir.of(job.spec, Path(job.run_dir).name), (f"logs/worker-{rank:05d}.log",)).push()
+
+
 def _mention(directory: str, step: int) -> None:
     """Ray Train registers no checkpoint from outside its storage (--output_dir); it is told of the step."""
     import ray.train
@@ -187,13 +204,15 @@ def _mention(directory: str, step: int) -> None:
 
 
 def _register(directory: str, step: int) -> None:
-    """Tell Ray Train of a checkpoint that the ranks have already written to shared storage."""
+    """Tell Ray Train of a checkpoint that the ranks have already written, or uploaded, to its storage."""
     import ray.train
     from ray.train import Checkpoint, CheckpointUploadMode
 
+    storage: Any = ray.train.get_context().get_storage()
+    name = Path(directory).parent.name, Path(directory).name
     ray.train.report(
         {"step": step},
-        checkpoint=Checkpoint.from_directory(directory),
+        checkpoint=Checkpoint("/".join((storage.experiment_fs_path, *name)), storage.storage_filesystem),
         checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD,
     )
 

@@ -83,8 +83,3 @@ def test_nothing_of_megatron_is_imported() -> None:
     )
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2] / "src")}
     assert subprocess.run([sys.executable, "-c", code], env=environment, timeout=60, check=False).returncode == 0
-
-
-def test_what_is_not_supported_yet_is_refused() -> None:
-    with pytest.raises(SpecError, match="asynchronous checkpoints are not supported yet"):
-        check_overrides({"checkpoint.async_save": True})

@@ -14,6 +14,7 @@ import pytest
 
 from raymb.data.store import RowFile
 from tests.models import make_tiny_qwen2, write_rows
+from tests.smoke.fault_table import ALL_CASES, TABLE, Row, render
 
 MAIN_FLAGS = {
     "seq_length": 64,
@@ -45,6 +46,16 @@ def tiny_qwen2(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_rows(tmp_path_factory.mktemp("rows"))
+
+
+@pytest.fixture(scope="session")
+def table() -> Iterator[list[Row]]:
+    rows: list[Row] = []
+    yield rows
+    for row in rows:
+        print(f"\n{row.case:<60} {row.outcome:<60} {row.seconds:>6} {row.lost:>3}", end="")
+    if len(rows) >= ALL_CASES:
+        TABLE.write_text(render(rows), encoding="utf-8")
 
 
 @pytest.fixture

@@ -10,8 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +18,9 @@ import pytest
 
 from raymb.bridge.checkpoint import iteration_dir, latest_step, steps_of, why_not_whole
 from tests.smoke.conftest import MAIN_FLAGS, read_metrics
+from tests.smoke.fault_table import Row
 
 pytestmark = [pytest.mark.smoke, pytest.mark.timeout(600)]
-TABLE = Path(__file__).parents[2] / "docs" / "faults.md"
 FAULTS = Path(__file__).parents[1] / "faults"
 CURVE = ("step", "loss", "grad_norm", "learning_rate", "trained_tokens")
 FLAGS: dict[str, Any] = {
@@ -33,26 +32,6 @@ FLAGS: dict[str, Any] = {
     "eval_iters": 1,
     "max_failures": 9,
 }
-
-
-@dataclass
-class Row:
-    """A line of the table: what happened, how the run ended, seconds to the next step, steps lost."""
-
-    case: str
-    outcome: str
-    seconds: str = "-"
-    lost: str = "-"
-
-
-@pytest.fixture(scope="session")
-def table() -> Iterator[list[Row]]:
-    rows: list[Row] = []
-    yield rows
-    for row in rows:
-        print(f"\n{row.case:<60} {row.outcome:<60} {row.seconds:>6} {row.lost:>3}", end="")
-    if len(rows) >= ALL_CASES:
-        TABLE.write_text(render(rows), encoding="utf-8")
 
 
 @pytest.fixture
@@ -370,21 +349,3 @@ def test_the_driver_is_killed_and_two_at_once(tiny_qwen2: Path, rows: Path, tmp_
     assert f"training from step {at}" in error
     assert [record["step"] for record in read_metrics(tmp_path / "run")] == list(range(1, at + 11))
     table.append(Row("SIGKILL of the driver, same command again", "finishes", f"{seconds:.1f}", "at most 5"))
-
-
-ALL_CASES = 36
-
-
-def render(rows: list[Row]) -> str:
-    lines = [
-        "# Faults",
-        "",
-        "Written by `scripts/test --all -k faults`: real runs of a tiny model on CPU workers (2 cores), in which real",
-        "faults happen. Bit-exact: every loss, gradient norm, validation and exported weight is that of a run with no",
-        "fault. Seconds: from the failure to training again. Steps lost: done again after the failure.",
-        "",
-        "| case | outcome | seconds | steps lost |",
-        "|---|---|---|---|",
-        *(f"| {row.case} | {row.outcome} | {row.seconds} | {row.lost} |" for row in rows),
-    ]
-    return "\n".join([*lines, ""])

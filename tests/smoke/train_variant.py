@@ -9,27 +9,36 @@ from pathlib import Path
 from typing import Any
 
 from raymb import worker
+from raymb.accelerator import ACCELERATORS
 from raymb.bridge import imports
 from raymb.job import Job
+from raymb.progress import Progress
 
 
 def main() -> None:
     job, variant, out = Job.from_json(Path(sys.argv[1]).read_text()), sys.argv[2], Path(sys.argv[3])
+    accelerator = ACCELERATORS[job.backend]
+    worker.join_process_group(accelerator.distributed_backend, accelerator.device())
     prepare = worker.prepare
     callbacks: list[Any] = []
 
-    def prepare_variant(job: Job, emit: Any) -> Any:
-        config, hf_bridge = prepare(job, emit)
+    def prepare_variant(job: Job, progress: Progress, emit: Any) -> Any:
+        config, hf_bridge, losses = prepare(job, progress, emit)
         callbacks.extend(_add_lora(job, config, hf_bridge, out) if variant == "lora" else [])
         import raymb.bridge.callbacks as ours
 
         make = ours.make_callbacks
         ours.make_callbacks = lambda *args: [*make(*args), *callbacks]
-        return config, hf_bridge
+        return config, hf_bridge, losses
 
     worker.prepare = prepare_variant
     steps: list[dict[str, Any]] = []
-    worker.train(job, lambda record: steps.append(record) if "grad_norm" in record else None, lambda *args: None)
+
+    def emit(record: dict[str, Any]) -> None:
+        if "grad_norm" in record:
+            steps.append(record)
+
+    worker.train(job, Progress(), emit, lambda *args: None, worker.make_stop())
     if steps:
         (out / "steps.json").write_text(json.dumps(steps))
 

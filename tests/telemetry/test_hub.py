@@ -150,3 +150,115 @@ def test_receiver_outlives_a_hub_that_does_not_answer(waited: list[Any], monkeyp
     _until(lambda: len(calls) >= 2)
     receiver.close()
     assert set(seen) == {None}
+
+
+# The actor
+
+
+def _hub() -> Any:
+    """The actor's class, in this process."""
+    return hub.Hub.__ray_metadata__.modified_class()
+
+
+def test_hub_holds_records_until_they_are_taken() -> None:
+    actor = _hub()
+    actor.push([{"kind": "part", "step": 1}])
+    actor.push([])
+    actor.push([{"kind": "part", "step": 2}])
+    assert [record["step"] for record in actor.take()] == [1, 2]
+    assert actor.take() == []
+
+
+def test_hub_answers_with_the_drivers_wish_until_it_is_taken_back() -> None:
+    actor = _hub()
+    assert actor.push([]) == ""
+    actor.ask("interrupted")
+    assert actor.push([{"kind": "part", "step": 1}]) == "interrupted" == actor.push([])
+    actor.ask("")
+    assert actor.push([]) == ""
+
+
+def test_hub_knows_the_newest_checkpoint_when_the_records_are_gone() -> None:
+    actor = _hub()
+    assert actor.newest_checkpoint() == 0
+    actor.push([{"kind": "checkpoint", "step": 10}, {"kind": "part", "step": 11}, {"kind": "checkpoint", "step": 20}])
+    actor.take()
+    assert actor.newest_checkpoint() == 20
+
+
+# What a rank says of itself, and is asked
+
+
+class Rank:
+    """A sender's rank, and what the hub has heard from it."""
+
+    def __init__(self, listens: bool = False) -> None:
+        self.phase, self.command = "loading", ""
+        self.fake = FakeHub()
+        push = self.fake.push.remote
+        self.fake.push = _Method(lambda records: (push(records), self.command)[1])
+        self.commands: list[str] = []
+        self.ticks = 0
+        self.sender = Sender(self.fake, lambda: {"kind": "rank", "in": self.phase}, listens)
+        self.sender.on_command, self.sender.on_tick = self.commands.append, self._tick
+
+    def _tick(self) -> None:
+        self.ticks += 1
+
+    def heard(self) -> list[str]:
+        return [record.get("in", record["kind"]) for record in self.fake.records]
+
+
+def test_a_status_is_sent_when_it_has_changed(waited: list[Any]) -> None:
+    rank = Rank()
+    _until(lambda: rank.ticks > 3)
+    assert rank.heard() == ["loading"]
+    rank.phase = "first step"
+    _until(lambda: len(rank.heard()) == 2)
+    rank.phase = "exporting"
+    rank.sender.close()
+    assert rank.heard() == ["loading", "first step", "exporting"]
+
+
+def test_a_status_stands_before_the_records_of_its_time(waited: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub, "_SECONDS_BETWEEN_SENDS", 60)
+    rank = Rank()
+    rank.sender.emit({"kind": "part"})
+    rank.sender.close()
+    assert rank.heard() == ["loading", "part"]
+
+
+def test_a_new_phase_is_told_at_once(waited: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process may die in the next quarter of a second, and then its last word is what the page says."""
+    monkeypatch.setattr(hub, "_SECONDS_BETWEEN_SENDS", 60)
+    rank = Rank()
+    began = time.monotonic()
+    rank.sender.wake()
+    _until(lambda: rank.heard() == ["loading"])
+    assert time.monotonic() - began < 5
+    rank.sender.close()
+
+
+def test_the_rank_that_listens_hears_the_drivers_wish(waited: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub, "_SECONDS_BETWEEN_QUESTIONS", 0.02)
+    ranks = [Rank(listens=True), Rank()]
+    _until(lambda: min(rank.ticks for rank in ranks) > 5)
+    assert ranks[0].commands == [], "no wish is no command"
+    for rank in ranks:
+        rank.command = "interrupted"
+    _until(lambda: ranks[0].commands)
+    for rank in ranks:
+        rank.sender.close()
+    assert set(ranks[0].commands) == {"interrupted"} and ranks[1].commands == []
+
+
+def test_a_hub_that_is_gone_leaves_the_rank_without_wishes(waited: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    def lost(reference: Any, timeout: float) -> None:
+        raise RayActorError
+
+    monkeypatch.setattr(hub.ray, "get", lost)
+    monkeypatch.setattr(hub, "_SECONDS_BETWEEN_QUESTIONS", 0.02)
+    rank = Rank(listens=True)
+    _until(lambda: rank.ticks > 5)
+    assert rank.commands == [] and rank.sender.thread.is_alive()
+    rank.sender.close()

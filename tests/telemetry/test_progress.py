@@ -84,3 +84,26 @@ def test_terminal_keeps_the_last_step_when_the_live_line_goes() -> None:
 )
 def test_duration(seconds: float, text: str) -> None:
     assert progress._duration(seconds) == text
+
+
+def test_training_says_with_how_many_workers() -> None:
+    screen = _Screen()
+    screen.terminal.start(50, 4)
+    assert screen.lines() == ["training from step 50 with 4 workers"]
+
+
+def test_lines_of_a_failure_are_shown_as_they_are() -> None:
+    screen = _Screen()
+    lines = ["failure 1: rank 0: [/pytorch/gloo/pair.cc:547] Connection closed by peer [127.0.0.1]:5", "  page  1.md"]
+    screen.terminal.lines(lines)
+    assert screen.text.getvalue().splitlines() == lines
+
+
+def test_terminal_goes_on_with_its_live_line_after_a_restart() -> None:
+    screen = _Screen(is_terminal=True, train_iters=3)
+    screen.terminal.start(0)
+    bar = screen.terminal.progress
+    screen.terminal.step(_step(1))
+    screen.terminal.start(0)
+    assert screen.terminal.progress is bar, "a second one would fight for the same line"
+    screen.terminal.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from megatron.core import parallel_state
 from raymb.bridge import checkpoint, export
 from raymb.bridge.bad_loss import BadLossGuard, LossSum
 from raymb.bridge.forward import TokenCounter
+from raymb.bridge.remote_checkpoints import RemoteCheckpoints
 from raymb.bridge.saving import Saving, largest_of_all
 from raymb.early_stopping import has_stalled
 from raymb.job import Job
@@ -47,10 +49,17 @@ def make_callbacks(
         resilience.loss_spike,
         losses,
         saving.warn,
-        partial(checkpoint.leave_out, job.checkpoint_dir),
+        partial(_leave_out, job),
     )
     callbacks: list[Callback] = [Phases(saving.progress), metrics, guard, Validations(job, saving, emit), Stops(stop)]
     return [*callbacks, HuggingFaceExport(job, hf_bridge, emit)] if job.spec.checkpoint.export_hf else callbacks
+
+
+def _leave_out(job: Job, step: int) -> None:
+    checkpoint.leave_out(job.checkpoint_dir, step)
+    remote = RemoteCheckpoints.of(job)
+    if remote is not None:
+        remote.upload([Path(job.checkpoint_dir, checkpoint.LEFT_OUT)])
 
 
 class Phases(Callback):
@@ -241,3 +250,6 @@ class HuggingFaceExport(Callback):
         if torch.distributed.get_rank() == 0:
             self.emit({"kind": "phase", "text": "writing the Hugging Face model"})
         export.write_hf_model(self.hf_bridge, context.model, self.job)
+        remote = RemoteCheckpoints.of(self.job)
+        if remote is not None and torch.distributed.get_rank() == 0:
+            remote.upload_model(Path(self.job.hf_dir))

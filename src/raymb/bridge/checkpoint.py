@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 import shutil
 from collections.abc import Iterable
@@ -43,12 +44,15 @@ def write_manifest(directory: str | Path, files: dict[str, dict[str, Any]], stat
 
 
 def read_manifest(directory: str | Path) -> dict[str, Any] | None:
-    """None when there is none, or none that can be read."""
+    """None when there is none, or none that says what files there are."""
     try:
         manifest = json.loads(Path(directory, MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return manifest if isinstance(manifest, dict) and isinstance(manifest.get("files"), dict) else None
+    files = manifest.get("files") if isinstance(manifest, dict) else None
+    entries = files.values() if isinstance(files, dict) else [None]
+    sound = all(isinstance(entry, dict) and entry.keys() >= {"bytes", "sha256"} for entry in entries)
+    return manifest if sound else None
 
 
 def describe_files(paths: Iterable[Path]) -> dict[str, dict[str, Any]]:
@@ -85,14 +89,16 @@ def why_not_whole(directory: str | Path) -> str:
 
 def wrong_content(directory: str | Path, share: int = 0, shares: int = 1) -> str:
     """The first file whose checksum is not the manifest's, of this share of the files; "" if there is none."""
-    manifest = read_manifest(directory) or {"files": {}}
-    names = sorted(manifest["files"])[share::shares]
+    files = (read_manifest(directory) or {"files": {}})["files"]
+
+    def problem(name: str) -> str:
+        try:
+            return "" if _sha256(Path(directory, name)) == files[name]["sha256"] else f"{name} has another checksum"
+        except OSError as error:  # a bad block; other ranks wait for the answer
+            return f"{name} cannot be read: {error.strerror}"
+
     with ThreadPoolExecutor(_THREADS) as pool:
-        digests = pool.map(_sha256, [Path(directory, name) for name in names])
-        for name, digest in zip(names, digests, strict=True):
-            if digest != manifest["files"][name]["sha256"]:
-                return f"{name} has another checksum"
-    return ""
+        return next(filter(None, pool.map(problem, sorted(files)[share::shares])), "")
 
 
 def reshaped(checkpoint_dir: str | Path) -> Path:
@@ -175,11 +181,15 @@ def delete_old(checkpoint_dir: str | Path, keep_last: int | None, keep_best: int
 
 
 def _by_metric(checkpoint_dir: str | Path) -> list[int]:
-    """Steps of the whole checkpoints that have a metric, best first."""
-    manifests = {step: read_manifest(iteration_dir(checkpoint_dir, step)) for step in steps_of(checkpoint_dir)}
-    metrics = {step: found["metric"] for step, found in manifests.items() if found and found.get("metric") is not None}
+    """Steps of the whole checkpoints that have a metric, best first; NaN is none."""
+    manifests = {step: read_manifest(iteration_dir(checkpoint_dir, step)) or {} for step in steps_of(checkpoint_dir)}
+    metrics = {step: found["metric"] for step, found in manifests.items() if _is_finite(found.get("metric"))}
     whole = [step for step in metrics if not why_not_whole(iteration_dir(checkpoint_dir, step))]
     return sorted(whole, key=lambda step: (metrics[step], -step))
+
+
+def _is_finite(metric: Any) -> bool:
+    return isinstance(metric, int | float) and math.isfinite(metric)
 
 
 def _sha256(path: Path) -> str:

@@ -3,28 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 
 from raymb.bridge import checkpoint
+from raymb.bridge.remote_checkpoints import RemoteCheckpoints
 
 Emit = Callable[[dict[str, Any]], None]
 
 
-def where_to_resume(checkpoint_dir: str, resume: str, emit: Emit) -> str | None:
+def where_to_resume(
+    checkpoint_dir: str, resume: str, emit: Emit, remote: RemoteCheckpoints | None = None
+) -> str | None:
     """The iteration directory to load; None to start from the Hugging Face weights. Collective: every rank reads its
     share of the files, so checking costs little more than loading, which finds them in memory then.
 
     The run's own checkpoints come first, so that a restarted worker group never goes back to --resume PATH.
+
+    Args:
+        remote: where the run's own checkpoints are, if that is no file system.
     """
-    for directory in _agreed(checkpoint.candidates(checkpoint_dir, resume)):
+    if remote is not None:
+        remote.bring(checkpoint_dir, checkpoint.LEFT_OUT)
+    own = remote.candidates(checkpoint_dir) if remote is not None and dist.get_rank() == 0 else []
+    for directory in _agreed([*own, *_on_this_file_system(checkpoint_dir, resume, remote is None)]):
+        if remote is not None and Path(directory).is_relative_to(checkpoint_dir):
+            remote.fetch(directory)
         problem = _problem(directory)
         if not problem:
             return directory
         if dist.get_rank() == 0:
             emit({"kind": "warning", "text": f"{directory} is not whole and is left out: {problem}"})
     return None
+
+
+def _on_this_file_system(checkpoint_dir: str, resume: str, own: bool) -> list[str]:
+    found = checkpoint.candidates(checkpoint_dir, resume)
+    return found if own else [one for one in found if not Path(one).is_relative_to(checkpoint_dir)]
 
 
 def _agreed(directories: list[str]) -> list[str]:

@@ -26,12 +26,20 @@ from megatron.bridge.training.checkpointing import (
 
 from raymb.bridge import checkpoint
 from raymb.bridge.config import precision_of
+from raymb.bridge.remote_checkpoints import RemoteCheckpoints
 from raymb.errors import RunFailed
 from raymb.job import Job
 from raymb.progress import Progress
 from raymb.reshape import layout_of
 
 _ROOM_FOR_SMALL_FILES = 2 << 20
+_WORTH_A_WARNING = 2.0  # seconds
+_POINTERS = (
+    checkpoint.LATEST,
+    checkpoint.BEST,
+    "latest_train_state.pt",
+    "latest_checkpointed_iteration.txt",
+)
 Emit = Callable[[dict[str, Any]], None]
 
 
@@ -53,8 +61,10 @@ class Saving:
         losses: list[list[float]],
     ):
         self.job, self.progress, self.emit, self.register, self.losses = job, progress, emit, register, losses
+        self.warned = False
         self.before: Callable[[Any], None] = lambda context: None
         self.train_loss: Callable[[], float] = lambda: float("-inf")
+        self.remote = RemoteCheckpoints.of(job)
         self.later = ThreadPoolExecutor(1, thread_name_prefix="raymb-checkpoint")
 
     def directory(self, step: int) -> Path:
@@ -67,8 +77,10 @@ class Saving:
 
     def clear(self, step: int) -> None:
         """Remove what a killed run left of this step's checkpoint: other ranks' files must not stay beside new ones."""
-        if dist.get_rank() == 0:
+        if dist.get_rank() == 0 and self.directory(step).exists():
             shutil.rmtree(self.directory(step), ignore_errors=True)
+            if self.remote is not None:
+                self.remote.delete([self.directory(step)])
 
     def metric(self, step: int) -> float | None:
         """--best_metric at a step; collective."""
@@ -85,7 +97,7 @@ class Saving:
             checkpoint.write_manifest(
                 self.directory(step), files, {**manifest, "metric": loss, "validation_losses": self.losses}
             )
-            self.later.submit(self._point_and_delete, step)
+            self.later.submit(self._publish, step, list(files)).add_done_callback(_raise_in_log)
 
     def made_whole(self, step: int, metric: float | None, files: dict[str, Any]) -> None:
         """Every rank has written: the manifest, the pointers, and what is too old."""
@@ -102,8 +114,7 @@ class Saving:
                 "any_layout": self.job.any_layout,
             }
             checkpoint.write_manifest(directory, {**files, **checkpoint.describe_files(small)}, state)
-            self.later.submit(self._point_and_delete, step).add_done_callback(_raise_in_log)
-            self.emit({"kind": "checkpoint", "step": step})
+            self.later.submit(self._publish, step, list(files)).add_done_callback(_raise_in_log)
         self.later.submit(self.register, str(self.directory(step)), step).add_done_callback(_raise_in_log)
 
     def given_up(self, step: int, reason: str) -> None:
@@ -124,13 +135,21 @@ class Saving:
     def close(self) -> None:
         self.later.shutdown(wait=True)
 
-    def _point_and_delete(self, step: int) -> None:
-        settings, directory = self.job.spec.checkpoint, self.job.checkpoint_dir
-        checkpoint.point(directory, checkpoint.LATEST, step)
-        best = checkpoint.best_step(directory)
+    def _publish(self, step: int, uploaded: list[str]) -> None:
+        """On the thread, behind the manifest: the pointers, the message, and what is too old."""
+        settings, home = self.job.spec.checkpoint, Path(self.job.checkpoint_dir)
+        if self.remote is not None:
+            self.remote.finish(self.directory(step), uploaded)
+        checkpoint.point(home, checkpoint.LATEST, step)
+        best = checkpoint.best_step(home)
         if best is not None:
-            checkpoint.point(directory, checkpoint.BEST, best)
-        checkpoint.delete_old(directory, settings.keep_last, settings.keep_best)
+            checkpoint.point(home, checkpoint.BEST, best)
+        if self.remote is not None:
+            self.remote.upload(path for name in _POINTERS if (path := home / name).exists())
+        self.emit({"kind": "checkpoint", "step": step})
+        gone = checkpoint.delete_old(home, settings.keep_last, settings.keep_best)
+        if self.remote is not None:
+            self.remote.delete(self.directory(old) for old in gone)
 
 
 class Manager(DefaultCheckpointManager):
@@ -143,7 +162,14 @@ class Manager(DefaultCheckpointManager):
         assert writes is not None
         saving.before(ctx)
         saving.progress.enter("saving")
+        asked = time.monotonic()
         writes.maybe_finalize_async_calls(blocking=True)  # one at a time: results of two would mix
+        if (waited := time.monotonic() - asked) > _WORTH_A_WARNING and not saving.warned:
+            saving.warned = True
+            saving.warn(
+                f"the training waited {waited:.0f} s for the checkpoint before to be written: --save_interval "
+                f"{saving.job.spec.checkpoint.save_interval} is too short for this storage"
+            )
         step = ctx.state.train_state.step
         saving.clear(step)
         writes.begin(step, saving.metric(step))
@@ -220,7 +246,10 @@ class Writes:
             files = [] if function is None or error else [Path(bucket[0]) for bucket in arguments[1]]
             if dist.get_rank() == 0 and not error:
                 _make_sure_of_room(self.saving.directory(self.step))
-            written.set_result(({} if error else checkpoint.describe_files(files), error))
+            described = {} if error else checkpoint.describe_files(files)
+            if self.saving.remote is not None:
+                self.saving.remote.upload(files)
+            written.set_result((described, error))
         except Exception as problem:
             written.set_result(({}, f"{type(problem).__name__}: {problem}"))
 

@@ -30,9 +30,10 @@ from raymb.data.pool import Pool, check_problems, rows_are
 from raymb.data.shapes import Shape
 from raymb.data.statistics import part_statistics
 from raymb.data.store import MANIFEST, read_manifest, write_rows
-from raymb.errors import DataError, RunDirError
+from raymb.errors import DataError, RunDirError, StorageError
+from raymb.mirror import fetch_rows
 from raymb.model_files import ModelFiles
-from raymb.remote import storage_root
+from raymb.remote import is_address, storage_root
 from raymb.run_dir import process_lives, write_atomically
 from raymb.spec import RunSpec
 
@@ -106,6 +107,9 @@ def prepare(spec: RunSpec, model_path: str, *, chat: bool, multiple: int, consol
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
     home = storage_root(spec.run.storage_path) / HOME
     path = home / digest
+    if read_manifest(path) is None and is_address(spec.run.storage_path):
+        with contextlib.suppress(StorageError):  # where they are not, they are made
+            fetch_rows(digest, spec.run.storage_path)
     manifest = read_manifest(path)
     if manifest is not None:
         return Prepared(path, manifest, reused=True)

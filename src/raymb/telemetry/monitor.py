@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 from typing import Any
 
@@ -11,6 +12,7 @@ from ray.exceptions import RayError
 from rich.console import Console
 
 from raymb import run_dir as directories
+from raymb.cluster import RAY_SAID
 from raymb.failures import Failures, console_lines, resumed_line
 from raymb.job import Job
 from raymb.telemetry.hub import Receiver
@@ -27,15 +29,24 @@ class Monitor:
 
     Args:
         hub: the actor that the ranks send to.
+        lost: set when another driver has taken the run over.
     """
 
-    def __init__(self, hub: Any, job: Job, place: directories.RunDir, console: Console):
+    def __init__(
+        self,
+        hub: Any,
+        job: Job,
+        place: directories.RunDir,
+        console: Console,
+        lost: threading.Event | None = None,
+    ):
+        self.lost = lost or threading.Event()
         self.place = place
         self.touched = 0.0
         self.sinks = [JsonLines(place.metrics), TensorBoard(place.tensorboard)]
         self.batch = job.spec.train.global_batch_size
         self.joiner = StepJoiner(job.plan["data_parallel_size"], self.batch, job.plan["num_workers"])
-        self.failures = Failures(place.failures, place.logs)
+        self.failures = Failures(place.failures, place.logs, RAY_SAID)
         self.hub = hub
         self.trains = False
         self.terminal = Terminal(console, job.plan["train_iters"])
@@ -71,7 +82,7 @@ class Monitor:
                 self.terminal.lines([resumed_line(failure)])
             for sink in self.sinks:
                 sink.restart_after(record["step"])
-            self.terminal.start(record["step"])
+            self.terminal.start(record["step"], record["world_size"])
         elif kind == "part":
             step = self.joiner.join(record)
             if step is not None:
@@ -102,3 +113,5 @@ class Monitor:
         if time.monotonic() - self.touched >= _SECONDS_BETWEEN_TOUCHES:
             self.touched = time.monotonic()
             directories.touch_lock(self.place)
+            if self.lost.is_set():
+                self.ask_to_stop("another driver has taken this run over")

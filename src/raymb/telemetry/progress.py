@@ -38,8 +38,9 @@ class Terminal:
         for line in lines:
             self.console.print(line, highlight=False, soft_wrap=True, markup=False)
 
-    def start(self, step: int) -> None:
-        self.phase("training" + (f" from step {step}" if step else ""))
+    def start(self, step: int, workers: int = 0) -> None:
+        by = f" with {workers} workers" if workers else ""
+        self.phase("training" + (f" from step {step}" if step else "") + by)
         if self.console.is_terminal and self.progress is None:
             columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), MofNCompleteColumn())
             self.progress = Progress(

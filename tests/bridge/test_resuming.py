@@ -1,0 +1,113 @@
+"""Where ranks go on, agreed between them: one rank in this process, and two of their own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch.distributed as dist
+
+from raymb.bridge.checkpoint import MANIFEST, describe_files, iteration_dir, reshaped, write_manifest
+from raymb.bridge.resuming import where_to_resume
+
+PROGRAM, SOURCES = Path(__file__).with_name("resuming_ranks.py"), Path(__file__).parents[2] / "src"
+
+
+@pytest.fixture(scope="module")
+def one_rank() -> Iterator[None]:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def _write(checkpoint_dir: Path, step: int, whole: bool = True) -> Path:
+    directory = Path(iteration_dir(checkpoint_dir, step))
+    directory.mkdir(parents=True)
+    for rank in range(5):
+        (directory / f"__{rank}_0.distcp").write_bytes(bytes([rank] * 20))
+    if whole:
+        write_manifest(directory, describe_files(directory.iterdir()), {"step": step})
+    return directory
+
+
+def _flip(directory: Path, rank: int = 4) -> None:
+    (directory / f"__{rank}_0.distcp").write_bytes(bytes([99] * 20))
+
+
+def _found(checkpoint_dir: Path, resume: str) -> tuple[str | None, list[str]]:
+    said: list[dict[str, Any]] = []
+    found = where_to_resume(str(checkpoint_dir), resume, said.append)
+    assert {record["kind"] for record in said} <= {"warning"}
+    return found, [record["text"] for record in said]
+
+
+@pytest.mark.parametrize("resume", ["auto", "never"])
+def test_a_run_without_a_checkpoint_begins_at_the_beginning(one_rank: None, tmp_path: Path, resume: str) -> None:
+    assert _found(tmp_path, resume) == (None, [])
+
+
+def test_what_is_not_whole_is_named_and_left_out(one_rank: None, tmp_path: Path) -> None:
+    good, truncated, flipped, unfinished = (_write(tmp_path, step, whole=step != 40) for step in (10, 20, 30, 40))
+    os.truncate(truncated / "__1_0.distcp", 5)
+    _flip(flipped)
+    found, said = _found(tmp_path, "auto")
+    assert found == str(good)
+    assert said == [
+        f"{unfinished} is not whole and is left out: no manifest.json, which is written last",
+        f"{flipped} is not whole and is left out: __4_0.distcp has another checksum",
+        f"{truncated} is not whole and is left out: __1_0.distcp has 5 bytes, should have 20",
+    ]
+    _flip(good)
+    assert _found(tmp_path, "auto")[0] is None
+
+
+def test_the_runs_own_checkpoint_comes_first(one_rank: None, tmp_path: Path) -> None:
+    own, other = tmp_path / "own", tmp_path / "other"
+    theirs = [_write(other, step) for step in (50, 60)]
+    assert _found(own, str(other)) == (str(theirs[1]), [])
+    assert _found(own, str(theirs[0])) == (str(theirs[0]), [])
+    mine = _write(own, 5)
+    for resume in ("auto", "never", str(other)):  # a restarted worker group of a run that began with --resume never
+        assert _found(own, resume) == (str(mine), [])
+    _flip(mine)
+    assert _found(own, str(other))[0] == str(theirs[1])
+
+
+def test_a_reshaped_one_comes_before_its_original_and_behind_newer_ones(one_rank: None, tmp_path: Path) -> None:
+    original, again = _write(tmp_path, 10), _write(reshaped(tmp_path), 10)
+    assert _found(tmp_path, "auto")[0] == str(again)
+    _flip(again)
+    assert _found(tmp_path, "auto")[0] == str(original)
+    newer = _write(tmp_path, 20)
+    assert _found(tmp_path, "auto") == (str(newer), [])
+
+
+def _two_ranks(checkpoint_dir: Path, out: Path) -> list[dict[str, Any]]:
+    words = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2, PROGRAM, checkpoint_dir, "auto", out]
+    environment = {**os.environ, "PYTHONPATH": str(SOURCES), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, *map(str, words)], capture_output=True, text=True, timeout=120, env=environment, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [json.loads((out / f"{rank}.json").read_text()) for rank in range(2)]
+
+
+def test_ranks_share_the_reading_and_agree(tmp_path: Path) -> None:
+    """The flipped byte is in a file that one of them reads; each file of the one that is taken is read once."""
+    checkpoints = tmp_path / "checkpoints"
+    good, flipped = _write(checkpoints, 10), _write(checkpoints, 20)
+    _flip(flipped, 1)
+    (_write(checkpoints, 30) / MANIFEST).unlink()
+    answers = _two_ranks(checkpoints, tmp_path)
+    assert [answer["found"] for answer in answers] == [str(good)] * 2
+    assert len(answers[0]["said"]) == 2 and "__1_0.distcp has another checksum" in answers[0]["said"][1]
+    assert answers[1]["said"] == [], "one rank speaks for all"
+    mine, others = [[name for name in answer["read"] if name.startswith(good.name)] for answer in answers]
+    assert (len(mine), len(others)) == (3, 2)
+    assert sorted([*mine, *others]) == [f"{good.name}/__{rank}_0.distcp" for rank in range(5)]

@@ -1,0 +1,148 @@
+"""Several nodes on one machine (Ray's own cluster utilities): nodes go and come, and runs shrink and grow with them."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from raymb.bridge.checkpoint import latest_step
+from tests.smoke.conftest import MAIN_FLAGS, read_metrics, worst_deviation
+from tests.smoke.fault_table import Row
+from tests.smoke.test_faults import page
+
+pytestmark = [pytest.mark.smoke, pytest.mark.slow, pytest.mark.timeout(900)]
+FAST = """
+from raymb import launch
+from raymb.cli import main
+
+launch._SECONDS_BETWEEN_RESIZES = 3
+raise SystemExit(main())
+"""
+
+
+@pytest.fixture
+def cluster() -> Iterator[Any]:
+    """A head that runs no workers."""
+    from ray.cluster_utils import Cluster
+
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    yield made
+    made.shutdown()
+
+
+@pytest.fixture
+def started(tiny_qwen2: Path, rows: Path, tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    processes = []
+
+    def start(address: str | None, name: str, **flags: Any) -> subprocess.Popen[str]:
+        given = {**MAIN_FLAGS, "hf_model_path": tiny_qwen2, "dataset": rows, "storage_path": tmp_path, **flags}
+        words = [word for flag, value in given.items() for word in (f"--{flag}", str(value))]
+        words += ["--experiment_name", name, "--no_export_hf", *(["--ray_address", address] if address else [])]
+        process = subprocess.Popen(
+            [sys.executable, "-c", FAST, "finetune", *words],
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": "src"},
+        )
+        processes.append(process)
+        return process
+
+    yield start
+    for process in processes:
+        process.kill()
+
+
+def wait_for_step(run: Path, step: int, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 300
+    while not (run / "metrics.jsonl").exists() or (read_metrics(run) or [{"step": 0}])[-1]["step"] < step:
+        assert process.poll() is None and time.monotonic() < deadline, process.stderr and process.stderr.read()
+        time.sleep(0.2)
+
+
+def sizes(error: str) -> list[int]:
+    """Workers of each start, from the workers' tokens."""
+    return [int(found) for found in re.findall(r"training.* with (\d+) workers", error)]
+
+
+def test_a_run_shrinks_and_grows(
+    cluster: Any, started: Callable[..., subprocess.Popen[str]], tmp_path: Path, table: list[Row]
+) -> None:
+    """4 workers, 2 when a node goes, 4 when one comes: the same curve as 4 undisturbed ones."""
+    flags = {"tensor_parallel_size": 2, "train_iters": 150, "save_interval": 20, "cpus_per_worker": 1}
+    whole = started(None, "whole", **{**flags, "num_workers": 4, "cpus_per_worker": 0.25})
+    assert whole.wait(timeout=300) == 0
+    cluster.add_node(num_cpus=2)
+    goes = cluster.add_node(num_cpus=2)
+    process = started(cluster.address, "elastic", **flags, num_workers="2:4")
+    run = tmp_path / "elastic"
+    wait_for_step(run, 25, process)
+    cluster.remove_node(goes, allow_graceful=False)
+    while not (run / "failures" / "1.md").exists():
+        assert process.poll() is None
+        time.sleep(0.2)
+    wait_for_step(run, (latest_step(run / "checkpoints") or 0) + 5, process)
+    cluster.add_node(num_cpus=2)
+    error = process.communicate(timeout=400)[1]
+    print(error)
+    assert process.returncode == 0, error
+    ours, theirs = read_metrics(run), read_metrics(tmp_path / "whole")
+    assert [record["step"] for record in ours] == list(range(1, 151))
+    worst = worst_deviation(ours, theirs)
+    print("worst deviation", worst)
+    assert worst < 1e-3
+    first, second = page(run, 1), page(run, 2)
+    assert int(first["steps lost"]) <= 20 + 5
+    assert "for resize" in second["what"] and second["steps lost"] == "0"
+    table.append(
+        Row(
+            "elastic, TP 2: 4 workers, a node goes, 2 workers",
+            f"goes on; whole curve within {worst:.1e} of 4 workers",
+            first["seconds to training again"],
+            first["steps lost"],
+        )
+    )
+    table.append(
+        Row(
+            "elastic, TP 2: 2 workers, a node comes, 4 workers",
+            "goes on, checkpoint first",
+            second["seconds to training again"],
+            second["steps lost"],
+        )
+    )
+
+
+def test_a_node_goes(
+    cluster: Any, started: Callable[..., subprocess.Popen[str]], tmp_path: Path, table: list[Row]
+) -> None:
+    """A fixed size: the workers start again on another node."""
+    nodes = {node.node_id: node for node in (cluster.add_node(num_cpus=2), cluster.add_node(num_cpus=2))}
+    process = started(cluster.address, "run", num_workers=2, train_iters=100, save_interval=10, cpus_per_worker=1)
+    run = tmp_path / "run"
+    wait_for_step(run, 15, process)
+    used = _node_of_workers(cluster.address, list(nodes))
+    cluster.remove_node(nodes[used], allow_graceful=False)
+    error = process.communicate(timeout=300)[1]
+    assert process.returncode == 0, error
+    assert [record["step"] for record in read_metrics(run)] == list(range(1, 101))
+    found = page(run, 1)
+    table.append(
+        Row("a node removed, another one free", "finishes", found["seconds to training again"], found["steps lost"])
+    )
+
+
+def _node_of_workers(address: str, nodes: list[str]) -> str:
+    script = (
+        "import ray, sys; ray.init(sys.argv[1], log_to_driver=False, logging_level=40);"
+        "from ray._private.state import available_resources_per_node as free;"
+        "print(min(sys.argv[2:], key=lambda node: free().get(node, {}).get('CPU', 0)))"
+    )
+    done = subprocess.run([sys.executable, "-c", script, address, *nodes], capture_output=True, text=True, check=True)
+    return done.stdout.split()[-1]

@@ -1,0 +1,81 @@
+"""A run on storage that is no file system: a real S3 server, and a machine that is lost with all its files."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from raymb.remote import Remote, storage_root
+from tests.smoke.conftest import read_metrics
+
+pytestmark = [pytest.mark.smoke, pytest.mark.timeout(600)]
+FLAGS: dict[str, Any] = {
+    "num_workers": 2,
+    "train_iters": 10,
+    "save_interval": 3,
+    "keep_last": 2,
+    "eval_interval": 5,
+    "eval_iters": 1,
+}
+
+
+def test_a_run_on_s3_survives_the_loss_of_the_machine(
+    finetune: Callable[..., Path],
+    s3: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("RAYMB_CACHE", str(tmp_path / "cache"))
+    whole = finetune(experiment_name="whole", **FLAGS)
+    there = {"storage_path": s3, "experiment_name": "run", **FLAGS}
+    finetune("train.exit_interval=7", **there)
+    remote = Remote.of(s3, "run")
+    assert remote is not None
+    assert [name for name in remote.listing("checkpoints") if name.startswith("iter")] == [
+        "iter_0000006",
+        "iter_0000007",
+    ]
+    assert remote.read_text("checkpoints/latest") == "iter_0000007\n"
+    assert f"{remote.url}/checkpoints/iter_0000007" in capfd.readouterr().err
+    shutil.rmtree(tmp_path / "cache")  # the machine is gone, and comes back empty
+    finetune(**there)
+    error = capfd.readouterr().err
+    assert "training from step 7" in error and f"{remote.url}/hf" in error
+    here = storage_root(s3) / "run"
+    names = ("step", "loss", "grad_norm", "learning_rate")
+    curves = [[tuple(record[name] for name in names) for record in read_metrics(run)] for run in (here, whole)]
+    assert curves[0] == curves[1]
+    assert remote.exists("hf/config.json") and remote.exists("metrics.jsonl") and remote.exists("spec.json")
+    assert remote.listing("logs") == ["worker-00000.log", "worker-00001.log"]
+    assert not remote.exists("lock")
+    shutil.rmtree(tmp_path / "cache")
+    finetune(**there)
+    assert "has finished" in capfd.readouterr().err
+
+
+def test_a_broken_checkpoint_at_the_address_is_left_out(
+    finetune: Callable[..., Path],
+    s3: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture,
+) -> None:
+    monkeypatch.setenv("RAYMB_CACHE", str(tmp_path / "cache"))
+    flags = {"storage_path": s3, "no_export_hf": True, **FLAGS, "train_iters": 9, "num_workers": 1}
+    finetune("train.exit_interval=6", **flags)
+    remote = Remote.of(s3, "run", "checkpoints", "iter_0000006")
+    assert remote is not None
+    content = bytearray(remote.read("__0_0.distcp") or b"")
+    content[len(content) // 2] ^= 1
+    shutil.rmtree(tmp_path / "cache")
+    (tmp_path / "broken").write_bytes(content)
+    remote.upload(tmp_path / "broken", "__0_0.distcp")
+    finetune(**flags)
+    error = capfd.readouterr().err
+    assert "iter_0000006 is not whole and is left out: __0_0.distcp has another checksum" in error
+    assert "training from step 3" in error

@@ -1,0 +1,187 @@
+"""The driver's side: records in, files and terminal lines out, with a hub in this process."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from ray.exceptions import GetTimeoutError
+from rich.console import Console
+
+from raymb import lock
+from raymb.run_dir import RunDir
+from raymb.spec import load_spec
+from raymb.telemetry import hub
+from raymb.telemetry.monitor import Monitor
+
+
+class Hub:
+    """The actor's methods, which answer at once."""
+
+    def __init__(self) -> None:
+        self.records: list[dict[str, Any]] = []
+        self.asked: list[str] = []
+        self.takes = 0
+        self.lock = threading.Lock()
+        self.take = SimpleNamespace(remote=self._take)
+        self.ask = SimpleNamespace(remote=self.asked.append)
+
+    def _take(self) -> list[dict[str, Any]]:
+        with self.lock:
+            self.takes += 1
+            records, self.records = self.records, []
+        return records
+
+
+class Driver:
+    def __init__(self, tmp_path: Path):
+        flags = {"hf_model_path": "some/model", "storage_path": str(tmp_path), "experiment_name": "run"}
+        spec = load_spec({**flags, "global_batch_size": "8"})
+        self.place = RunDir.of(spec, "")
+        self.place.logs.mkdir(parents=True)
+        self.hub, self.screen = Hub(), io.StringIO()
+        plan = {"data_parallel_size": 2, "num_workers": 2, "train_iters": 40}
+        job: Any = SimpleNamespace(spec=spec, plan=plan, backend="cpu")
+        self.lost = threading.Event()
+        self.monitor = Monitor(self.hub, job, self.place, Console(file=self.screen, width=200), self.lost)
+
+    def hear(self, *records: dict[str, Any]) -> str:
+        """What the terminal shows more when these records have come."""
+        shown = len(self.screen.getvalue())
+        with self.hub.lock:
+            self.hub.records, takes = list(records), self.hub.takes
+        deadline = time.monotonic() + 60
+        while self.hub.takes < takes + 2 and time.monotonic() < deadline:  # the first one's are handled then
+            time.sleep(0.005)
+        return self.screen.getvalue()[shown:]
+
+    def metrics(self) -> list[tuple[str, int, float]]:
+        lines = self.place.metrics.read_text().splitlines()
+        return [(line["kind"], line["step"], line["loss"]) for line in map(json.loads, lines)]
+
+
+@pytest.fixture
+def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Driver]:
+    monkeypatch.setattr(hub.ray, "get", lambda reference, timeout: reference)
+    monkeypatch.setattr(hub, "_SECONDS_BETWEEN_SENDS", 0.01)
+    driver = Driver(tmp_path)
+    yield driver
+    driver.monitor.close()
+
+
+def _start(step: int = 0, copies: int = 2, workers: int = 2) -> dict[str, Any]:
+    return {"kind": "start", "step": step, "chip": "cpu", "copies": copies, "world_size": workers}
+
+
+def _parts(step: int, loss: float, copies: int = 2) -> list[dict[str, Any]]:
+    known = {"loss": loss, "grad_norm": 0.5, "learning_rate": 1e-5, "step_seconds": 2.0, "tflops_per_worker": 1.0}
+    counted = {"kind": "part", "step": step, "tokens": 100, "trained_tokens": 50, "memory_bytes": 1000}
+    return [{**counted, "copy": copy, **({"time": 7.0, **known} if copy == 0 else {})} for copy in range(copies)]
+
+
+def _failure(**more: Any) -> dict[str, Any]:
+    text = "RuntimeError: [/pytorch/gloo/pair.cc:547] Connection closed by peer [127.0.0.1]:5"
+    said = {"kind": "failure", "time": 1700000000.0, "rank": 1, "text": text, "died": False, "workers": {"1": text}}
+    return {**said, "restarts": True, "why": "", "failures": 1, "max_failures": 3, **more}
+
+
+def _status(rank: int, step: int) -> dict[str, Any]:
+    return {"kind": "rank", "rank": rank, "node": "here", "in": f"step {step + 1}", "step": step}
+
+
+def test_steps_and_validations_are_written_and_shown(driver: Driver) -> None:
+    text = driver.hear(_start(), *_parts(1, 2.0), {"kind": "validation", "step": 1, "loss": 1.5}, *_parts(2, 1.75))
+    assert driver.metrics() == [("train", 1, 2.0), ("validation", 1, 1.5), ("train", 2, 1.75)]
+    assert "training with 2 workers" in text and "step 1/40  loss 2.0000" in text
+    assert "validation at step 1: loss 1.5000" in text
+    assert "checkpoint at step 10" in driver.hear({"kind": "checkpoint", "step": 10})
+
+
+def test_a_failure_has_a_page_and_steps_that_are_done_again_stand_once(driver: Driver) -> None:
+    driver.hear(_start(), *_parts(1, 2.0), *_parts(2, 1.75), *_parts(3, 1.5), *(_status(rank, 3) for rank in range(2)))
+    text = driver.hear(_failure())
+    page = driver.place.failures / "1.md"
+    assert "failure 1: rank 1 on here, step 4: RuntimeError: [/pytorch/gloo/pair.cc:547] Connection closed" in text
+    assert f"  page           {page}" in text.splitlines() and page.exists()
+    text = driver.hear(_start(2), *_parts(3, 1.25))
+    assert "  resumed        from step 2 after 0 s, 1 steps to do again" in text.splitlines()
+    assert "training from step 2 with 2 workers" in text
+    assert "| steps lost | 1 |" in page.read_text()
+    assert driver.metrics() == [("train", 1, 2.0), ("train", 2, 1.75), ("train", 3, 1.25)]
+    assert "resumed" not in driver.hear(_start(3)), "told once"
+
+
+def test_after_a_resize_a_step_has_as_many_parts_as_there_are_copies_now(driver: Driver) -> None:
+    driver.hear(_start(), *_parts(1, 2.0)[:1])
+    driver.hear(_start(0, copies=3, workers=6), *_parts(1, 1.5, copies=3), *_parts(2, 1.25, copies=3)[:2])
+    assert driver.metrics() == [("train", 1, 1.5)]
+    line = json.loads(driver.place.metrics.read_text())
+    assert (line["tokens"], line["tokens_per_second_per_worker"]) == (300, 25.0)
+
+
+def test_a_hang_is_on_the_page(driver: Driver) -> None:
+    driver.hear(_start(), _status(0, 7), {"kind": "hang", "rank": 0, "in": "step 8", "others": {1: "stopped"}})
+    assert "no progress in step 8 (its process is stopped)" in driver.hear(_failure(rank=0, died=True))
+
+
+def test_workers_are_asked_to_stop_and_waited_for_while_they_train(driver: Driver) -> None:
+    assert not driver.monitor.ask_to_stop("interrupted"), "they do not train yet; the wish is kept for them"
+    driver.hear(_start())
+    assert driver.monitor.ask_to_stop("time")
+    assert "time: asking the workers for a last checkpoint" in driver.screen.getvalue()
+    driver.hear(_failure())
+    assert not driver.monitor.ask_to_stop("interrupted"), "they are being started again"
+    assert driver.hub.asked == ["interrupted", "time", "interrupted"]
+    assert driver.screen.getvalue().count("asking the workers") == 1
+
+
+def test_a_hub_that_does_not_answer_keeps_no_driver_waiting(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+    def late(reference: Any, timeout: float) -> None:
+        raise GetTimeoutError
+
+    driver.hear(_start())
+    monkeypatch.setattr(hub.ray, "get", late)
+    assert driver.monitor.ask_to_stop("interrupted")
+
+
+def test_the_lock_is_kept_alive(driver: Driver) -> None:
+    driver.monitor.touched = time.monotonic()
+    assert lock.take(driver.place.lock)
+    os.utime(driver.place.lock, (1, 1))
+    driver.hear({"kind": "phase", "text": "loading"})
+    assert driver.place.lock.stat().st_mtime == 1, "not several times a second"
+    driver.monitor.touched -= 60
+    driver.hear({"kind": "phase", "text": "loading"})
+    assert driver.place.lock.stat().st_mtime > time.time() - 60
+
+
+def test_workers_of_a_run_that_was_taken_over_are_asked_to_stop(driver: Driver) -> None:
+    driver.monitor.touched -= 60
+    driver.hear(_start())
+    assert driver.hub.asked == []
+    driver.lost.set()
+    driver.monitor.touched -= 60
+    driver.hear({"kind": "phase", "text": "loading"})
+    assert driver.hub.asked == ["another driver has taken this run over"]
+
+
+def test_a_warning_is_shown(driver: Driver) -> None:
+    assert "warning: no checkpoint at step 5: [Errno 28] No space" in driver.hear(
+        {"kind": "warning", "text": "no checkpoint at step 5: [Errno 28] No space left on device"}
+    )
+
+
+@pytest.mark.xfail(strict=True, reason="Monitor passes texts of others to rich as markup")
+@pytest.mark.parametrize(
+    "text", ["no checkpoint: [/pytorch/gloo/pair.cc:547] closed", "/runs/[a]/iter_0000010 is not whole"]
+)
+def test_a_text_in_brackets_is_no_markup(driver: Driver, text: str) -> None:
+    assert f"warning: {text}" in driver.hear({"kind": "warning", "text": text})
