@@ -18,7 +18,7 @@ class Row:
     lost: str = "-"
 
 
-ALL_CASES = 36
+ALL_CASES = 43
 
 
 def render(rows: list[Row]) -> str:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from typing import Any
 import pytest
 
 from raymb.bridge.checkpoint import iteration_dir, latest_step, steps_of, why_not_whole
-from tests.smoke.conftest import MAIN_FLAGS, read_metrics
+from tests.smoke.conftest import MAIN_FLAGS, read_metrics, worst_deviation
 from tests.smoke.fault_table import Row
 
 pytestmark = [pytest.mark.smoke, pytest.mark.timeout(600)]
@@ -349,3 +350,63 @@ def test_the_driver_is_killed_and_two_at_once(tiny_qwen2: Path, rows: Path, tmp_
     assert f"training from step {at}" in error
     assert [record["step"] for record in read_metrics(tmp_path / "run")] == list(range(1, at + 11))
     table.append(Row("SIGKILL of the driver, same command again", "finishes", f"{seconds:.1f}", "at most 5"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "before, after",
+    [
+        ({"num_workers": 2, "tensor_parallel_size": 2}, {"num_workers": 1}),
+        ({"num_workers": 2, "pipeline_parallel_size": 2}, {"num_workers": 1}),
+        ({"num_workers": 1}, {"num_workers": 2, "tensor_parallel_size": 2}),
+    ],
+    ids=["TP 2 to TP 1", "PP 2 to PP 1", "TP 1 to TP 2"],
+)
+def test_another_layout(
+    before: dict[str, int],
+    after: dict[str, int],
+    finetune: Callable[..., Path],
+    undisturbed: Path,
+    table: list[Row],
+    request: pytest.FixtureRequest,
+) -> None:
+    finetune("train.exit_interval=7", **{**FLAGS, **before})
+    run = finetune(**{**FLAGS, **after})
+    ours, theirs = read_metrics(run), read_metrics(undisturbed)
+    assert [record["step"] for record in ours] == list(range(1, 16))
+    worst = worst_deviation(ours, theirs)
+    assert worst < 1e-5
+    assert not (run / "checkpoints" / "reshaped").exists()
+    case = request.node.callspec.id
+    table.append(Row(f"going on in another layout, {case}", f"finishes, curve within {worst:.1e}", lost="0"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["model", "tokenizer"])
+def test_another_model_or_tokenizer(
+    what: str,
+    finetune: Callable[..., Path],
+    undisturbed: Path,
+    tiny_qwen2: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    table: list[Row],
+) -> None:
+    shutil.copytree(undisturbed, tmp_path / "run")
+    changed = tmp_path / "changed"
+    shutil.copytree(tiny_qwen2, changed)
+    if what == "model":
+        weights = changed / "model.safetensors"
+        content = bytearray(weights.read_bytes())
+        content[-1] ^= 1
+        weights.write_bytes(content)
+    else:
+        file = changed / "tokenizer_config.json"
+        settings = json.loads(file.read_text())
+        file.write_text(json.dumps({**settings, "bos_token": "<|endoftext|>"}))
+    untouched = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
+    finetune(**{**FLAGS, "train_iters": 20, "hf_model_path": changed}, code=2)
+    error = capfd.readouterr().err
+    assert f"  - {what}: " in error and f"--accept_changes {what}" in error
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")} == untouched
+    table.append(Row(f"resume with another {what}", "exit 2, names the difference and the flag"))

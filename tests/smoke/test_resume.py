@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from raymb.bridge.checkpoint import latest_step
+from raymb.bridge.checkpoint import latest_step, steps_of
 from tests.smoke.conftest import MAIN_FLAGS, read_metrics
 
 pytestmark = [pytest.mark.smoke, pytest.mark.timeout(400)]
@@ -53,6 +53,36 @@ def test_a_checkpoint_of_the_other_backend_is_gone_on_with(
     finetune(experiment_name="stopped", num_workers=1, train_iters=6)
     assert "loading the checkpoint of the other backend, with a fresh random state" in capfd.readouterr().err
     assert _curve(stopped) == _curve(whole)
+
+
+def test_early_stopping_keeps_the_best_checkpoint(
+    finetune: Callable[..., Path], capfd: pytest.CaptureFixture[str]
+) -> None:
+    """No validation is better by 10 than the first one."""
+    flags = {"num_workers": 1, "eval_interval": 2, "eval_iters": 1, "save_interval": 2, "keep_last": 1, "keep_best": 1}
+    flags |= {"early_stopping_patience": 3, "early_stopping_threshold": 10, "train_iters": 50}
+    run = finetune(**flags)
+    losses = {record["step"]: record["loss"] for record in read_metrics(run, "validation")}
+    assert list(losses) == [2, 4, 6, 8]
+    best = min(losses, key=lambda step: losses[step])
+    assert (run / "checkpoints" / "best").read_text() == f"iter_{best:07d}\n"
+    assert steps_of(run / "checkpoints") == sorted({8, best}, reverse=True)
+    assert (run / "hf" / "config.json").exists()
+    assert "stopped early at step 8" in capfd.readouterr().err
+    finetune(**flags)
+    assert "has finished" in capfd.readouterr().err
+    finetune(**{**flags, "early_stopping_patience": None, "train_iters": 10})
+    assert "training from step 8" in capfd.readouterr().err
+
+
+def test_out_of_time(finetune: Callable[..., Path], capfd: pytest.CaptureFixture[str]) -> None:
+    flags = {"num_workers": 2, "train_iters": 5000, "no_export_hf": True}
+    run = finetune(**flags, max_time="1s", code=75)  # over before the workers are there: after their first step
+    step = latest_step(run / "checkpoints")
+    assert step is not None and 1 <= step <= 50 and read_metrics(run)[-1]["step"] == step
+    assert f"out of time (--max_time 1s); the same command goes on from step {step}" in capfd.readouterr().err
+    finetune(**{**flags, "train_iters": step + 2})
+    assert _curve(run)[-1][0] == step + 2
 
 
 def test_finished_run_is_not_trained_again(finetune: Callable[..., Path], capfd: pytest.CaptureFixture[str]) -> None:
@@ -113,7 +143,9 @@ def test_interrupt_leaves_the_last_whole_checkpoint(
     error = process.communicate(timeout=120)[1]
     assert process.returncode == 130, error
     step = latest_step(checkpoints)
-    assert step is not None and step % 3 == 0
+    assert step is not None
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(lines[-1])["step"] == step, "the last finished step is in the checkpoint"
     assert f"goes on from step {step}" in error and "Traceback" not in error
     assert not (tmp_path / "run" / "lock").exists()
     assert json.loads((tmp_path / "run" / "spec.json").read_text())["train"]["train_iters"] == 5000
