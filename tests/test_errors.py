@@ -25,7 +25,6 @@ ERRORS = [
     WorkersStopped("preemption", 12),
     pytest.param(
         PlanError(["a rule", "another one"]),
-        marks=pytest.mark.xfail(strict=True, raises=TypeError, reason="PlanError has no __reduce__"),
     ),
 ]
 

@@ -58,6 +58,9 @@ class PlanError(UserError):
         count = "1 rule is broken" if len(problems) == 1 else f"{len(problems)} rules are broken"
         super().__init__(f"this layout cannot train, {count}:\n" + "\n".join(f"  - {text}" for text in problems))
 
+    def __reduce__(self) -> tuple[type, tuple[list[str]]]:
+        return type(self), (self.problems,)
+
 
 class ModelError(UserError):
     pass

@@ -21,7 +21,7 @@ from ray.train.v2._internal.execution.scaling_policy import (  # noqa: TID253
     ResizeDecision,
 )
 
-from raymb.errors import BadLoss, RaymbError, WorkersStopped
+from raymb.errors import BadLoss, RaymbError, StorageError, WorkersStopped
 
 _WOULD_COME_AGAIN = (
     "ArithmeticError",
@@ -36,8 +36,8 @@ _WOULD_COME_AGAIN = (
     "ValueError",
 )
 _CONSEQUENCE = re.compile(
-    r"connection (closed|reset|refused)|broken pipe|remote process exited|NCCL (communicator|timeout)|socket|"
-    r"connect(ion)? time|recv|failed to (recv|get|connect)|no error$",
+    r"connection (closed|reset|refused)|broken pipe|remote process exited|NCCL (communicator|timeout|error)|socket|"
+    r"connect(ion)? time|recv|failed to (recv|get|connect)|wait timeout|crash on rank|no error$",
     re.I,
 )
 
@@ -58,17 +58,19 @@ class RestartPolicy(DefaultFailurePolicy):
     def make_decision(self, training_failed_error: Any) -> FailureDecision:
         failures = dict(getattr(training_failed_error, "worker_failures", None) or {})
         if not failures:
-            return self._decided(super().make_decision(training_failed_error), {}, _text(training_failed_error), "")
+            decision = super().make_decision(training_failed_error)
+            why = "" if decision == FailureDecision.RETRY else "Ray Train cannot start the workers"
+            return self._decided(decision, {}, _text(training_failed_error), why)
         rank, cause = first_cause(failures)
         if isinstance(cause, WorkersStopped):
             return self._start_again_after(cause)
         futile = self._why_futile(rank, cause)
         decision = FailureDecision.RAISE if futile else super().make_decision(training_failed_error)
-        return self._decided(decision, failures, _text(cause), futile)
+        return self._decided(decision, failures, _text(cause), futile or self._used_up(decision))
 
     def _start_again_after(self, stopped: WorkersStopped) -> FailureDecision:
         with contextlib.suppress(RayError):
-            ray.get(self.hub.ask.remote(""), timeout=10)  # the wish is fulfilled
+            ray.get(self.hub.fulfilled.remote(stopped.reason), timeout=10)
         limit = self.failure_config.max_preemption_failures
         if stopped.reason == "preemption":
             self._preemption_failures += 1
@@ -80,13 +82,19 @@ class RestartPolicy(DefaultFailurePolicy):
         if isinstance(cause, BadLoss):
             return "" if self.rollback else "it would come again"
         names = {cls.__name__ for cls in type(cause).__mro__}
-        if isinstance(cause, RaymbError) or names & set(_WOULD_COME_AGAIN):
+        if (isinstance(cause, RaymbError) and not isinstance(cause, StorageError)) or names & set(_WOULD_COME_AGAIN):
             return "it would come again"
         if _died(cause):
             return ""
         now = (rank, _text(cause), self._newest_checkpoint())
         again, self.before = now == self.before, now
         return "it has come again, with no checkpoint between" if again else ""
+
+    def _used_up(self, decision: FailureDecision) -> str:
+        limit = self.failure_config.max_failures
+        if decision == FailureDecision.RETRY or self._worker_group_failures > limit:
+            return ""
+        return f"the {self.failure_config.max_preemption_failures} preemptions are used up"
 
     def _newest_checkpoint(self) -> int:
         with contextlib.suppress(RayError):
@@ -146,8 +154,13 @@ def first_cause(failures: dict[int, Any]) -> tuple[int, Any]:
     a process that died has died of itself."""
     items = [(rank, getattr(failures[rank], "_base_exc", failures[rank])) for rank in sorted(failures)]
     dead = [item for item in items if _died(item[1])]
-    causes = [item for item in items if not _died(item[1]) and not _CONSEQUENCE.search(_text(item[1]))]
+    causes = [item for item in items if not _died(item[1]) and not _is_consequence(item[1])]
     return next(iter([*causes, *dead, *items]))
+
+
+def _is_consequence(error: Any) -> bool:
+    """Whether an exception tells of another rank's end; it may take several lines to do so."""
+    return bool(_CONSEQUENCE.search(f"{type(error).__name__} {error}"))
 
 
 def _died(error: Any) -> bool:

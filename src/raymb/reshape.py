@@ -61,11 +61,11 @@ def newest(checkpoint_dir: str | Path, resume: str, remote: bool = False) -> Pat
 
 def reshaping(job: Job, directory: Path) -> Job:
     """The job that writes a checkpoint again, in its own layout, on CPU workers: one for each piece of the model, as
-    many as there were where experts are spread over the copies."""
+    many as there were where experts are spread over the copies (data and context parallel)."""
     manifest = checkpoint.read_manifest(directory)
     assert manifest is not None
     plan = {**job.plan, **manifest["layout"]}
-    copies = 1 if plan["expert_parallel_size"] == 1 else manifest["data_parallel_size"]
+    copies = 1 if plan["expert_parallel_size"] == 1 else manifest["copies"]
     plan |= {
         "num_workers": plan["tensor_parallel_size"] * plan["pipeline_parallel_size"] * copies,
         "data_parallel_size": copies,

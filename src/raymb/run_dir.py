@@ -131,7 +131,7 @@ def check_claim(run: RunDir, spec: RunSpec, fingerprint: Fingerprint) -> None:
             "ways out: --experiment_name NEW_NAME, --storage_path ANOTHER_DIR, or end that run and go on with "
             "--resume auto",
         )
-    _check_resume_path(spec.checkpoint.resume)
+    _check_resume_path(spec, fingerprint)
     if spec.checkpoint.overwrite:
         return
     ways_out = "--experiment_name NEW_NAME for a new run, --overwrite to delete this one"
@@ -156,8 +156,10 @@ def check_claim(run: RunDir, spec: RunSpec, fingerprint: Fingerprint) -> None:
         )
 
 
-def _check_resume_path(resume: str) -> None:
-    """--resume PATH must be a directory of checkpoints as Bridge writes them, or one of its iter_ directories."""
+def _check_resume_path(spec: RunSpec, fingerprint: Fingerprint) -> None:
+    """--resume PATH must be a directory of checkpoints as Bridge writes them, or one of its iter_ directories, and of
+    this model and tokenizer as far as it says; it may have seen other data."""
+    resume = spec.checkpoint.resume
     if resume in ("auto", "never"):
         return
     path = Path(resume).expanduser()
@@ -165,6 +167,15 @@ def _check_resume_path(resume: str) -> None:
         raise RunDirError(
             f"--resume {resume}: no checkpoint there (neither latest_train_state.pt nor train_state.pt)",
             "give a run's checkpoints/ directory or one of its iter_ directories, auto, or never",
+        )
+    before = read_object(path / "fingerprint.json") or read_object(path.parent / "fingerprint.json") or {}
+    groups = {group: before[group] for group in ("model", "tokenizer") if isinstance(before.get(group), dict)}
+    changes = differences(groups, {group: fingerprint[group] for group in groups})
+    refused = [one for one in changes if one.group not in spec.checkpoint.accept_changes]
+    if refused:
+        raise RunDirError(
+            f"--resume {resume} holds checkpoints of another model:\n{described(refused)}",
+            f"ways out: {'; '.join(ways_to_go_on(refused))}; another checkpoint",
         )
 
 

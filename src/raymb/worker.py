@@ -13,6 +13,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from raymb import interrupt
 from raymb.accelerator import ACCELERATORS
 from raymb.errors import StorageError, WorkersStopped
 from raymb.job import Job
@@ -109,7 +110,9 @@ def train_under_ray(config: dict[str, Any]) -> None:
     progress.listeners.append(sender.wake)
     stop = make_stop()
     sender.on_command, sender.on_tick = stop.ask, lambda: stop.ask("preemption") if _preempted() else None
-    _stop_on_sigterm(stop)
+    # SIGTERM, which systems send before they take a machine away. The handler was installed when the process began
+    # (raymb.trainer): only its main thread can do that, and this is another one.
+    interrupt.on_sigterm = lambda: stop.ask("preemption")
     peers = _processes_of_this_host(rank)
     watch = HangWatch(
         progress,
@@ -124,6 +127,7 @@ def train_under_ray(config: dict[str, Any]) -> None:
         register = _register if Path(job.checkpoint_dir).is_relative_to(job.run_dir) else _mention
         train(job, progress, emit, register, stop)
     finally:
+        interrupt.on_sigterm = None
         watch.close()
         sender.close()
         _push_log(job, rank)
@@ -177,14 +181,6 @@ def _preempted() -> bool:
     from ray.train.v2._internal.execution.context import get_train_context
 
     return get_train_context().preemption_context.preemption_info is not None
-
-
-def _stop_on_sigterm(stop: Any) -> None:
-    """SIGTERM, which systems send before they take a machine away, becomes a stop with a checkpoint. The handler was
-    installed when the process began (raymb.trainer): only its main thread can do that, and this is another one."""
-    from raymb import interrupt
-
-    interrupt.on_sigterm = lambda: stop.ask("preemption")
 
 
 def _push_log(job: Job, rank: int) -> None:

@@ -25,7 +25,6 @@ CHECKS = [
     "nan_is_told_before_a_spike",
     pytest.param(
         "a_validation_between_is_not_part_of_the_step",
-        marks=pytest.mark.xfail(strict=True, reason="BadLossGuard.on_train_step_start does not clear losses.parts"),
     ),
 ]
 

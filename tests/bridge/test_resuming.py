@@ -15,6 +15,7 @@ import torch.distributed as dist
 
 from raymb.bridge.checkpoint import MANIFEST, describe_files, iteration_dir, reshaped, write_manifest
 from raymb.bridge.resuming import where_to_resume
+from raymb.errors import RaymbError
 
 PROGRAM, SOURCES = Path(__file__).with_name("resuming_ranks.py"), Path(__file__).parents[2] / "src"
 
@@ -111,3 +112,13 @@ def test_ranks_share_the_reading_and_agree(tmp_path: Path) -> None:
     mine, others = [[name for name in answer["read"] if name.startswith(good.name)] for answer in answers]
     assert (len(mine), len(others)) == (3, 2)
     assert sorted([*mine, *others]) == [f"{good.name}/__{rank}_0.distcp" for rank in range(5)]
+
+
+@pytest.mark.parametrize("bridges_own", [True, False], ids=["without a manifest, as Bridge writes it", "damaged"])
+def test_a_resume_path_that_cannot_be_used_is_refused(one_rank: None, tmp_path: Path, bridges_own: bool) -> None:
+    """What a user set is honoured or refused."""
+    other = _write(tmp_path / "other", 50, whole=not bridges_own)
+    if not bridges_own:
+        _flip(other)
+    with pytest.raises(RaymbError):
+        _found(tmp_path / "own", str(other))

@@ -14,7 +14,7 @@ import pytest
 
 from raymb.data.store import RowFile
 from tests.models import make_tiny_qwen2, write_rows
-from tests.smoke.fault_table import ALL_CASES, TABLE, Row, render
+from tests.smoke.fault_table import Row, update
 
 MAIN_FLAGS = {
     "seq_length": 64,
@@ -54,8 +54,8 @@ def table() -> Iterator[list[Row]]:
     yield rows
     for row in rows:
         print(f"\n{row.case:<60} {row.outcome:<60} {row.seconds:>6} {row.lost:>3}", end="")
-    if len(rows) >= ALL_CASES:
-        TABLE.write_text(render(rows), encoding="utf-8")
+    if rows:
+        update(rows)
 
 
 @pytest.fixture

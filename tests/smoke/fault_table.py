@@ -1,4 +1,4 @@
-"""The table of docs/faults.md: a run over all cases writes it."""
+"""The table of docs/faults.md: each test run writes the rows of the cases that it ran."""
 
 from __future__ import annotations
 
@@ -18,7 +18,12 @@ class Row:
     lost: str = "-"
 
 
-ALL_CASES = 43
+def update(rows: list[Row]) -> None:
+    """Put rows into the table, in the place of former ones of the same cases."""
+    lines = TABLE.read_text(encoding="utf-8").splitlines() if TABLE.exists() else []
+    cells = [line.strip("| ").split(" | ") for line in lines if line.startswith("| ")][1:]
+    merged = {row.case: row for row in (*(Row(*cell) for cell in cells), *rows)}
+    TABLE.write_text(render(list(merged.values())), encoding="utf-8")
 
 
 def render(rows: list[Row]) -> str:

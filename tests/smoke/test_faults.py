@@ -124,7 +124,7 @@ def test_a_rank_is_killed_in_a_step(run_with: Callable[..., Path], undisturbed: 
 def test_a_rank_is_killed_in_a_synchronous_save(
     run_with: Callable[..., Path], undisturbed: Path, table: list[Row]
 ) -> None:
-    faults = [{"do": "kill", "phase": "writing", "rank": rank, "step": 10} for rank in range(3)]
+    faults = [{"do": "kill", "phase": "writing", "rank": rank, "step": 5 * rank + 5} for rank in range(3)]
     run = run_with(*faults, no_async_save=True)
     same_end(run, undisturbed)
     for number, fault in enumerate(faults, 1):

@@ -179,7 +179,6 @@ def test_a_warning_is_shown(driver: Driver) -> None:
     )
 
 
-@pytest.mark.xfail(strict=True, reason="Monitor passes texts of others to rich as markup")
 @pytest.mark.parametrize(
     "text", ["no checkpoint: [/pytorch/gloo/pair.cc:547] closed", "/runs/[a]/iter_0000010 is not whole"]
 )

@@ -74,6 +74,8 @@ class BadLossGuard(Callback):
 
     def on_train_step_start(self, context: CallbackContext) -> None:
         self.step = context.state.train_state.step + 1
+        if self.spike:
+            self.losses.parts.clear()  # what a validation left
 
     def _remembering(self, function: Callable[..., Any]) -> Callable[..., Any]:
         def norm_of(*args: Any, **kwargs: Any) -> Any:

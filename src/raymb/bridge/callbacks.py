@@ -230,8 +230,12 @@ class Stops(Callback):
         self.stop.start(context.state.train_state.step)
 
     def on_train_step_end(self, context: CallbackContext) -> None:
-        step = context.state.train_state.step + 1
-        if self.stop.leave_after(step) is not None:
+        step, last = context.state.train_state.step + 1, _train_config(context).train_iters
+        if self.stop.leave_after(step) is None:
+            return
+        if step >= last:
+            self.stop.left = False  # the run ends here anyway, with all that follows a last step
+        else:
             _train_config(context).exit_interval = step
 
     def on_train_end(self, context: CallbackContext) -> None:

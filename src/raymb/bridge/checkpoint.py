@@ -87,6 +87,13 @@ def why_not_whole(directory: str | Path) -> str:
     return ""
 
 
+def is_by_others(directory: str | Path) -> bool:
+    """Whether Bridge wrote a checkpoint without raymb: it has no manifest, and needs none to be loaded."""
+    config = Path(directory, "run_config.yaml")
+    finished = Path(directory, "train_state.pt").is_file() and config.is_file()
+    return finished and read_manifest(directory) is None and "raymb.bridge" not in config.read_text(encoding="utf-8")
+
+
 def wrong_content(directory: str | Path, share: int = 0, shares: int = 1) -> str:
     """The first file whose checksum is not the manifest's, of this share of the files; "" if there is none."""
     files = (read_manifest(directory) or {"files": {}})["files"]

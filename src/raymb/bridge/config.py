@@ -157,7 +157,9 @@ def _recompute(kind: str) -> dict[str, Any]:
 def _validation(job: Job) -> ValidationConfig:
     """Validation and test as asked, with a global batch that the held-out rows can fill; none where they cannot."""
     evaluation, plan = job.spec.evaluation, job.plan
-    smallest = plan["micro_batch_size"] * plan["data_parallel_size"]
+    # Of an elastic run the largest size's, so that all sizes validate on the same rows.
+    copies = max((size["data_parallel_size"] for size in job.plans.values()), default=plan["data_parallel_size"])
+    smallest = plan["micro_batch_size"] * copies
     held_out = [rows for rows in (job.validation_rows, job.test_rows) if rows]
     batch = min(plan["global_batch_size"], *(rows // smallest * smallest for rows in held_out or [0]))
     if not batch or not evaluation.eval_iters or not (evaluation.eval_interval or job.test_rows):

@@ -16,9 +16,6 @@ from raymb.errors import SpecError
 _CONTAINER = ("megatron.bridge.training.config", "ConfigContainer")
 
 
-_NOT_YET = {"checkpoint.async_save": "asynchronous checkpoints are not supported yet; leave it out"}
-
-
 def check_overrides(overrides: Mapping[str, Any]) -> None:
     """Refuse paths that the ConfigContainer does not have.
 
@@ -31,8 +28,6 @@ def check_overrides(overrides: Mapping[str, Any]) -> None:
 
 
 def _problem(path: str) -> str:
-    if path in _NOT_YET:
-        return f"override {path}: {_NOT_YET[path]}"
     section, _, name = path.partition(".")
     sections = class_fields(*_CONTAINER)
     if not sections:  # the sources are not here; the workers will tell

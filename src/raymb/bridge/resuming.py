@@ -10,6 +10,7 @@ import torch.distributed as dist
 
 from raymb.bridge import checkpoint
 from raymb.bridge.remote_checkpoints import RemoteCheckpoints
+from raymb.errors import RunFailed
 
 Emit = Callable[[dict[str, Any]], None]
 
@@ -36,6 +37,8 @@ def where_to_resume(
             return directory
         if dist.get_rank() == 0:
             emit({"kind": "warning", "text": f"{directory} is not whole and is left out: {problem}"})
+    if resume not in ("auto", "never"):
+        raise RunFailed(f"--resume {resume}: no checkpoint there can be used", "give another one, or auto")
     return None
 
 
@@ -52,6 +55,8 @@ def _agreed(directories: list[str]) -> list[str]:
 
 
 def _problem(directory: str) -> str:
+    if checkpoint.is_by_others(directory):
+        return ""
     problem = checkpoint.why_not_whole(directory)
     if not problem:
         problem = checkpoint.wrong_content(directory, dist.get_rank(), dist.get_world_size())

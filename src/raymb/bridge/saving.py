@@ -109,7 +109,7 @@ class Saving:
                 "metric": metric,
                 "validation_losses": self.losses,
                 "layout": layout_of(self.job.plan),
-                "data_parallel_size": self.job.plan["data_parallel_size"],
+                "copies": self.job.plan["data_parallel_size"] * self.job.plan["context_parallel_size"],
                 "precision": precision_of(self.job),
                 "any_layout": self.job.any_layout,
             }

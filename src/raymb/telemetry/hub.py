@@ -45,6 +45,11 @@ class Hub:
         """Ask the ranks to stop, for this reason; "" takes it back."""
         self.command = command
 
+    def fulfilled(self, command: str) -> None:
+        """The ranks have done what they were asked, unless they are asked for something else by now."""
+        if self.command == command:
+            self.command = ""
+
     def newest_checkpoint(self) -> int:
         """The step of the newest checkpoint that was written in this job, 0 for none."""
         return self.checkpoint
@@ -98,7 +103,8 @@ class Sender:
         while not self.closing.is_set():
             self.woken.wait(_SECONDS_BETWEEN_SENDS)
             self.woken.clear()
-            self.on_tick()
+            with contextlib.suppress(Exception):  # of Ray's inner parts; metrics go on without it
+                self.on_tick()
             self._send()
             self._listen()
 

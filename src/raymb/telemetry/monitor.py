@@ -98,7 +98,7 @@ class Monitor:
         elif kind == "failure":
             self._failed(record)
         elif kind == "warning":
-            self.terminal.phase(f"[yellow]warning[/yellow]: {record['text']}")
+            self.terminal.phase(f"warning: {record['text']}")
 
     def _failed(self, record: Record) -> None:
         self.trains = False

@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 Record = dict[str, Any]
@@ -31,7 +32,7 @@ class Terminal:
 
     def phase(self, text: str) -> None:
         self.console.print(
-            f"[dim]{time.monotonic() - self.began:6.1f} s[/dim]  {text}", highlight=False, soft_wrap=True
+            f"[dim]{time.monotonic() - self.began:6.1f} s[/dim]  {escape(text)}", highlight=False, soft_wrap=True
         )
 
     def lines(self, lines: list[str]) -> None:

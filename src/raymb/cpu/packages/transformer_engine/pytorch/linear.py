@@ -139,6 +139,10 @@ class LayerNormLinear(Linear):
         if normalization == "LayerNorm":
             self.layer_norm_bias = torch.nn.Parameter(torch.zeros(in_features, **place))
             self.layer_norm_bias.sequence_parallel = self.sequence_parallel  # type: ignore[attr-defined]
+        # Transformer Engine makes the norm's parameters first, and Megatron's optimizer keeps its state in this order.
+        for name in ("weight", "bias"):
+            if name in self._parameters:
+                self._parameters[name] = self._parameters.pop(name)
 
     def forward(self, x: torch.Tensor, is_first_microbatch: bool | None = None, **fp8: Any) -> Any:
         normed = apply_norm(
