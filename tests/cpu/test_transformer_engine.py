@@ -286,3 +286,12 @@ def test_what_needs_a_gpu_is_refused(te: Any) -> None:
         from transformer_engine.common.recipe import DelayedScaling
 
         DelayedScaling()
+
+
+@pytest.mark.parametrize("normalization", ["LayerNorm", "RMSNorm"])
+def test_parameters_are_made_in_transformer_engines_order(te: Any, normalization: str) -> None:
+    """Megatron's optimizer keeps its state in this order: in another one a GPU would load each moment into the wrong
+    parameter (Transformer Engine 2.20: module/layernorm_linear.py lines 1452, 1461, 1548, 1563)."""
+    layer = te.LayerNormLinear(8, 8, normalization=normalization, bias=True)
+    norm = ["layer_norm_weight", "layer_norm_bias"] if normalization == "LayerNorm" else ["layer_norm_weight"]
+    assert [name for name, _ in layer.named_parameters()] == [*norm, "weight", "bias"]

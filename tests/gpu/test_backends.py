@@ -43,7 +43,8 @@ def test_a_run_changes_sides(family: str, tmp_path: Path) -> None:
         runs[first] = train(f"from-{first}", second)
     losses = [_losses(run) for run in runs.values()]
     print(f"\n{family}: {losses}")
-    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+    # A token at the edge between two experts may go to the other one.
+    assert losses[0] == pytest.approx(losses[1], rel=5e-3 if overrides else 1e-3)
     for step in (3, 6):
         names = [_keys(run / "checkpoints" / f"iter_{step:07d}") for run in runs.values()]
         assert names[0] == names[1]
