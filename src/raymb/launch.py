@@ -221,7 +221,8 @@ def _trainer(job: Job, cluster: Cluster, resources: Resources) -> Trainer:
     resilience = job.spec.resilience
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # of the controller, off the step's path
     if resilience.hang_timeout:  # a worker whose whole process is stopped answers nobody
-        os.environ.setdefault("RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S", str(max(60.0, resilience.hang_timeout)))
+        seconds = min(600.0, max(60.0, resilience.hang_timeout))
+        os.environ.setdefault("RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S", str(seconds))
     failures = FailureConfig(
         max_failures=resilience.max_failures,
         max_preemption_failures=-1 if resilience.max_preemptions is None else resilience.max_preemptions,

@@ -62,6 +62,7 @@ class Saving:
     ):
         self.job, self.progress, self.emit, self.register, self.losses = job, progress, emit, register, losses
         self.warned = False
+        self.written: int | None = None
         self.before: Callable[[Any], None] = lambda context: None
         self.train_loss: Callable[[], float] = lambda: float("-inf")
         self.remote = RemoteCheckpoints.of(job)
@@ -91,16 +92,18 @@ class Saving:
     def validated(self, step: int, loss: float) -> None:
         """A validation has ended: the last one comes after the last checkpoint."""
         self.losses.append([step, loss])
-        manifest = checkpoint.read_manifest(self.directory(step)) if dist.get_rank() == 0 else None
+        late = dist.get_rank() == 0 and self.written == step
+        manifest = checkpoint.read_manifest(self.directory(step)) if late else None
         if manifest is not None and self.job.spec.checkpoint.best_metric == "validation_loss":
             files = manifest.pop("files")
             checkpoint.write_manifest(
                 self.directory(step), files, {**manifest, "metric": loss, "validation_losses": self.losses}
             )
-            self.later.submit(self._publish, step, list(files)).add_done_callback(_raise_in_log)
+            self.later.submit(self._publish, step, list(files), True).add_done_callback(_raise_in_log)
 
     def made_whole(self, step: int, metric: float | None, files: dict[str, Any]) -> None:
         """Every rank has written: the manifest, the pointers, and what is too old."""
+        self.written = step
         if dist.get_rank() == 0:
             directory = self.directory(step)
             small = [path for path in directory.iterdir() if path.is_file() and path.name not in files]
@@ -135,7 +138,7 @@ class Saving:
     def close(self) -> None:
         self.later.shutdown(wait=True)
 
-    def _publish(self, step: int, uploaded: list[str]) -> None:
+    def _publish(self, step: int, uploaded: list[str], again: bool = False) -> None:
         """On the thread, behind the manifest: the pointers, the message, and what is too old."""
         settings, home = self.job.spec.checkpoint, Path(self.job.checkpoint_dir)
         if self.remote is not None:
@@ -146,7 +149,8 @@ class Saving:
             checkpoint.point(home, checkpoint.BEST, best)
         if self.remote is not None:
             self.remote.upload(path for name in _POINTERS if (path := home / name).exists())
-        self.emit({"kind": "checkpoint", "step": step})
+        if not again:
+            self.emit({"kind": "checkpoint", "step": step})
         gone = checkpoint.delete_old(home, settings.keep_last, settings.keep_best)
         if self.remote is not None:
             self.remote.delete(self.directory(old) for old in gone)
