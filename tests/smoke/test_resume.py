@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from raymb.bridge.checkpoint import latest_step, steps_of
+from raymb.bridge.checkpoint import describe_files, latest_step, read_manifest, steps_of, write_manifest
 from tests.smoke.conftest import MAIN_FLAGS, read_metrics
 
 pytestmark = [pytest.mark.smoke, pytest.mark.timeout(400)]
@@ -50,6 +50,9 @@ def test_a_checkpoint_of_the_other_backend_is_gone_on_with(
     stopped = finetune("train.exit_interval=3", experiment_name="stopped", num_workers=1, train_iters=6)
     written = stopped / "checkpoints" / "iter_0000003" / "run_config.yaml"
     written.write_text(written.read_text().replace("distributed_backend: gloo", "distributed_backend: nccl"))
+    manifest = read_manifest(written.parent)
+    assert manifest is not None
+    write_manifest(written.parent, {**manifest.pop("files"), **describe_files([written])}, manifest)
     finetune(experiment_name="stopped", num_workers=1, train_iters=6)
     assert "loading the checkpoint of the other backend, with a fresh random state" in capfd.readouterr().err
     assert _curve(stopped) == _curve(whole)
