@@ -58,6 +58,7 @@ def test_a_run_on_s3_survives_the_loss_of_the_machine(
     assert "has finished" in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_broken_checkpoint_at_the_address_is_left_out(
     finetune: Callable[..., Path],
     s3: str,
