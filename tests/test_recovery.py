@@ -295,6 +295,13 @@ def test_a_rank_that_lost_its_peers_while_leaving_does_not_turn_a_stop_into_a_fa
 # Elastic sizes
 
 
+@pytest.fixture(autouse=True)
+def nodes_of_the_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    """node-2 has gone."""
+    known = [{"NodeID": f"node-{number}", "Alive": number != 2} for number in range(4)]
+    monkeypatch.setattr("raymb.recovery.ray.nodes", lambda: known)
+
+
 def _elastic(hub: Hub, sizes: list[int], nodes: list[dict[str, float]], **resources: float) -> ElasticPolicy:
     """With Ray's answer to what is free, and no question of Ray's."""
     scaling = ScalingConfig(
@@ -313,6 +320,7 @@ def _elastic(hub: Hub, sizes: list[int], nodes: list[dict[str, float]], **resour
         ([{"CPU": 8}], {"CPU": 1}, 8),
         ([{"CPU": 7}], {"CPU": 1}, 4),  # 5, 6 and 7 are no sizes
         ([{"CPU": 3}, {"CPU": 3}], {"CPU": 2}, 2),  # a worker is not split over nodes
+        ([{"CPU": 2}, {"CPU": 2}, {"CPU": 4}], {"CPU": 1}, 4),  # what is reserved on a node that has gone
         ([{"CPU": 1}], {"CPU": 1}, 0),
         ([], {"CPU": 1}, 0),
         ([{"CPU": 0.3}, {"CPU": 0.5}], {"CPU": 0.1}, 8),  # 0.3 // 0.1 is 2, and 0.5 // 0.1 is 4

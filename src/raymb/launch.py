@@ -241,6 +241,8 @@ def _trainer(job: Job, cluster: Cluster, resources: Resources) -> Trainer:
     )
     policies: dict[str, Any] = {"failure_policy": RestartPolicy(failures, hub, resilience.bad_loss == "rollback")}
     if len(sizes) > 1:
+        # A size that there is no room for after all (a node has gone meanwhile) is given up sooner than in a minute.
+        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "20")
         policies["scaling_policy"] = ElasticPolicy(scaling, sizes, hub)
     trainer = RaymbTrainer(
         train_under_ray,

@@ -133,11 +133,14 @@ class ElasticPolicy(ElasticScalingPolicy):
         self.sizes, self.hub = sizes, hub
 
     def _count_possible_workers(self, reserved_resources: Any) -> int:
-        """Ray counts whole workers a node with floor division, in which 1.0 // 0.1 is 9."""
+        """Of nodes that live: what is reserved is still said of one that has just gone. And Ray counts whole workers a
+        node with floor division, in which 1.0 // 0.1 is 9."""
+        alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
         need = {name: each for name, each in dict(self.scaling_config._resources_per_worker_not_none).items() if each}
         room = sum(
-            int(min(node.get(name, 0.0) / each for name, each in need.items()) + 1e-6)
-            for node in reserved_resources.values()
+            int(min(node.get(resource, 0.0) / each for resource, each in need.items()) + 1e-6)
+            for name, node in reserved_resources.items()
+            if name in alive
         )
         return max((size for size in self.sizes if size <= room), default=0)
 
