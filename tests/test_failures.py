@@ -74,6 +74,20 @@ def test_a_page_from_a_death_to_the_training_again(failures: Failures) -> None:
     assert failures.resumed(5) is None, "a page ends once"
 
 
+def test_a_failure_that_is_followed_by_another_before_any_step_counts_to_the_end(failures: Failures) -> None:
+    """A node went, and the first try to start again found no room: the steps were lost by the first."""
+    failures.heard(_status(1, 7))
+    first = failures.failed(_record())
+    second = failures.failed(_record(None, text="WorkerGroupStartupTimeoutError: no room", died=False, workers={}))
+    first.began -= 60
+    assert failures.resumed(5) is first
+    pages = [_cells(failures.page(failure).read_text()) for failure in (first, second)]
+    assert [page["resumed from"] for page in pages] == ["step 5", "step 5"]
+    assert [page["steps lost"] for page in pages] == ["2", "0"]
+    assert float(pages[0]["seconds to training again"]) >= 60 > float(pages[1]["seconds to training again"])
+    assert failures.resumed(5) is None
+
+
 def test_the_console_says_the_same_in_five_lines(failures: Failures) -> None:
     failures.heard(_status(1, 7))
     _log(failures, 1, "something\nthe last line\n\n")

@@ -332,14 +332,6 @@ def test_overwrite_leaves_foreign_files_in_output_dir(tmp_path: Path) -> None:
     assert sorted(path.name for path in shared.iterdir()) == sorted([*foreign, "iter_best", "fingerprint.json"])
 
 
-def test_claim_forgets_the_checkpoints_that_ray_was_told_of(spec: RunSpec) -> None:
-    """Ray Train 2.60 reads this file in the next fit() and refuses to start when a checkpoint in it was deleted."""
-    run = _released(spec)
-    run.ray_snapshot.write_text("{}")
-    claim(run, spec, {}, FINGERPRINT)
-    assert not run.ray_snapshot.exists()
-
-
 # Storage that cannot be written
 
 

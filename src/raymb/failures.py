@@ -16,7 +16,7 @@ _FATAL = re.compile(r"^(?:Fatal Python error: (.+)|(Timeout \(\d.*\))!)$", re.M)
 
 @dataclass
 class Failure:
-    """One failure, open until the workers train again.
+    """One failure.
 
     Args:
         number: N of its page.
@@ -92,7 +92,7 @@ class Failures:
         self.ray_said: MutableSequence[str] = [] if ray_said is None else ray_said
         self.status: dict[int, Record] = {}
         self.hangs: list[Record] = []
-        self.open: Failure | None = None
+        self.open: list[Failure] = []
         self.before = self._sizes()
 
     def heard(self, record: Record) -> None:
@@ -110,16 +110,20 @@ class Failures:
         failure.log = self._log(failure.rank)
         self.status, self.hangs, self.before = {}, [], self._sizes()
         self._write(failure)
-        self.open = failure if record["restarts"] else None
+        self.open = [*self.open, failure] if record["restarts"] else []
         return failure
 
     def resumed(self, step: int) -> Failure | None:
-        """The workers train again from this step: the page of the open failure gets its end."""
-        failure, self.open = self.open, None
-        if failure is not None:
+        """The workers train again from this step: the pages of all failures since they trained last get their end.
+
+        Returns:
+            the first of them, which the others only made longer; None if there was none.
+        """
+        ended, self.open = self.open, []
+        for failure in ended:
             failure.resumed, failure.seconds = step, time.monotonic() - failure.began
             self._write(failure)
-        return failure
+        return ended[0] if ended else None
 
     def page(self, failure: Failure) -> Path:
         return self.directory / f"{failure.number}.md"

@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 import json
-import logging
-import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import ray
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich.console import Console
 
 from raymb import mirror
 from raymb import run_dir as directories
-from raymb.accelerator import ACCELERATORS
 from raymb.cluster import Cluster, Resources, check_storage, connect, start_coordinator, wait_for
 from raymb.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_STOPPED, RunFailed
 from raymb.interrupt import Interrupts
@@ -28,12 +21,13 @@ from raymb.mirror import pushing
 from raymb.outcome import conclude, has_finished, newest_step, reason_of, say_how_to_go_on, where_to_look
 from raymb.plan import Plan, usable_plans
 from raymb.preflight import Preflight, fingerprint, model_path, run_name
-from raymb.remote import Remote
 from raymb.remote_lock import RemoteLock
 from raymb.reshape import described, layout_of, reshaping, to_reshape
 from raymb.spec.duration import seconds_of
-from raymb.telemetry.hub import Hub
 from raymb.telemetry.monitor import Monitor
+
+if TYPE_CHECKING:
+    from raymb.trainer import RaymbTrainer
 
 
 def run(checked: Preflight) -> int:
@@ -68,7 +62,7 @@ def run(checked: Preflight) -> int:
             directories.write_atomically(place.data, json.dumps(_data(checked), indent=2) + "\n")
             start_coordinator()
             _reshape(job, cluster, place, console)
-            return _fit(job, _trainer(job, cluster, resources), place, console, began, owned.lost)
+            return _fit(job, _trainer(job, cluster, resources, place), place, console, began, owned.lost)
 
 
 @contextmanager
@@ -82,20 +76,12 @@ def _claimed(place: directories.RunDir, checked: Preflight, plan: Plan, console:
             mirror.delete_old_run(place)
         directories.claim(place, spec, plan.to_dict(), fingerprint(checked))
         try:
-            _forget_former_runs(place)
             mirror.share_rows(checked.prepared.path, spec.run.storage_path)
             yield owned
         finally:
             directories.release(place)
     finally:
         owned.release()
-
-
-def _forget_former_runs(place: directories.RunDir) -> None:
-    """Ray Train goes on with its own list of checkpoints in a second fit(), and stops where one has been deleted."""
-    place.ray_snapshot.unlink(missing_ok=True)
-    if place.remote is not None:
-        place.remote.delete(place.ray_snapshot.name)
 
 
 def _data(checked: Preflight) -> dict[str, Any]:
@@ -142,18 +128,17 @@ def _reshape(job: Job, cluster: Cluster, place: directories.RunDir, console: Con
     )
     resources = cluster.resources_of_a_worker("cpu", "auto", workers)
     wait_for(resources, workers, job.spec.cluster.wait_for_resources, console)
-    monitor = Monitor((trainer := _trainer(again, cluster, resources)).hub, again, place, console)
+    monitor = Monitor((trainer := _trainer(again, cluster, resources, place)).hub, again, place, console)
     try:
         trainer.fit()
     except Exception as error:
         raise RunFailed(f"{directory} cannot be reshaped: {reason_of(error)}", where_to_look(place)) from error
     finally:
         monitor.close()
-        _forget_former_runs(place)
 
 
 def _fit(
-    job: Job, trainer: Trainer, place: directories.RunDir, console: Console, began: float, lost: threading.Event
+    job: Job, trainer: RaymbTrainer, place: directories.RunDir, console: Console, began: float, lost: threading.Event
 ) -> int:
     resilience = job.spec.resilience
     monitor = Monitor(trainer.hub, job, place, console, lost)
@@ -176,6 +161,12 @@ def _fit(
     return EXIT_OK
 
 
+def _trainer(job: Job, cluster: Cluster, resources: Resources, place: directories.RunDir) -> RaymbTrainer:
+    from raymb.trainer import make_trainer  # imports Ray Train, which a refusal need not wait for
+
+    return make_trainer(job, cluster, resources, place)
+
+
 @contextmanager
 def _asking_at(max_time: str | None, began: float, monitor: Monitor) -> Iterator[threading.Event]:
     """Ask the workers to stop at --max_time; the event says that it came to that."""
@@ -194,102 +185,3 @@ def _asking_at(max_time: str | None, began: float, monitor: Monitor) -> Iterator
     finally:
         if timer is not None:
             timer.cancel()
-
-
-@dataclass(frozen=True)
-class Trainer:
-    """A job ready to run.
-
-    Args:
-        hub: the actor that its ranks send metrics to.
-        fit: Ray Train's fit().
-    """
-
-    hub: Any
-    fit: Callable[[], Any]
-
-
-def _trainer(job: Job, cluster: Cluster, resources: Resources) -> Trainer:
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig
-
-    from raymb.recovery import ElasticPolicy, RestartPolicy
-    from raymb.trainer import RaymbTrainer, SigtermCallback
-    from raymb.worker import train_under_ray
-
-    logging.getLogger("ray.train").setLevel(logging.WARNING)
-    resilience = job.spec.resilience
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # of the controller, off the step's path
-    if resilience.hang_timeout:  # a worker whose whole process is stopped answers nobody
-        seconds = min(600.0, max(60.0, resilience.hang_timeout))
-        os.environ.setdefault("RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S", str(seconds))
-    failures = FailureConfig(
-        max_failures=resilience.max_failures,
-        max_preemption_failures=-1 if resilience.max_preemptions is None else resilience.max_preemptions,
-    )
-    run_dir = Path(job.run_dir)
-    remote = Remote.of(job.spec.run.storage_path)
-    filesystem, storage_path = remote.for_ray() if remote is not None else (None, str(run_dir.parent))
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    hub = Hub.options(scheduling_strategy=here).remote()  # it must not go with a worker's node
-    sizes = sorted(int(size) for size in job.plans)
-    scaling = ScalingConfig(
-        num_workers=(sizes[0], sizes[-1]) if len(sizes) > 1 else job.plan["num_workers"],
-        use_gpu=resources.gpus > 0,
-        resources_per_worker=resources.to_dict(),
-        elastic_resize_monitor_interval_s=_SECONDS_BETWEEN_RESIZES,
-    )
-    policies: dict[str, Any] = {"failure_policy": RestartPolicy(failures, hub, resilience.bad_loss == "rollback")}
-    if len(sizes) > 1:
-        # A size that there is no room for after all (a node has gone meanwhile) is given up sooner than in a minute.
-        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "20")
-        policies["scaling_policy"] = ElasticPolicy(scaling, sizes, hub)
-    trainer = RaymbTrainer(
-        train_under_ray,
-        train_loop_config={"job": job.to_json(), "hub": hub},
-        torch_config=TorchConfig(backend=ACCELERATORS[job.backend].distributed_backend),
-        scaling_config=scaling,
-        run_config=RunConfig(
-            # Ray Train's own directory is the run directory: a checkpoint can only be registered from inside it.
-            name=run_dir.name,
-            storage_path=storage_path,
-            storage_filesystem=filesystem,
-            failure_config=failures,
-            callbacks=[SigtermCallback()],  # type: ignore[list-item]
-            worker_runtime_env={"env_vars": _worker_environment(job)},
-        ),
-        without=frozenset({"DatasetsCallback"} | (set() if cluster.joined else {"PlacementGroupCleanerCallback"})),
-        policies=policies,
-    )
-    return Trainer(hub, trainer.fit)
-
-
-_SECONDS_BETWEEN_RESIZES = 30.0
-"""How often an elastic run asks for more workers. A resize costs a start of the workers."""
-
-
-def _worker_environment(job: Job) -> dict[str, str]:
-    """Variables of the worker processes: the defaults that training wants, then the driver's own settings of
-    libraries and tokens, then --env."""
-    defaults = {
-        "OMP_NUM_THREADS": str(job.threads),
-        "CUDA_DEVICE_MAX_CONNECTIONS": "1",  # Megatron's overlap of communication with matrix products relies on it
-        "TOKENIZERS_PARALLELISM": "false",
-        "PYTORCH_ALLOC_CONF": "expandable_segments:True",
-    }
-    passed_on = {name: value for name, value in os.environ.items() if name.startswith(_PASSED_ON) and value}
-    return {**defaults, **passed_on, **job.spec.cluster.env}
-
-
-_PASSED_ON = (
-    "HF_",
-    "HUGGING_FACE_",
-    "NCCL_",
-    "TORCH_",
-    "TORCHINDUCTOR_",
-    "TRITON_",
-    "NVTE_",
-    "WANDB_",
-    "AWS_",
-    "RAYMB_",
-)

@@ -11,7 +11,6 @@ import contextlib
 import fcntl
 import json
 import os
-import re
 import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -19,18 +18,17 @@ from pathlib import Path
 from typing import Any
 
 from raymb import lock
+from raymb.bridge.checkpoint import MANIFEST, is_iteration
 from raymb.errors import RunDirError, StorageError
 from raymb.remote import Remote, storage_root
-from raymb.run_dir import RunDir
+from raymb.run_dir import LEFT_OUT, POINTERS, RunDir
 from raymb.transfer import files_below, part_of, side_by_side
 
-_MANIFEST = "manifest.json"
 _METRICS = "metrics.jsonl"
-_POINTERS = tuple(f"checkpoints/{name}" for name in ("latest", "best"))
+_POINTERS = tuple(f"checkpoints/{name}" for name in POINTERS)
 _SMALL = ("spec.json", "plan.json", "data.json", _METRICS, "checkpoints/fingerprint.json")
 _APPENDED = ("failures", "logs")  # pages are numbered, and logs go on: a new machine has to know the old ones
 _TREES = ("tensorboard", *_APPENDED)
-_ITERATION = re.compile(r"iter_\d{7,}")
 _PREPARED = "_prepared"
 
 
@@ -60,14 +58,14 @@ def pull(run: RunDir) -> None:
 
 def _pull(run: RunDir, remote: Remote) -> None:
     mine = run.checkpoints.is_relative_to(run.path)  # not with --output_dir
-    steps = [name for name in remote.listing("checkpoints") if _ITERATION.fullmatch(name)] if mine else []
-    names = [f"checkpoints/{step}/{_MANIFEST}" for step in steps]
+    steps = [name for name in remote.listing("checkpoints") if is_iteration(name)] if mine else []
+    names = [f"checkpoints/{step}/{MANIFEST}" for step in steps]
     names += [name for name in (*_SMALL, *_POINTERS) if mine or not name.startswith("checkpoints/")]
     grown = [f"{tree}/{name}" for tree in _APPENDED for name in remote.listing(tree)]
     contents = dict(zip(names, side_by_side(remote.read, names), strict=True))
     for directory in run.checkpoints.glob("iter_*") if mine else ():
-        there = contents.get(f"checkpoints/{directory.name}/{_MANIFEST}")
-        if not _same_checkpoint(directory / _MANIFEST, there):
+        there = contents.get(f"checkpoints/{directory.name}/{MANIFEST}")
+        if not _same_checkpoint(directory / MANIFEST, there):
             shutil.rmtree(directory, ignore_errors=True)
     for name, content in contents.items():
         _take_over(run.path / name, content, keep=name == _METRICS)
@@ -190,10 +188,10 @@ def delete_old_run(run: RunDir) -> None:
     remote = run.remote
     if remote is None:
         return
-    steps = [name for name in remote.listing("checkpoints") if _ITERATION.fullmatch(name)]
-    for name in _POINTERS:
+    steps = [name for name in remote.listing("checkpoints") if is_iteration(name)]
+    for name in (*_POINTERS, f"checkpoints/{LEFT_OUT}"):
         remote.delete(name)
-    side_by_side(remote.delete, [f"checkpoints/{step}/{_MANIFEST}" for step in steps])
+    side_by_side(remote.delete, [f"checkpoints/{step}/{MANIFEST}" for step in steps])
     side_by_side(remote.delete, [f"checkpoints/{step}" for step in steps])
     side_by_side(remote.delete, [*_SMALL, *_TREES, "job.json", "hf"])
 
@@ -205,11 +203,11 @@ def share_rows(prepared_dir: Path, storage_path: str | Path) -> None:
         StorageError: they cannot be written there.
     """
     remote = Remote.of(storage_path, _PREPARED, prepared_dir.name)
-    if remote is None or remote.exists(_MANIFEST):
+    if remote is None or remote.exists(MANIFEST):
         return
-    files = [file for file in files_below(prepared_dir) if file.name != _MANIFEST]
+    files = [file for file in files_below(prepared_dir) if file.name != MANIFEST]
     side_by_side(lambda file: remote.upload(file, file.relative_to(prepared_dir).as_posix()), files)
-    remote.upload(prepared_dir / _MANIFEST, _MANIFEST)
+    remote.upload(prepared_dir / MANIFEST, MANIFEST)
 
 
 def fetch_rows(name: str, storage_path: str | Path) -> Path:
@@ -228,7 +226,7 @@ def fetch_rows(name: str, storage_path: str | Path) -> Path:
     place, remote = home / name, Remote.of(storage_path, _PREPARED, name)
     if read_manifest(place) is not None:
         return place
-    if remote is None or not remote.exists(_MANIFEST):
+    if remote is None or not remote.exists(MANIFEST):
         raise StorageError(f"--storage_path {storage_path}: holds no prepared rows {name}")
     home.mkdir(parents=True, exist_ok=True)
     with _alone(home / f".{name}.lock") as alone:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from raymb.bridge.checkpoint import MANIFEST, best_step, is_iteration, iteration_dir, latest_step, losses_so_far
+from raymb.bridge.checkpoint import MANIFEST, best_step, iteration_dir, latest_step, losses_so_far, steps_in
 from raymb.early_stopping import has_stalled
 from raymb.job import Job
 from raymb.preflight import Preflight
@@ -20,9 +20,9 @@ def newest_step(place: RunDir) -> int | None:
     if not _elsewhere(place):
         return latest_step(place.checkpoints)
     assert place.remote is not None
-    steps = [int(name.removeprefix("iter_")) for name in place.remote.listing("checkpoints") if is_iteration(name)]
+    steps = steps_in(place.remote.listing("checkpoints"))
     names = {step: f"checkpoints/{Path(iteration_dir('', step)).name}/{MANIFEST}" for step in steps}
-    return next((step for step in sorted(steps, reverse=True) if place.remote.exists(names[step])), None)
+    return next((step for step in steps if place.remote.exists(names[step])), None)
 
 
 def _elsewhere(place: RunDir) -> bool:

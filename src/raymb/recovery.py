@@ -11,11 +11,11 @@ import re
 import time
 from typing import Any
 
-import ray  # noqa: TID253
-from ray.exceptions import RayError  # noqa: TID253
-from ray.train import FailureConfig  # noqa: TID253
-from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision  # noqa: TID253
-from ray.train.v2._internal.execution.scaling_policy import (  # noqa: TID253
+import ray
+from ray.exceptions import RayError
+from ray.train import FailureConfig
+from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
+from ray.train.v2._internal.execution.scaling_policy import (
     ElasticScalingPolicy,
     NoopDecision,
     ResizeDecision,

@@ -29,19 +29,14 @@ from typing import Any
 from raymb import lock
 from raymb.errors import RunDirError
 from raymb.fingerprint import Fingerprint, described, differences, ways_to_go_on
-from raymb.lock import process_lives as process_lives
 from raymb.remote import Remote, storage_root
 from raymb.spec import RunSpec, spec_to_json
 
-_ITERATION = re.compile(r"iter_\d{7,}")
-# raymb's, Bridge's, Megatron's, and the steps that --bad_loss rollback leaves out
-_POINTERS = (
-    "latest",
-    "best",
-    "latest_train_state.pt",
-    "latest_checkpointed_iteration.txt",
-    "left_out_steps.json",
-)
+ITERATION = re.compile(r"iter_(\d{7,})")
+POINTERS = ("latest", "best", "latest_train_state.pt", "latest_checkpointed_iteration.txt")
+"""raymb's, Bridge's and Megatron's files that name a checkpoint."""
+LEFT_OUT = "left_out_steps.json"
+"""The steps that --bad_loss rollback leaves out."""
 
 
 @dataclass(frozen=True)
@@ -192,7 +187,6 @@ def claim(run: RunDir, spec: RunSpec, plan: dict[str, Any], fingerprint: Fingerp
         if not lock.take(run.lock):
             raise RunDirError(f"{run.path} is in use by {lock.owner(run.lock)}", "give another --experiment_name")
         locked = True
-        run.ray_snapshot.unlink(missing_ok=True)  # Ray refuses to start when a checkpoint in it has been deleted
         if spec.checkpoint.overwrite:
             _delete_old_run(run)
         for directory in (run.checkpoints, run.logs):
@@ -267,9 +261,9 @@ def _has_entries(directory: Path) -> bool:
 
 def _delete_old_run(run: RunDir) -> None:
     """Delete what raymb makes, and nothing else: --output_dir may be a directory that holds more."""
-    for name in _POINTERS:  # first: what they point at must be whole
+    for name in (*POINTERS, LEFT_OUT):  # first: what they point at must be whole
         (run.checkpoints / name).unlink(missing_ok=True)
-    steps = [path for path in run.checkpoints.glob("iter_*") if _ITERATION.fullmatch(path.name)]
+    steps = [path for path in run.checkpoints.glob("iter_*") if ITERATION.fullmatch(path.name)]
     for directory in (run.hf, run.logs, run.tensorboard, run.failures, run.checkpoints / "reshaped", *steps):
         shutil.rmtree(directory, ignore_errors=True)
     for file in (run.spec, run.plan, run.job, run.data, run.fingerprint, run.metrics):

@@ -1,4 +1,5 @@
-"""Ray Train's TorchTrainer with raymb's way of starting again, and without what a fine-tuning run does not use.
+"""From a job to Ray Train's TorchTrainer, with raymb's way of starting again, and without what a fine-tuning run does
+not use.
 
 Ray Train 2.60 starts a process for each of these, and each takes 3 CPU seconds of imports while the workers start:
 - DatasetsCallback: a manager of Ray Data shards (raymb's rows are read by Bridge);
@@ -9,26 +10,60 @@ Ray Train 2.60 starts a process for each of these, and each takes 3 CPU seconds 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
+from collections.abc import Iterator
 from typing import Any
 
-from ray.train.torch import TorchTrainer  # noqa: TID253
-from ray.train.v2._internal import constants  # noqa: TID253
-from ray.train.v2._internal.execution.callback import WorkerCallback  # noqa: TID253
+import ray
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2._internal import constants
+from ray.train.v2._internal.execution.callback import WorkerCallback
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from raymb.accelerator import ACCELERATORS
+from raymb.cluster import Cluster, Resources
+from raymb.job import Job
+from raymb.recovery import ElasticPolicy, RestartPolicy
+from raymb.remote import Remote
+from raymb.run_dir import RunDir
+from raymb.telemetry.hub import Hub
+from raymb.worker import train_under_ray
+
+SECONDS_BETWEEN_RESIZES = 30.0
+"""How often an elastic run asks for more workers. A resize costs a start of the workers."""
 
 
 class RaymbTrainer(TorchTrainer):
-    """TorchTrainer with another policy for failures and sizes, minus the callbacks named in `without`; one that Ray no
+    """TorchTrainer with other policies for failures and sizes, minus the callbacks named in `without`; one that Ray no
     longer has is no loss.
 
     Args:
+        place: the run directory.
+        hub: the actor that the ranks send metrics to.
         without: class names of Ray Train callbacks.
         policies: `failure_policy`, and `scaling_policy` where another one than Ray's is wanted.
+        settings: environment variables of Ray Train, for this run alone; the user's own come first.
     """
 
-    def __init__(self, *args: Any, without: frozenset[str], policies: dict[str, Any], **kwargs: Any):
+    def __init__(
+        self,
+        *args: Any,
+        place: RunDir,
+        hub: Any,
+        without: frozenset[str],
+        policies: dict[str, Any],
+        settings: dict[str, str],
+        **kwargs: Any,
+    ):
         super().__init__(*args, **kwargs)
-        self.without, self.policies = without, policies
+        self.place, self.hub = place, hub
+        self.without, self.policies, self.settings = without, policies, settings
+
+    def fit(self) -> Any:
+        _forget_former_runs(self.place)
+        return super().fit()
 
     def _create_default_callbacks(self) -> list[Any]:
         return [one for one in super()._create_default_callbacks() if type(one).__name__ not in self.without]
@@ -36,7 +71,8 @@ class RaymbTrainer(TorchTrainer):
     def _initialize_and_run_controller(self, **settings: Any) -> Any:
         # The controller looks at the storage, too; Ray Train hands it only variables that it knows.
         constants.ENV_VARS_TO_PROPAGATE.update(name for name in os.environ if name.startswith("AWS_"))
-        return super()._initialize_and_run_controller(**{**settings, **self.policies})
+        with _environment(self.settings):
+            return super()._initialize_and_run_controller(**{**settings, **self.policies})
 
 
 class SigtermCallback(WorkerCallback):
@@ -48,3 +84,117 @@ class SigtermCallback(WorkerCallback):
 
         with contextlib.suppress(ValueError):
             ask_on_sigterm()
+
+
+def make_trainer(job: Job, cluster: Cluster, resources: Resources, place: RunDir) -> RaymbTrainer:
+    """The trainer whose fit() runs a job with these resources for each worker."""
+    logging.getLogger("ray.train").setLevel(logging.WARNING)
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    hub = Hub.options(scheduling_strategy=here).remote()  # it must not go with a worker's node
+    failures, scaling = _failures(job), _scaling(job, resources)
+    policies: dict[str, Any] = {
+        "failure_policy": RestartPolicy(failures, hub, job.spec.resilience.bad_loss == "rollback")
+    }
+    if len(job.plans) > 1:
+        policies["scaling_policy"] = ElasticPolicy(scaling, _sizes(job), hub)
+    remote = Remote.of(job.spec.run.storage_path)
+    filesystem, storage_path = remote.for_ray() if remote is not None else (None, str(place.path.parent))
+    return RaymbTrainer(
+        train_under_ray,
+        place=place,
+        hub=hub,
+        without=frozenset({"DatasetsCallback"} | (set() if cluster.joined else {"PlacementGroupCleanerCallback"})),
+        policies=policies,
+        settings=_settings(job),
+        train_loop_config={"job": job.to_json(), "hub": hub},
+        torch_config=TorchConfig(backend=ACCELERATORS[job.backend].distributed_backend),
+        scaling_config=scaling,
+        run_config=RunConfig(
+            # Ray Train's own directory is the run directory: a checkpoint can only be registered from inside it.
+            name=place.path.name,
+            storage_path=storage_path,
+            storage_filesystem=filesystem,
+            failure_config=failures,
+            callbacks=[SigtermCallback()],  # type: ignore[list-item]
+            worker_runtime_env={"env_vars": _worker_environment(job)},
+        ),
+    )
+
+
+def _sizes(job: Job) -> list[int]:
+    return sorted(int(size) for size in job.plans)
+
+
+def _failures(job: Job) -> FailureConfig:
+    resilience = job.spec.resilience
+    return FailureConfig(
+        max_failures=resilience.max_failures,
+        max_preemption_failures=-1 if resilience.max_preemptions is None else resilience.max_preemptions,
+    )
+
+
+def _scaling(job: Job, resources: Resources) -> ScalingConfig:
+    sizes = _sizes(job)
+    return ScalingConfig(
+        num_workers=(sizes[0], sizes[-1]) if len(sizes) > 1 else job.plan["num_workers"],
+        use_gpu=resources.gpus > 0,
+        resources_per_worker=resources.to_dict(),
+        elastic_resize_monitor_interval_s=SECONDS_BETWEEN_RESIZES,
+    )
+
+
+def _settings(job: Job) -> dict[str, str]:
+    """Ray Train's own variables, which its controller reads."""
+    settings = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5"}  # of the controller, off the step's path
+    if timeout := job.spec.resilience.hang_timeout:  # a worker whose whole process is stopped answers nobody
+        settings["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(min(600.0, max(60.0, timeout)))
+    if len(job.plans) > 1:
+        # A size that there is no room for after all (a node has gone meanwhile) is given up sooner than in a minute.
+        settings["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = "20"
+    return settings
+
+
+def _worker_environment(job: Job) -> dict[str, str]:
+    """Variables of the worker processes: the defaults that training wants, then the driver's own settings of
+    libraries and tokens, then --env."""
+    defaults = {
+        "OMP_NUM_THREADS": str(job.threads),
+        "CUDA_DEVICE_MAX_CONNECTIONS": "1",  # Megatron's overlap of communication with matrix products relies on it
+        "TOKENIZERS_PARALLELISM": "false",
+        "PYTORCH_ALLOC_CONF": "expandable_segments:True",
+    }
+    passed_on = {name: value for name, value in os.environ.items() if name.startswith(_PASSED_ON) and value}
+    return {**defaults, **passed_on, **job.spec.cluster.env}
+
+
+_PASSED_ON = (
+    "HF_",
+    "HUGGING_FACE_",
+    "NCCL_",
+    "TORCH_",
+    "TORCHINDUCTOR_",
+    "TRITON_",
+    "NVTE_",
+    "WANDB_",
+    "AWS_",
+    "RAYMB_",
+)
+
+
+def _forget_former_runs(place: RunDir) -> None:
+    """Ray Train goes on with its own list of checkpoints in a second fit(), and stops where one has been deleted."""
+    place.ray_snapshot.unlink(missing_ok=True)
+    if place.remote is not None:
+        place.remote.delete(place.ray_snapshot.name)
+
+
+@contextlib.contextmanager
+def _environment(settings: dict[str, str]) -> Iterator[None]:
+    """Environment variables for a while, where they are not set."""
+    own = {name: value for name, value in settings.items() if name not in os.environ}
+    os.environ.update(own)
+    try:
+        yield
+    finally:
+        for name in own:
+            del os.environ[name]

@@ -30,9 +30,10 @@ def render(rows: list[Row]) -> str:
     lines = [
         "# Faults",
         "",
-        "Written by `scripts/test --all -k faults`: real runs of a tiny model on CPU workers (2 cores), in which real",
-        "faults happen. Bit-exact: every loss, gradient norm, validation and exported weight is that of a run with no",
-        "fault. Seconds: from the failure to training again. Steps lost: done again after the failure.",
+        "Written by `scripts/test --all tests/smoke/test_faults.py tests/smoke/test_nodes.py`: real runs of a tiny",
+        "model on CPU workers (2 cores), in which real faults happen. Bit-exact: every loss, gradient norm, validation",
+        "and exported weight is that of a run with no fault. Seconds: from the failure to training again. Steps lost:",
+        "done again after the failure.",
         "",
         "| case | outcome | seconds | steps lost |",
         "|---|---|---|---|",

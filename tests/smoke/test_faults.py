@@ -3,6 +3,7 @@ must end with the curve that it would have had. A run over all cases writes the 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -11,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -269,10 +270,7 @@ def test_the_disk_is_full(
     finetune: Callable[..., Path], tmp_path: Path, capfd: pytest.CaptureFixture[str], table: list[Row]
 ) -> None:
     """A checkpoint needs about 3.6 MB here. The run goes on without, and is complete once there is room again."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=9m", "tmpfs", disk], check=True)
-    try:
+    with mounted(tmp_path / "disk", "size=9m") as disk:
         flags = {**FLAGS, "output_dir": disk, "no_export_hf": True}
         run = finetune(**flags, code=1)
         error = capfd.readouterr().err
@@ -284,8 +282,6 @@ def test_the_disk_is_full(
         finetune(**flags)
         assert latest_step(disk) == 15 and [step for step, *_ in curve(run)] == list(range(1, 16))
         table.append(Row("disk full while saving", "goes on; exit 1 at the last save; same command finishes"))
-    finally:
-        subprocess.run(["umount", "-l", disk], check=False)
 
 
 @pytest.mark.slow
@@ -293,14 +289,20 @@ def test_the_disk_is_full(
 def test_the_storage_is_read_only(
     finetune: Callable[..., Path], tmp_path: Path, capfd: pytest.CaptureFixture[str], table: list[Row]
 ) -> None:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "ro,size=1m", "tmpfs", disk], check=True)
-    try:
+    with mounted(tmp_path / "disk", "ro,size=1m") as disk:
         finetune(**{**FLAGS, "storage_path": disk}, code=2)
         assert "Read-only file system" in (error := capfd.readouterr().err) and "--storage_path" in error
         assert list(disk.iterdir()) == []
         table.append(Row("storage read-only", "exit 2 before a worker starts"))
+
+
+@contextlib.contextmanager
+def mounted(disk: Path, options: str) -> Iterator[Path]:
+    """A small file system of its own, for a while."""
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", disk], check=True)
+    try:
+        yield disk
     finally:
         subprocess.run(["umount", "-l", disk], check=False)
 

@@ -11,15 +11,14 @@ import json
 import math
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from raymb.run_dir import write_atomically
+from raymb.run_dir import ITERATION, LEFT_OUT, POINTERS, write_atomically
 
-LATEST, BEST, MANIFEST, LEFT_OUT = "latest", "best", "manifest.json", "left_out_steps.json"
-_ITERATION = re.compile(r"iter_(\d{7,})$")
+LATEST, BEST, MANIFEST = *POINTERS[:2], "manifest.json"
 _BACKEND = re.compile(r"^  distributed_backend: (\w+)$", re.MULTILINE)
 _THREADS = 4
 
@@ -68,9 +67,14 @@ def describe_files(paths: Iterable[Path]) -> dict[str, dict[str, Any]]:
 def steps_of(checkpoint_dir: str | Path) -> list[int]:
     """The steps of all iteration directories, whole or not, newest first."""
     try:
-        matches = [_ITERATION.fullmatch(path.name) for path in Path(checkpoint_dir).iterdir() if path.is_dir()]
+        return steps_in(path.name for path in Path(checkpoint_dir).iterdir() if path.is_dir())
     except (FileNotFoundError, NotADirectoryError):
         return []
+
+
+def steps_in(names: Iterable[str]) -> list[int]:
+    """The steps of the iteration directories among some names, newest first."""
+    matches = [ITERATION.fullmatch(name) for name in names]
     return sorted((int(match[1]) for match in matches if match), reverse=True)
 
 
@@ -116,14 +120,23 @@ def reshaped(checkpoint_dir: str | Path) -> Path:
 def candidates(checkpoint_dir: str | Path, resume: str) -> list[str]:
     """Iteration directories that a run may go on from: newest first, its own before those of --resume PATH, and one
     that was written again before the one it was made of."""
-    homes = [reshaped(checkpoint_dir), Path(checkpoint_dir)]
-    own = [(-step, place, iteration_dir(home, step)) for place, home in enumerate(homes) for step in steps_of(home)]
-    directories = [directory for *_, directory in sorted(own)]
+    directories = own_candidates(checkpoint_dir, steps_of)
     if resume in ("auto", "never"):
         return directories
     other = Path(resume).expanduser()
     steps = [] if is_iteration(other) else steps_of(other)
     return [*directories, *([iteration_dir(other, step) for step in steps] or [str(other)])]
+
+
+def own_candidates(checkpoint_dir: str | Path, steps_at: Callable[[Path], list[int]]) -> list[str]:
+    """The run's own candidates.
+
+    Args:
+        steps_at: the steps of the iteration directories in a directory.
+    """
+    homes = [reshaped(checkpoint_dir), Path(checkpoint_dir)]
+    own = [(-step, place, iteration_dir(home, step)) for place, home in enumerate(homes) for step in steps_at(home)]
+    return [directory for *_, directory in sorted(own)]
 
 
 def latest_step(checkpoint_dir: str | Path) -> int | None:
@@ -133,7 +146,7 @@ def latest_step(checkpoint_dir: str | Path) -> int | None:
 
 
 def is_iteration(path: str | Path) -> bool:
-    return _ITERATION.fullmatch(Path(path).name) is not None
+    return ITERATION.fullmatch(Path(path).name) is not None
 
 
 def written_with(directory: str | Path) -> str | None:

@@ -8,6 +8,7 @@ import functools
 import importlib
 import logging
 import queue
+from pathlib import Path
 from typing import Any
 
 logger = logging.getLogger(__name__)
@@ -18,6 +19,7 @@ def apply_all() -> None:
     skip_compiling_shipped_helpers()
     keep_write_results_in_process()
     give_post_norms_their_epsilon()
+    build_config_text_once()
 
 
 def skip_compiling_shipped_helpers() -> None:
@@ -72,6 +74,24 @@ def give_post_norms_their_epsilon() -> None:
         self.post_layernorm.eps = config.layernorm_epsilon
 
     cls.__init__ = init
+
+
+def build_config_text_once() -> None:
+    """megatron-core 0.19.2, training/config/container.py line 196: every save builds the same YAML text anew, in
+    Python, on one rank while the others wait: 0.11 s a checkpoint."""
+    cls = importlib.import_module("megatron.bridge.training.config").ConfigContainer
+    if hasattr(cls, "_raymb_to_yaml"):
+        return
+    cls._raymb_to_yaml = cls.to_yaml
+
+    def to_yaml(self: Any, yaml_path: str) -> None:
+        if hasattr(self, "_raymb_yaml"):
+            Path(yaml_path).write_text(self._raymb_yaml, encoding="utf-8")
+        else:
+            self._raymb_to_yaml(yaml_path)
+            self._raymb_yaml = Path(yaml_path).read_text(encoding="utf-8")
+
+    cls.to_yaml = to_yaml
 
 
 def pass_on_llama3_rope(hf_config: Any) -> None:

@@ -37,11 +37,9 @@ class RemoteCheckpoints:
 
     def candidates(self, checkpoint_dir: str) -> list[str]:
         """Iteration directories that have a manifest at the address, in the order of checkpoint.candidates."""
-        found = []
-        for place, home in enumerate((checkpoint.reshaped(checkpoint_dir), Path(checkpoint_dir))):
-            names = [name for name in self.remote.listing(self._name(home)) if checkpoint.is_iteration(name)]
-            found += [(-int(name.removeprefix("iter_")), place, str(home / name)) for name in names]
-        directories = [directory for *_, directory in sorted(found)]
+        directories = checkpoint.own_candidates(
+            checkpoint_dir, lambda home: checkpoint.steps_in(self.remote.listing(self._name(home)))
+        )
         there = side_by_side(lambda one: self.remote.exists(f"{self._name(one)}/{checkpoint.MANIFEST}"), directories)
         return [directory for directory, whole in zip(directories, there, strict=True) if whole]
 

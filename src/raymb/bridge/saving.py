@@ -9,6 +9,7 @@ spent in the kernel, without the interpreter.
 from __future__ import annotations
 
 import shutil
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -31,15 +32,11 @@ from raymb.errors import RunFailed
 from raymb.job import Job
 from raymb.progress import Progress
 from raymb.reshape import layout_of
+from raymb.run_dir import POINTERS
 
 _ROOM_FOR_SMALL_FILES = 2 << 20
 _WORTH_A_WARNING = 2.0  # seconds
-_POINTERS = (
-    checkpoint.LATEST,
-    checkpoint.BEST,
-    "latest_train_state.pt",
-    "latest_checkpointed_iteration.txt",
-)
+_SHORT_TURN = 0.0005  # seconds that the writing thread may keep the interpreter while the training waits for it
 Emit = Callable[[dict[str, Any]], None]
 
 
@@ -148,7 +145,7 @@ class Saving:
         if best is not None:
             checkpoint.point(home, checkpoint.BEST, best)
         if self.remote is not None:
-            self.remote.upload(path for name in _POINTERS if (path := home / name).exists())
+            self.remote.upload(path for name in POINTERS if (path := home / name).exists())
         if not again:
             self.emit({"kind": "checkpoint", "step": step})
         gone = checkpoint.delete_old(home, settings.keep_last, settings.keep_best)
@@ -242,6 +239,8 @@ class Writes:
 
     def _write(self, function: Any, arguments: list[Any], written: Future[tuple[dict[str, Any], str]]) -> None:
         """On the thread: write, and say which files there are now, or what went wrong."""
+        interval = sys.getswitchinterval()
+        sys.setswitchinterval(_SHORT_TURN)
         try:
             error = ""
             if function is not None:
@@ -256,6 +255,8 @@ class Writes:
             written.set_result((described, error))
         except Exception as problem:
             written.set_result(({}, f"{type(problem).__name__}: {problem}"))
+        finally:
+            sys.setswitchinterval(interval)
 
 
 def install(saving: Saving) -> str:

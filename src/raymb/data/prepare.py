@@ -31,10 +31,11 @@ from raymb.data.shapes import Shape
 from raymb.data.statistics import part_statistics
 from raymb.data.store import MANIFEST, read_manifest, write_rows
 from raymb.errors import DataError, RunDirError, StorageError
+from raymb.lock import process_lives
 from raymb.mirror import fetch_rows
 from raymb.model_files import ModelFiles
 from raymb.remote import is_address, storage_root
-from raymb.run_dir import process_lives, write_atomically
+from raymb.run_dir import write_atomically
 from raymb.spec import RunSpec
 
 HOME = "_prepared"  # no run can have this name

@@ -42,7 +42,7 @@ class Hub:
         return self.command
 
     def ask(self, command: str) -> None:
-        """Ask the ranks to stop, for this reason; "" takes it back."""
+        """Ask the ranks to stop, for this reason, until they have."""
         self.command = command
 
     def fulfilled(self, command: str) -> None:
