@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.models import save_tokenizer
+from tests.models import make_tiny_qwen2, save_tokenizer
 from tests.s3 import s3 as s3
 from tests.s3 import s3_server as s3_server
 
@@ -34,6 +34,11 @@ QWEN3_MOE_4_LAYERS: dict[str, Any] = QWEN2_4_LAYERS | {
     "decoder_sparse_step": 1,
     "tie_word_embeddings": False,
 }
+
+
+@pytest.fixture(scope="session")
+def tiny_qwen2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_qwen2(tmp_path_factory.mktemp("models") / "tiny-qwen2")
 
 
 def write_shape_only_model(directory: Path, config: dict[str, Any] = QWEN2_4_LAYERS) -> Path:

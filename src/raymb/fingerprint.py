@@ -61,6 +61,7 @@ def take_fingerprint(spec: RunSpec, model: str, *, rows: str, preparation: str) 
             "packing": data.packing,
         },
         "seed": {"seed": spec.train.seed},
+        "peft": {} if spec.peft.peft == "none" else spec.peft.model_dump(mode="json", exclude={"lora_dropout"}),
         "versions": {"raymb": __version__, **{name: _installed(name) for name in (*_EXACT, *_LOOSE)}},
     }
 
@@ -106,6 +107,7 @@ _WITHOUT_FLAG = {
     "model": "the former files at --hf_model_path",
     "tokenizer": "the former tokenizer at --hf_model_path (or --chat_template)",
     "data": "the former rows (--dataset, and all that makes them)",
+    "peft": "no --peft",
     "versions": "the former versions",
 }
 

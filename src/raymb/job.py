@@ -29,6 +29,7 @@ class Job:
         run_dir: the run directory.
         checkpoint_dir: where checkpoints are written, and read on a restart.
         hf_dir: where the tuned model goes as a Hugging Face directory.
+        adapter_dir: where the tuned adapters go as a PEFT directory.
         load_dir: the iteration directory to go on from, where it is not for the workers to choose; "" where it is.
         any_layout: write checkpoints that every layout can read.
         log_dir: one file a worker.
@@ -51,6 +52,7 @@ class Job:
     load_dir: str
     any_layout: bool
     hf_dir: str
+    adapter_dir: str
     log_dir: str
     threads: int
 
@@ -73,6 +75,7 @@ class Job:
             checkpoint_dir=moved(self.checkpoint_dir),
             load_dir=moved(self.load_dir),
             hf_dir=moved(self.hf_dir),
+            adapter_dir=moved(self.adapter_dir),
             log_dir=moved(self.log_dir),
             data_dir=moved(self.data_dir),
         )

@@ -108,6 +108,7 @@ def _job(
         load_dir="",
         any_layout=False,
         hf_dir=str(place.hf),
+        adapter_dir=str(place.adapter),
         log_dir=str(place.logs),
         threads=checked.spec.cluster.omp_num_threads or resources.threads,
     )

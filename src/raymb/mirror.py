@@ -193,7 +193,7 @@ def delete_old_run(run: RunDir) -> None:
         remote.delete(name)
     side_by_side(remote.delete, [f"checkpoints/{step}/{MANIFEST}" for step in steps])
     side_by_side(remote.delete, [f"checkpoints/{step}" for step in steps])
-    side_by_side(remote.delete, [*_SMALL, *_TREES, "job.json", "hf"])
+    side_by_side(remote.delete, [*_SMALL, *_TREES, "job.json", "hf", "adapter"])
 
 
 def share_rows(prepared_dir: Path, storage_path: str | Path) -> None:

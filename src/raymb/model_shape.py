@@ -35,6 +35,8 @@ class ModelShape:
     tie_word_embeddings: bool
     attention: str = "mha"
     """mha, gqa, mqa or mla."""
+    query_rank: int | None = None
+    """Size of the compressed queries of multi-head latent attention."""
     num_experts: int | None = None
     experts_per_token: int | None = None
     moe_intermediate_size: int | None = None
@@ -84,6 +86,7 @@ class ModelShape:
             # transformers' own default is True; the families below write False into their defaults.
             tie_word_embeddings=_tied_by_default(str(text.get("model_type"))) if tied is None else bool(tied),
             attention=attention,
+            query_rank=read.first("q_lora_rank") if attention == "mla" else None,
             num_experts=experts if experts and experts > 1 else None,
             experts_per_token=_experts_per_token(read) if experts and experts > 1 else None,
             moe_intermediate_size=_moe_size(read, experts, intermediate),

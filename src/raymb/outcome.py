@@ -43,6 +43,16 @@ def _has_model(place: RunDir) -> bool:
     return place.hf.exists() or (place.remote is not None and place.remote.exists("hf/config.json"))
 
 
+def _has_adapter(place: RunDir) -> bool:
+    return place.adapter.exists() or (place.remote is not None and place.remote.exists("adapter/adapter_config.json"))
+
+
+def _is_exported(spec: RunSpec, place: RunDir) -> bool:
+    """Whether all that the spec wants written at the end is there."""
+    whole, adapters = spec.peft.peft == "none" or spec.checkpoint.merge, spec.peft.peft != "none"
+    return (not whole or _has_model(place)) and (not adapters or _has_adapter(place))
+
+
 def _shown(place: RunDir, path: Path) -> str:
     """A path of the run as its user names it."""
     if place.remote is None or not path.is_relative_to(place.path):
@@ -53,7 +63,7 @@ def _shown(place: RunDir, path: Path) -> str:
 def has_finished(checked: Preflight, place: RunDir) -> bool:
     """Whether the same command ran to its end here before; one that died before its export goes on to write it."""
     spec, done = checked.spec, newest_step(place)
-    complete = _has_model(place) or not spec.checkpoint.export_hf
+    complete = not spec.checkpoint.export_hf or _is_exported(spec, place)
     again = spec.checkpoint.overwrite or spec.checkpoint.resume != "auto"
     if done is None or again or not complete:
         return False
@@ -106,11 +116,16 @@ def conclude(job: Job, place: RunDir, console: Console) -> None:
         console.print(f"stopped early at step {step}: the best validation loss is {loss:.4f}, at step {at:g}")
     elif step < job.plan["train_iters"]:
         console.print(f"stopped at step {step} of {job.plan['train_iters']}; the same command goes on from there")
-    if job.spec.run.sample_prompt and _has_model(place) and (stopped_early or step >= job.plan["train_iters"]):
+    if (
+        job.spec.run.sample_prompt
+        and _is_exported(job.spec, place)
+        and (stopped_early or step >= job.plan["train_iters"])
+    ):
         from raymb.sample import print_answers
 
-        if place.remote is not None and not place.hf.exists():
-            place.remote.download("hf", place.hf)
+        for name, directory in {"hf": place.hf, "adapter": place.adapter}.items():
+            if place.remote is not None and not directory.exists() and place.remote.listing(name):
+                place.remote.download(name, directory)
         print_answers(job, console)
     places = {
         "metrics": place.metrics,
@@ -118,6 +133,7 @@ def conclude(job: Job, place: RunDir, console: Console) -> None:
         "best checkpoint": Path(iteration_dir(place.checkpoints, best)) if best not in (None, step) else None,
         "failures": place.failures if place.failures.exists() else None,
         "Hugging Face model": place.hf if _has_model(place) else None,
+        "PEFT adapter": place.adapter if _has_adapter(place) else None,
         "TensorBoard": place.tensorboard,
         "workers' logs": place.logs,
     }

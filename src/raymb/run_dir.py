@@ -9,6 +9,7 @@ STORAGE_PATH/EXPERIMENT_NAME/
         fingerprint.json  what they belong to: model, tokenizer, data, batch, seed, versions
     data.json         which prepared rows, and what they are like
     hf/               the tuned model as a Hugging Face directory
+    adapter/          the tuned adapters (--peft) as a PEFT directory
     logs/             one file a worker
     (and Ray Train's own small files)
     tensorboard/
@@ -91,6 +92,10 @@ class RunDir:
     @property
     def hf(self) -> Path:
         return self.path / "hf"
+
+    @property
+    def adapter(self) -> Path:
+        return self.path / "adapter"
 
     @property
     def logs(self) -> Path:
@@ -264,7 +269,15 @@ def _delete_old_run(run: RunDir) -> None:
     for name in (*POINTERS, LEFT_OUT):  # first: what they point at must be whole
         (run.checkpoints / name).unlink(missing_ok=True)
     steps = [path for path in run.checkpoints.glob("iter_*") if ITERATION.fullmatch(path.name)]
-    for directory in (run.hf, run.logs, run.tensorboard, run.failures, run.checkpoints / "reshaped", *steps):
+    for directory in (
+        run.hf,
+        run.adapter,
+        run.logs,
+        run.tensorboard,
+        run.failures,
+        run.checkpoints / "reshaped",
+        *steps,
+    ):
         shutil.rmtree(directory, ignore_errors=True)
     for file in (run.spec, run.plan, run.job, run.data, run.fingerprint, run.metrics):
         file.unlink(missing_ok=True)

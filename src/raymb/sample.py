@@ -15,7 +15,8 @@ def print_answers(job: Job, console: Console) -> None:
     """Ask both models, in a Ray task, and print their answers beside the one in the data if there is one."""
     asked = job.spec.run.sample_prompt or ""
     question = _held_out(job) if asked == "held-out" else asked
-    models = {"base model": job.model_path, "tuned model": job.hf_dir}
+    tuned = job.hf_dir if Path(job.hf_dir).exists() else job.adapter_dir  # PEFT loads the base model by itself
+    models = {"base model": job.model_path, "tuned model": tuned}
     console.print("asking the base and the tuned model", style="dim")
     template = job.spec.data.chat_template
     prompt, expected, answers = ray.get(

@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 
 from raymb.data.store import RowFile
-from tests.models import make_tiny_qwen2, write_rows
+from tests.models import write_rows
 from tests.smoke.fault_table import Row, update
 
+FAULTS = Path(__file__).parents[1] / "faults"
 MAIN_FLAGS = {
     "seq_length": 64,
     "train_iters": 10,
@@ -36,11 +37,6 @@ def ray_cluster() -> Iterator[None]:
     ray.init(address="local", num_cpus=16, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
-
-
-@pytest.fixture(scope="session")
-def tiny_qwen2(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_qwen2(tmp_path_factory.mktemp("models") / "tiny-qwen2")
 
 
 @pytest.fixture(scope="session")
@@ -77,9 +73,40 @@ def finetune(ray_cluster: None, tiny_qwen2: Path, rows: Path, tmp_path: Path) ->
     return run
 
 
+@pytest.fixture
+def finetune_with_faults(finetune: Callable[..., Path], tmp_path: Path) -> Callable[..., Path]:
+    """The same with faults that happen in its workers (tests/faults)."""
+
+    def run(*faults: dict[str, Any], **flags: Any) -> Path:
+        file = tmp_path / f"faults-{flags.get('experiment_name', 'run')}.json"
+        file.write_text(json.dumps(faults))
+        env = [f"PYTHONPATH={FAULTS}{os.pathsep}src", f"RAYMB_FAULTS={file}"]
+        made = finetune(**{"env": env, **flags})
+        happened = [number for number in range(len(faults)) if file.with_name(f"{file.name}.{number}").exists()]
+        assert happened == list(range(len(faults))), "not every fault has happened"
+        return made
+
+    return run
+
+
 def read_metrics(run: Path, kind: str = "train") -> list[dict[str, Any]]:
     lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     return [record for record in map(json.loads, lines) if record["kind"] == kind]
+
+
+CURVE = ("step", "loss", "grad_norm", "learning_rate", "trained_tokens")
+
+
+def curve(run: Path) -> list[tuple[Any, ...]]:
+    """Everything about a run's steps that must not change."""
+    return [tuple(record[name] for name in CURVE) for record in read_metrics(run)]
+
+
+def samples_of(run: Path, part: str) -> list[tuple[list[int], list[int]]]:
+    """The (ids, trained) samples of a part of a run's rows, in their order."""
+    job = json.loads((run / "job.json").read_text())
+    rows = RowFile(Path(job["data_dir"], f"{part}.arrow"))
+    return [sample for index in range(len(rows)) for sample in _samples(rows[index])]
 
 
 def batches_of(run: Path) -> list[list[tuple[list[int], list[int]]]]:
@@ -139,3 +166,12 @@ def torchrun(workers: int, *command: object, timeout: float = 240) -> None:
     )
     traceback = done.stderr.find("Traceback")
     assert done.returncode == 0, done.stderr[traceback : traceback + 5000]
+
+
+def train_variant(out: Path, workers: int, **flags: Any) -> list[dict[str, Any]]:
+    """Train without Ray (train_variant.py) in `out`: the steps' records; the run is out/run."""
+    job = make_job(out, num_workers=workers, **flags)
+    torchrun(workers, Path(__file__).with_name("train_variant.py"), job, out)
+    steps = json.loads((out / "steps.json").read_text())
+    assert len(steps) == flags.get("train_iters", MAIN_FLAGS["train_iters"])
+    return steps

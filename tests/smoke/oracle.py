@@ -15,15 +15,18 @@ Batch = list[Sample]
 
 
 def train(
-    model_dir: Path, batches: list[Batch], learning_rate: float, adapter: Path | None = None
+    model_dir: Path, batches: list[Batch], learning_rate: float, adapter: Path | None = None, tied: bool = False
 ) -> list[dict[str, Any]]:
     """Loss (mean over the batch's trained tokens) and gradient norm (before clipping to 1) of every step, fp32, cosine
     decay to 0, weight decay 0.01 on matrices only. Each sample is run alone, without padding or packing.
 
     Args:
         adapter: train this PEFT adapter instead of the model.
+        tied: q, k and v share their first matrix, and so do gate and up.
     """
     model = _model(model_dir, adapter)
+    if tied:
+        _tie(model)
     trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     groups: list[dict[str, Any]] = [{"params": [], "weight_decay": decay} for decay in (0.01, 0.0)]
     for name, parameter in trained:
@@ -63,3 +66,12 @@ def _model(model_dir: Path, adapter: Path | None) -> Any:
     from peft import PeftModel
 
     return PeftModel.from_pretrained(model, adapter, is_trainable=True)
+
+
+def _tie(model: Any) -> None:
+    for layer in model.base_model.model.model.layers:
+        for names in (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj")):
+            modules = [getattr(layer.self_attn if names[0] == "q_proj" else layer.mlp, name) for name in names]
+            for module in modules:
+                if hasattr(module, "lora_A"):
+                    module.lora_A = modules[0].lora_A

@@ -19,12 +19,10 @@ from typing import Any
 import pytest
 
 from raymb.bridge.checkpoint import iteration_dir, latest_step, steps_of, why_not_whole
-from tests.smoke.conftest import MAIN_FLAGS, read_metrics, worst_deviation
+from tests.smoke.conftest import MAIN_FLAGS, curve, read_metrics, worst_deviation
 from tests.smoke.fault_table import Row
 
 pytestmark = [pytest.mark.smoke, pytest.mark.timeout(600)]
-FAULTS = Path(__file__).parents[1] / "faults"
-CURVE = ("step", "loss", "grad_norm", "learning_rate", "trained_tokens")
 FLAGS: dict[str, Any] = {
     "num_workers": 3,
     "global_batch_size": 6,
@@ -37,19 +35,9 @@ FLAGS: dict[str, Any] = {
 
 
 @pytest.fixture
-def run_with(finetune: Callable[..., Path], tmp_path: Path) -> Callable[..., Path]:
+def run_with(finetune_with_faults: Callable[..., Path]) -> Callable[..., Path]:
     """A run in whose workers the given faults happen."""
-
-    def run(*faults: dict[str, Any], **flags: Any) -> Path:
-        file = tmp_path / f"faults-{flags.get('experiment_name', 'run')}.json"
-        file.write_text(json.dumps(faults))
-        env = [f"PYTHONPATH={FAULTS}{os.pathsep}src", f"RAYMB_FAULTS={file}"]
-        made = finetune(**{**FLAGS, "env": env, **flags})
-        happened = [number for number in range(len(faults)) if file.with_name(f"{file.name}.{number}").exists()]
-        assert happened == list(range(len(faults))), "not every fault has happened"
-        return made
-
-    return run
+    return lambda *faults, **flags: finetune_with_faults(*faults, **{**FLAGS, **flags})
 
 
 @pytest.fixture(scope="session")
@@ -62,10 +50,6 @@ def undisturbed(ray_cluster: None, tiny_qwen2: Path, rows: Path, tmp_path_factor
     words = [word for flag, value in given.items() for word in (f"--{flag}", str(value))]
     assert main(["finetune", *words, "--experiment_name", "run"]) == 0
     return storage / "run"
-
-
-def curve(run: Path, first: int = 1) -> list[tuple[Any, ...]]:
-    return [tuple(record[name] for name in CURVE) for record in read_metrics(run) if record["step"] >= first]
 
 
 def same_end(run: Path, undisturbed: Path) -> None:

@@ -10,19 +10,13 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from raymb.bridge.checkpoint import describe_files, latest_step, read_manifest, steps_of, write_manifest
-from tests.smoke.conftest import MAIN_FLAGS, read_metrics
+from tests.smoke.conftest import CURVE, MAIN_FLAGS, curve, read_metrics
 
 pytestmark = [pytest.mark.smoke, pytest.mark.timeout(400)]
-CURVE = ("step", "loss", "grad_norm", "learning_rate", "trained_tokens")
-
-
-def _curve(run: Path) -> list[tuple[Any, ...]]:
-    return [tuple(record[name] for name in CURVE) for record in read_metrics(run)]
 
 
 def test_stopped_after_five_of_ten_steps_it_ends_with_the_same_numbers(
@@ -31,14 +25,14 @@ def test_stopped_after_five_of_ten_steps_it_ends_with_the_same_numbers(
     layout = {"num_workers": 2, "tensor_parallel_size": 2}
     whole = finetune(experiment_name="whole", **layout)
     stopped = finetune("train.exit_interval=5", experiment_name="stopped", **layout)
-    assert [step for step, *_ in _curve(stopped)] == [1, 2, 3, 4, 5]
+    assert [step for step, *_ in curve(stopped)] == [1, 2, 3, 4, 5]
     assert latest_step(stopped / "checkpoints") == 5
     assert "stopped at step 5 of 10" in capfd.readouterr().err
     finetune(experiment_name="stopped", **layout)
     assert "training from step 5" in capfd.readouterr().err
-    assert _curve(stopped) == _curve(whole)  # exactly: every float is equal to the last bit
+    assert curve(stopped) == curve(whole)  # exactly: every float is equal to the last bit
     print("\nstep", *CURVE[1:])
-    for ours in _curve(stopped)[4:]:
+    for ours in curve(stopped)[4:]:
         print(*ours)
 
 
@@ -55,7 +49,7 @@ def test_a_checkpoint_of_the_other_backend_is_gone_on_with(
     write_manifest(written.parent, {**manifest.pop("files"), **describe_files([written])}, manifest)
     finetune(experiment_name="stopped", num_workers=1, train_iters=6)
     assert "loading the checkpoint of the other backend, with a fresh random state" in capfd.readouterr().err
-    assert _curve(stopped) == _curve(whole)
+    assert curve(stopped) == curve(whole)
 
 
 def test_early_stopping_keeps_the_best_checkpoint(
@@ -85,7 +79,7 @@ def test_out_of_time(finetune: Callable[..., Path], capfd: pytest.CaptureFixture
     assert step is not None and 1 <= step <= 50 and read_metrics(run)[-1]["step"] == step
     assert f"out of time (--max_time 1s); the same command goes on from step {step}" in capfd.readouterr().err
     finetune(**{**flags, "train_iters": step + 2})
-    assert _curve(run)[-1][0] == step + 2
+    assert curve(run)[-1][0] == step + 2
 
 
 def test_finished_run_is_not_trained_again(finetune: Callable[..., Path], capfd: pytest.CaptureFixture[str]) -> None:

@@ -1,5 +1,5 @@
-"""`torchrun train_variant.py JOB.json plain|lora OUT`: a job trained without Ray; no flag reaches LoRA yet. Writes
-OUT/steps.json (loss and grad norm of each step) and what the oracle needs: OUT/adapter."""
+"""`torchrun train_variant.py JOB.json OUT`: a job trained without Ray. Writes OUT/steps.json (loss and grad norm of
+each step) and OUT/adapter: of a run with adapters those that it began with, which the oracle needs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from raymb.progress import Progress
 
 
 def main() -> None:
-    job, variant, out = Job.from_json(Path(sys.argv[1]).read_text()), sys.argv[2], Path(sys.argv[3])
+    job, out = Job.from_json(Path(sys.argv[1]).read_text()), Path(sys.argv[2])
     accelerator = ACCELERATORS[job.backend]
     worker.join_process_group(accelerator.distributed_backend, accelerator.device())
     prepare = worker.prepare
@@ -24,7 +24,7 @@ def main() -> None:
 
     def prepare_variant(job: Job, progress: Progress, emit: Any) -> Any:
         config, hf_bridge, losses = prepare(job, progress, emit)
-        callbacks.extend(_add_lora(job, config, hf_bridge, out) if variant == "lora" else [])
+        callbacks.extend(_export_at_start(job, config, hf_bridge, out) if config.peft is not None else [])
         import raymb.bridge.callbacks as ours
 
         make = ours.make_callbacks
@@ -43,17 +43,16 @@ def main() -> None:
         (out / "steps.json").write_text(json.dumps(steps))
 
 
-def _add_lora(job: Job, config: Any, hf_bridge: Any, out: Path) -> list[Any]:
-    """LoRA on each of the Hugging Face projections, so that PEFT can train the same adapter."""
-    from megatron.bridge.peft.canonical_lora import CanonicalLoRA
+def _export_at_start(job: Job, config: Any, hf_bridge: Any, out: Path) -> list[Any]:
+    """The adapters as the training begins with them, for PEFT to train the same ones."""
     from megatron.bridge.training.callbacks import Callback
 
-    config.peft = CanonicalLoRA(dim=4, alpha=8, lora_B_init_method="normal")
-    config.checkpoint.pretrained_checkpoint = job.model_path
+    from raymb.bridge.export_adapter import write_adapter
 
     class Export(Callback):
         def on_train_start(self, context: Any) -> None:
-            hf_bridge.save_hf_adapter(context.model, out / "adapter", config.peft, job.model_path, show_progress=False)
+            (out / "adapter").mkdir(exist_ok=True)
+            write_adapter(hf_bridge, context.model, config.peft, job.model_path, out / "adapter")
 
     return [Export()]
 

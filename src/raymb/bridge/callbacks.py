@@ -14,6 +14,7 @@ from megatron.bridge.training.callbacks import Callback, CallbackContext
 from megatron.core import parallel_state
 
 from raymb.bridge import checkpoint, export
+from raymb.bridge.adapters import trainable_parameters
 from raymb.bridge.bad_loss import BadLossGuard, LossSum
 from raymb.bridge.forward import TokenCounter
 from raymb.bridge.remote_checkpoints import RemoteCheckpoints
@@ -52,6 +53,8 @@ def make_callbacks(
         partial(_leave_out, job),
     )
     callbacks: list[Callback] = [Phases(saving.progress), metrics, guard, Validations(job, saving, emit), Stops(stop)]
+    if job.plan["adapters"]:
+        callbacks.append(TellAdapters(job, emit))
     return [*callbacks, HuggingFaceExport(job, hf_bridge, emit)] if job.spec.checkpoint.export_hf else callbacks
 
 
@@ -88,6 +91,19 @@ class Phases(Callback):
 
     def on_train_end(self, context: CallbackContext) -> None:
         self.progress.enter("exporting")
+
+
+class TellAdapters(Callback):
+    """Says how much is trained, where that is not the whole model."""
+
+    def __init__(self, job: Job, emit: Emit):
+        self.job, self.emit = job, emit
+
+    def on_train_start(self, context: CallbackContext) -> None:
+        count, whole = trainable_parameters(context.model), self.job.plan["parameters"]
+        if torch.distributed.get_rank() == 0:
+            text = f"{count:,} parameters of adapters to train, {count / whole:.2%} of the model's {whole:,}"
+            self.emit({"kind": "phase", "text": text})
 
 
 class Metrics(Callback):
@@ -252,8 +268,10 @@ class HuggingFaceExport(Callback):
 
     def on_train_end(self, context: CallbackContext) -> None:
         if torch.distributed.get_rank() == 0:
-            self.emit({"kind": "phase", "text": "writing the Hugging Face model"})
-        export.write_hf_model(self.hf_bridge, context.model, self.job)
+            what = "model" if self.job.plan["adapters"] is None else "adapter"
+            self.emit({"kind": "phase", "text": f"writing the Hugging Face {what}"})
+        written = export.write_results(self.hf_bridge, context.model, self.job)
         remote = RemoteCheckpoints.of(self.job)
         if remote is not None and torch.distributed.get_rank() == 0:
-            remote.upload_model(Path(self.job.hf_dir))
+            for directory in written:
+                remote.upload_model(directory)

@@ -22,6 +22,7 @@ from megatron.bridge.training.config import (
 
 from raymb.accelerator import ACCELERATORS, Accelerator
 from raymb.bridge import fixes
+from raymb.bridge.adapters import base_directory, make_adapters
 from raymb.bridge.checkpoint import left_out
 from raymb.bridge.dataset import PreparedRowsConfig
 from raymb.errors import SpecError
@@ -49,8 +50,10 @@ def build_config(
     accelerator = ACCELERATORS[job.backend]
     precision = precision_of(job)
     hf_bridge = _hf_bridge(job)
+    adapters = make_adapters(job)
     config = ConfigContainer(
-        model=_model(job, hf_bridge, accelerator, precision, load_weights=load_dir is None),
+        # Bridge itself loads the model that adapters are put on, also where their own weights come from a checkpoint.
+        model=_model(job, hf_bridge, accelerator, precision, load_weights=load_dir is None and adapters is None),
         train=TrainingConfig(
             train_iters=job.plan["train_iters"],
             global_batch_size=job.spec.train.global_batch_size,
@@ -67,6 +70,7 @@ def build_config(
         checkpoint=_checkpoint(job, load_dir, load_random_state),
         rng=RNGConfig(seed=job.spec.train.seed),
         dist=DistributedInitConfig(),
+        peft=adapters,
         mixed_precision="bf16_mixed" if precision == "bf16" else None,
     )
     config.rerun_state_machine.check_for_nan_in_loss = False  # for the same reason
@@ -235,6 +239,7 @@ def _checkpoint(job: Job, load_dir: str | None, load_random_state: bool) -> Chec
     return CheckpointConfig(
         save=job.checkpoint_dir,
         load=load_dir,
+        pretrained_checkpoint=base_directory(job) if job.plan["adapters"] else None,
         load_rng=load_random_state,
         # 0 would switch the last step's save off, too.
         save_interval=job.spec.checkpoint.save_interval or None,

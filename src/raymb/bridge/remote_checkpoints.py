@@ -77,8 +77,8 @@ class RemoteCheckpoints:
         self.upload([directory / checkpoint.MANIFEST])
 
     def upload_model(self, directory: Path) -> None:
-        """The exported model, config.json last: it is there when that is."""
-        last = directory / "config.json"
+        """An exported model or adapter, its configuration last: it is there when that is."""
+        last = next(file for name in ("config.json", "adapter_config.json") if (file := directory / name).is_file())
         self.upload(path for path in directory.rglob("*") if path.is_file() and path != last)
         self.upload([last])
 

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from raymb.errors import RunFailed
+
+if TYPE_CHECKING:
+    import torch
 
 
 def tensor_shapes(directory: Path) -> dict[str, list[int]]:
@@ -16,6 +21,54 @@ def tensor_shapes(directory: Path) -> dict[str, list[int]]:
 
 _NOT_EXPORTED = ("lm_head.weight", "rotary_emb.inv_freq")
 """Tensors that some sources carry although they follow from others: a tied output layer, rotary frequencies."""
+
+
+class TensorFiles:
+    """Writes model.safetensors, or numbered files and their index where the tensors do not fit into one file, a tensor
+    at a time: no more than a file is held.
+
+    Args:
+        directory: exists, and has no tensor files.
+        limit: bytes of a file.
+    """
+
+    def __init__(self, directory: Path, limit: int = 2 << 30):
+        self.directory, self.limit = directory, limit
+        self.held: dict[str, torch.Tensor] = {}
+        self.files: list[list[str]] = []
+        self.bytes = self.total = 0
+
+    def add(self, name: str, tensor: torch.Tensor) -> None:
+        """Take a tensor; the files so far are written when it does not fit any more."""
+        size = tensor.numel() * tensor.element_size()
+        if self.held and self.bytes + size > self.limit:
+            self._write()
+        self.held[name] = tensor.contiguous()
+        self.bytes, self.total = self.bytes + size, self.total + size
+
+    def close(self) -> None:
+        """Write the rest, and give the files their names."""
+        if self.held:
+            self._write()
+        count = len(self.files)
+        names = [f"model-{number:05d}-of-{count:05d}.safetensors" for number in range(1, count + 1)]
+        names = names if count > 1 else ["model.safetensors"]
+        for number, name in enumerate(names):
+            os.replace(self._part(number), self.directory / name)
+        if count > 1:
+            files = {tensor: name for name, tensors in zip(names, self.files, strict=True) for tensor in tensors}
+            index = {"metadata": {"total_size": self.total}, "weight_map": files}
+            (self.directory / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+
+    def _write(self) -> None:
+        from safetensors.torch import save_file
+
+        save_file(self.held, self._part(len(self.files)), metadata={"format": "pt"})
+        self.files.append(list(self.held))
+        self.held, self.bytes = {}, 0
+
+    def _part(self, number: int) -> Path:
+        return self.directory / f"part-{number:05d}.safetensors"
 
 
 def trim_vocabulary(directory: Path, padded: int, vocabulary: int) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from raymb.errors import PlanError
 from raymb.model_shape import ModelShape
 from raymb.plan import rules
+from raymb.plan.adapters import Targets, problems_with, targets_of
 from raymb.plan.elastic import is_elastic, usable_layouts
 from raymb.spec.sections import RunSpec
 
@@ -23,7 +24,7 @@ class Plan:
     has been prepared; so are train_iters, samples and tokens where --num_epochs decides them. Each sample of a packed
     row is padded to sample_multiple tokens. chosen has a reason for every flag that was `auto`. workers_per_node and
     nodes are None unless --gpus_per_node was given. elastic holds every usable size of an elastic run, ascending, and
-    num_workers is one of them; None where the size is fixed.
+    num_workers is one of them; None where the size is fixed. adapters: which matrices have one; None without --peft.
     backend is `auto` while nobody has looked at the cluster.
     """
 
@@ -58,6 +59,7 @@ class Plan:
     epochs: float | None
     padded_vocab_size: int
     parameters: int
+    adapters: Targets | None = None
     chosen: dict[str, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
@@ -115,6 +117,8 @@ def usable_plans(
     """
     backend = spec.run.backend if backend == "auto" else backend
     layouts, problems = usable_layouts(spec, shape, backend)
+    tensor = spec.parallel.tensor_parallel_size
+    problems += problems_with(spec.peft, shape, 1 if tensor == "auto" else tensor)
     batch, packing = spec.train.global_batch_size, spec.data.packing
     if rows is not None and rows < batch:
         kind, or_else = ("packed ", ", or leave --packing out") if packing else ("", "")
@@ -177,6 +181,7 @@ def _plan(
         epochs=samples / rows if samples and rows else None,
         padded_vocab_size=math.ceil(shape.vocab_size / layout.tensor) * layout.tensor,
         parameters=shape.parameter_count,
+        adapters=None if spec.peft.peft == "none" else targets_of(spec.peft, shape),
         chosen=chosen,
     )
 

@@ -44,6 +44,8 @@ def plan_rows(plan: Plan, shape: ModelShape, model: str) -> list[tuple[str, str]
         ),
         ("training", _training(plan)),
     ]
+    if plan.adapters:
+        rows.append(("adapters", f"on {', '.join(plan.adapters.hugging_face)}"))
     if plan.rows:
         packed = "packed " if plan.packing else ""
         rows.append(

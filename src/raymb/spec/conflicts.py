@@ -6,12 +6,18 @@ import re
 import string
 from collections.abc import Iterator
 
-from raymb.spec.sections import Data, Parallel, RunSpec, worker_range
+from raymb.spec.sections import Checkpoint, Data, Parallel, Peft, RunSpec, worker_range
 
 
 def conflicts(spec: RunSpec) -> list[str]:
     """A sentence for each contradiction, with the flags."""
-    return [*_data(spec.data), *_parallel(spec.parallel), *_train(spec), *_storage(spec)]
+    return [
+        *_data(spec.data),
+        *_parallel(spec.parallel),
+        *_train(spec),
+        *_adapters(spec.peft, spec.checkpoint),
+        *_storage(spec),
+    ]
 
 
 def _parallel(parallel: Parallel) -> Iterator[str]:
@@ -29,6 +35,20 @@ def _train(spec: RunSpec) -> Iterator[str]:
             f"--train_iters {spec.train.train_iters} and --num_epochs {spec.train.num_epochs:g} both say how long to "
             f"train; give one of them"
         )
+
+
+def _adapters(peft: Peft, checkpoint: Checkpoint) -> Iterator[str]:
+    unused = sorted(peft.model_fields_set - {"peft"})
+    if checkpoint.merge and (peft.peft == "none" or not checkpoint.export_hf):
+        other = "--no_export_hf" if peft.peft != "none" else "--peft none"
+        yield f"--merge works adapters into the exported model, and {other} leaves nothing to merge; drop one of them"
+    if peft.peft == "dora" and peft.lora_dropout:
+        yield (
+            f"--lora_dropout {peft.lora_dropout:g} with --peft dora: Bridge 0.6.2 draws a mask of its own for each "
+            f"term of a DoRA layer (peft/dora_layers.py); leave it out"
+        )
+    if peft.peft == "none" and any(getattr(peft, flag) != Peft.model_fields[flag].default for flag in unused):
+        yield f"--{unused[0]} says how adapters are, and --peft none trains the whole model; add --peft lora"
 
 
 def _storage(spec: RunSpec) -> Iterator[str]:

@@ -21,8 +21,17 @@ def _words(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
+def _comma_words(value: Any) -> Any:
+    words = [value] if isinstance(value, str) else value
+    if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+        return words
+    return [name for word in words for name in word.replace(",", " ").split()]
+
+
 Words = Annotated[list[str], BeforeValidator(_words)]
 """A repeatable flag; in YAML one word or a list."""
+Names = Annotated[list[str], BeforeValidator(_comma_words), Field(min_length=1)]
+"""Names with commas between them, or repeated; in YAML a list, too."""
 PathOrAddress = Annotated[str, BeforeValidator(lambda value: str(value) if isinstance(value, Path) else value)]
 """Kept as it is written: a Path would make s3:/bucket of s3://bucket."""
 Change = Literal["model", "tokenizer", "data", "batch", "seed", "versions"]
@@ -137,6 +146,20 @@ class Train(Section):
     """Seed of data order and dropout."""
 
 
+class Peft(Section):
+    peft: Literal["none", "lora", "dora"] = bridge("peft", default="none")
+    """Train low-rank adapters beside the frozen model (LoRA, DoRA) instead of the model itself."""
+    lora_rank: Size = bridge("peft.dim", default=16)
+    """Rank of the adapters."""
+    lora_alpha: Size = bridge("peft.alpha", default=32)
+    """An adapter's output is multiplied by alpha / rank."""
+    lora_dropout: float = bridge("peft.dropout", default=0.0, ge=0, lt=1)
+    """Dropout in front of the adapters."""
+    lora_target_modules: Names = bridge("peft.target_modules", default=["all-linear"])
+    """What gets an adapter: q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj, or all-linear. Megatron's names
+    (linear_qkv, linear_proj, linear_fc1, linear_fc2) put one adapter on a whole fused matrix."""
+
+
 class Optimizer(Section):
     learning_rate: float = bridge("optimizer.lr", default=1e-5, gt=0)
     """Peak learning rate."""
@@ -188,7 +211,10 @@ class Checkpoint(Section):
     output_dir: Path | None = bridge("checkpoint.save", "checkpoint.load", default=None)
     """Where checkpoints go, instead of the run directory's checkpoints/."""
     export_hf: bool = True
-    """At the end write the tuned model as a Hugging Face directory, hf/ in the run directory."""
+    """At the end write the tuned model as a Hugging Face directory, hf/ in the run directory; with --peft the adapters
+    as a PEFT directory, adapter/."""
+    merge: bool = False
+    """With --peft write the whole model with its adapters worked in, too, as hf/."""
     overwrite: bool = False
     """Delete the run directory's old content first."""
     accept_changes: Annotated[list[Change], BeforeValidator(_words)] = []
@@ -252,6 +278,7 @@ class RunSpec(Section):
     data: Data = Data()
     parallel: Parallel = Parallel()
     train: Train = Train()
+    peft: Peft = Peft()
     optimizer: Optimizer = Optimizer()
     evaluation: Evaluation = Evaluation()
     checkpoint: Checkpoint = Checkpoint()

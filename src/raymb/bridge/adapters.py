@@ -1,0 +1,251 @@
+"""LoRA and DoRA in Bridge's modules, such that they compute what Hugging Face's PEFT computes, in every layout.
+
+What Bridge 0.6.2 lacks for that, and is done here:
+- peft/canonical_lora.py lines 147 and 169: q, k and v (gate and up) without an adapter each are called all the same.
+- peft/utils.py line 1150: initial weights are drawn a shard at a time, so they change with the layout.
+- peft/dora_layers.py line 119: the norm of a row-parallel matrix is taken over this rank's columns only;
+  line 132: the bias of a fused projection is scaled, too; line 44: magnitudes that are split over tensor parallel
+  ranks count once in the gradient norm, and those that are not get no part of the gradient from the other ranks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.bridge.models.conversion.model_bridge import _megatron_local_name_to_global
+from megatron.bridge.peft.base import PEFT
+from megatron.bridge.peft.canonical_lora import (
+    CanonicalLoRA,
+    LoRALinearSplitFC1UpGate,
+    LoRALinearSplitQKV,
+    ModuleDict,
+)
+from megatron.bridge.peft.dora import DoRA
+from megatron.bridge.peft.dora_layers import DoRALinear
+from megatron.bridge.peft.lora import LoRA
+from megatron.core import parallel_state
+from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attributes
+from megatron.core.utils import unwrap_model
+from torch import nn
+
+from raymb.job import Job
+
+
+@dataclass
+class Adapters(PEFT):
+    """Low-rank adapters on the matrices of a plan.
+
+    Args:
+        kind: lora or dora.
+        dim: rank.
+        alpha: an adapter's output is multiplied by alpha / dim.
+        split: Bridge's names for parts of fused matrices, each with an adapter of its own.
+        whole: names of Megatron's modules with one adapter each.
+        seed: of the initial weights.
+    """
+
+    kind: str = "lora"
+    dim: int = 16
+    alpha: int = 32
+    dropout: float = 0.0
+    split: list[str] = field(default_factory=list)
+    whole: list[str] = field(default_factory=list)
+    seed: int = 1234
+
+    def __call__(self, model: Any, training: bool = True) -> Any:
+        settings: dict[str, Any] = {"dim": self.dim, "alpha": self.alpha, "dropout": self.dropout}
+        kinds: dict[str, Any] = {"lora": LoRA, "dora": DoRA}
+        experts: dict[str, Any] = (
+            {"share_expert_adapters": False} if self.kind == "lora" else {}
+        )  # shared ones depend on the layout
+        self._makers = [
+            *([CanonicalLoRA(target_modules=self.split, **settings, **experts)] if self.split else []),
+            *([kinds[self.kind](target_modules=self.whole, **settings, **experts)] if self.whole else []),
+        ]
+        model = super().__call__(model, training)
+        initialize(model if isinstance(model, list) else [model], self.seed)
+        return model
+
+    def transform(self, module: nn.Module, name: str | None = None, prefix: str | None = None) -> nn.Module:
+        for maker in self._makers:
+            made = maker.transform(module, name, prefix)
+            if made is not module:
+                return _mended(made)
+        return module
+
+
+def make_adapters(job: Job) -> Adapters | None:
+    """The adapters of a job; None for a run that trains the whole model."""
+    targets, peft = job.plan["adapters"], job.spec.peft
+    if targets is None:
+        return None
+    return Adapters(
+        kind=peft.peft,
+        dim=peft.lora_rank,
+        alpha=peft.lora_alpha,
+        dropout=peft.lora_dropout,
+        split=targets["split"],
+        whole=targets["whole"],
+        seed=job.spec.train.seed,
+    )
+
+
+def base_directory(job: Job) -> str:
+    """The frozen model's files as a directory, which Bridge wants; a hub model's are in the cache by now or then."""
+    if Path(job.model_path).is_dir():
+        return job.model_path
+    from huggingface_hub import snapshot_download
+
+    return snapshot_download(job.model_path, revision=job.spec.model.hf_revision, ignore_patterns=["*.bin", "*.pth"])
+
+
+def initialize(model: list[Any], seed: int) -> None:
+    """Draw the first matrix of each adapter as PEFT does, whole and by its name, and keep this rank's part."""
+    for name, adapter in adapters_in(model):
+        weight = adapter.linear_in.weight
+        sharded = 1 if adapter.input_is_parallel else 0
+        with torch.no_grad():
+            if weight.ndim == 2:
+                weight.copy_(_part(_drawn(adapter, weight, name, seed), sharded, weight.shape, adapter.tp_group))
+                continue
+            first = dist.get_rank(adapter.ep_group) * len(weight)
+            for index, expert in enumerate(weight):
+                whole = _drawn(adapter, expert, f"{name}.{first + index}", seed)
+                expert.copy_(_part(whole, sharded, expert.shape, adapter.expert_tp_group))
+
+
+def trainable_parameters(model: list[Any]) -> int:
+    """Parameters of all adapters over all ranks, each counted once. Collective."""
+    count = 0
+    for _, adapter in adapters_in(model):
+        expert = adapter.linear_in.weight.ndim == 3
+        group = adapter.expert_tp_group if expert else adapter.tp_group
+        copies = parallel_state.get_expert_data_parallel_rank() if expert else _copy_of_dense()
+        if copies == 0:
+            for name, weight in adapter.named_parameters():
+                shared = name == "weight_magnitude" and adapter.input_is_parallel
+                count += weight.numel() if not shared or dist.get_rank(group) == 0 else 0
+    total = torch.tensor([count], dtype=torch.int64, device="cuda")
+    dist.all_reduce(total)
+    return int(total.item())
+
+
+def _copy_of_dense() -> int:
+    return parallel_state.get_data_parallel_rank(with_context_parallel=True)
+
+
+def adapters_in(model: list[Any]) -> Iterator[tuple[str, Any]]:
+    """(name over all pipeline stages, adapter) of each adapter on this rank."""
+    config = unwrap_model(model)[0].config
+    for stage, chunk in enumerate(unwrap_model(model)):
+        for name, module in chunk.named_modules():
+            if hasattr(module, "linear_in") and hasattr(module, "linear_out"):
+                yield _megatron_local_name_to_global(model, config, name, stage), module
+
+
+def _drawn(adapter: Any, part: torch.Tensor, name: str, seed: int) -> torch.Tensor:
+    """Kaiming uniform with a = sqrt(5), over the whole matrix [rank, inputs]."""
+    group = adapter.expert_tp_group if hasattr(adapter, "num_local_experts") else adapter.tp_group
+    inputs = part.shape[1] * (dist.get_world_size(group) if adapter.input_is_parallel else 1)
+    digest = hashlib.sha256(f"{seed} {name}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+    return torch.empty(adapter.dim, inputs).uniform_(-1 / math.sqrt(inputs), 1 / math.sqrt(inputs), generator=generator)
+
+
+def _part(whole: torch.Tensor, axis: int, shape: torch.Size, group: Any) -> torch.Tensor:
+    return whole.narrow(axis, dist.get_rank(group) * shape[axis], shape[axis])
+
+
+def _mended(wrapper: Any) -> nn.Module:
+    """A wrapper of Bridge's, in the class below that mends it."""
+    mended = {LoRALinearSplitQKV: _SplitQKV, LoRALinearSplitFC1UpGate: _SplitGateUp, DoRALinear: _DoRALinear}
+    wrapper.__class__ = mended.get(type(wrapper), type(wrapper))
+    if isinstance(wrapper.adapter, ModuleDict):
+        wrapper.adapter = ModuleDict({name: part for name, part in wrapper.adapter.items() if part is not None})
+    if isinstance(wrapper, _DoRALinear):
+        adapter: Any = wrapper.adapter
+        adapter.init_weight_magnitude(wrapper._get_weight_norm())
+        if adapter.input_is_parallel:  # each tensor parallel rank sees its part of the sequence, and they add up
+            adapter.weight_magnitude.sequence_parallel = adapter.config.sequence_parallel
+        else:  # each rank's rows count in the gradient norm
+            set_tensor_model_parallel_attributes(adapter.weight_magnitude, True, 0, 1)
+    return wrapper
+
+
+def _output_of(wrapper: Any, name: str, share: float, normed: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+    """What an adapter gives for its part of the output; zeros where that part has none."""
+    if name in wrapper.adapter:
+        return wrapper.adapter[name](normed)
+    return output.new_zeros(*output.shape[:-1], round(output.shape[-1] * share))
+
+
+class _SplitQKV(LoRALinearSplitQKV):
+    adapter: Any  # type: ignore[assignment]
+    to_wrap: Any  # type: ignore[assignment]
+
+    def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
+        output, bias, normed = self.base_linear_forward(x, *args, **kwargs)
+        if not self._adapter_enabled:
+            return output, bias
+        config = self.to_wrap.config
+        heads, groups = config.num_attention_heads, config.num_query_groups
+        shares = {"adapter_q": heads, "adapter_k": groups, "adapter_v": groups}
+        total = heads + 2 * groups
+        parts = [_output_of(self, name, share / total, normed, output) for name, share in shares.items()]
+        return output + self._interleave_qkv(*parts), bias
+
+
+class _SplitGateUp(LoRALinearSplitFC1UpGate):
+    adapter: Any  # type: ignore[assignment]
+    to_wrap: Any  # type: ignore[assignment]
+
+    def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
+        output, bias, normed = self.base_linear_forward(x, *args, **kwargs)
+        if not self._adapter_enabled:
+            return output, bias
+        parts = [_output_of(self, name, 0.5, normed, output) for name in ("adapter_gate", "adapter_up")]
+        return output + torch.cat(parts, dim=-1), bias
+
+
+class _DoRALinear(DoRALinear):
+    adapter: Any  # type: ignore[assignment]
+    to_wrap: Any  # type: ignore[assignment]
+
+    def _get_weight_norm(self) -> torch.Tensor:
+        """Of each row of W + scaling x B A, in this rank's rows (column parallel) or all of them (row parallel)."""
+        adapter, group = self.adapter, self.adapter.tp_group
+        with torch.no_grad():
+            first, second = adapter.linear_in.weight, adapter.linear_out.weight
+            if adapter.input_is_parallel:
+                second = _gathered(second, group)
+            else:
+                first = _gathered(first, group)
+            squares = (self.to_wrap.weight + self.scaling * second @ first).float().square().sum(dim=1)
+            if adapter.input_is_parallel:
+                dist.all_reduce(squares, group=group)
+            return squares.sqrt().to(self.to_wrap.weight.dtype)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """m / |W + B A| x (W + B A) x + bias."""
+        output, bias, normed = self.base_linear_forward(x)
+        if not self._adapter_enabled:
+            return output, bias
+        added = self.to_wrap.bias if bias is None and getattr(self.to_wrap, "use_bias", False) else None
+        scale = self.adapter.get_weight_magnitude() / self._get_weight_norm()
+        plain = output if added is None else output - added
+        result = scale * (plain + self.adapter(normed.contiguous()))
+        return result if added is None else result + added, bias
+
+
+def _gathered(weight: torch.Tensor, group: Any) -> torch.Tensor:
+    """All ranks' rows."""
+    parts = [torch.empty_like(weight) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(parts, weight.contiguous(), group=group)
+    return torch.cat(parts)

@@ -1,0 +1,75 @@
+"""The trained adapters to a directory that Hugging Face's PEFT loads."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.bridge.models.conversion.auto_bridge import AutoBridge
+from megatron.bridge.models.conversion.peft_bridge import (
+    build_adapter_config_dict,
+    convert_adapter_weights_to_peft_state,
+    infer_target_modules_from_adapter_weights,
+)
+
+from raymb.bridge.adapters import Adapters, adapters_in
+
+WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+
+
+def write_adapter(hf_bridge: AutoBridge, model: list[Any], adapters: Adapters, base: str, target: Path) -> None:
+    """Write adapter_model.safetensors and adapter_config.json; collective.
+
+    Args:
+        model: this rank's model chunks.
+        base: the model that the adapters belong to, as PEFT is to find it.
+        target: a directory that exists.
+    """
+    weights = _exported(hf_bridge, model)
+    with _magnitudes_as_weights(model) as any_magnitude:
+        magnitudes = _exported(hf_bridge, model) if any_magnitude else []
+    if dist.get_rank() != 0:
+        return
+    from safetensors.torch import save_file
+
+    state, modules, parameters = convert_adapter_weights_to_peft_state(weights)
+    for magnitude in magnitudes:
+        name = magnitude.param_name
+        if name.endswith(".lora_B.weight"):
+            key = f"base_model.model.{name.removesuffix('.lora_B.weight')}.lora_magnitude_vector"
+            state[key] = magnitude.weight[:, 0].contiguous()
+    config = build_adapter_config_dict(adapters, infer_target_modules_from_adapter_weights(modules), parameters, base)
+    config["use_dora"] = adapters.kind == "dora"
+    # Tensors of fused matrices share memory, which safetensors refuses.
+    save_file({name: tensor.clone().contiguous() for name, tensor in state.items()}, target / WEIGHTS)
+    (target / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def _exported(hf_bridge: AutoBridge, model: list[Any]) -> list[Any]:
+    """(Hugging Face's name, whole tensor) of every adapter matrix."""
+    return list(hf_bridge.export_adapter_weights(model, cpu=True, show_progress=False))
+
+
+@contextlib.contextmanager
+def _magnitudes_as_weights(model: list[Any]) -> Iterator[bool]:
+    """DoRA's magnitudes in the place of the second matrices: Bridge 0.6.2 exports no magnitudes, and they are split
+    and gathered just as the rows of those. Yields whether there are any."""
+    found = [adapter for _, adapter in adapters_in(model) if hasattr(adapter, "weight_magnitude")]
+    kept = [(adapter.linear_out, adapter.linear_out.weight) for adapter in found]
+    for adapter in found:
+        magnitude, rows = adapter.weight_magnitude.detach(), len(adapter.linear_out.weight)
+        if adapter.input_is_parallel:
+            magnitude = magnitude.narrow(0, dist.get_rank(adapter.tp_group) * rows, rows)
+        adapter.linear_out.weight = torch.nn.Parameter(magnitude[:, None].clone(), requires_grad=False)
+    some = torch.tensor([len(found)], device="cuda")
+    dist.all_reduce(some)
+    try:
+        yield bool(some.item())
+    finally:
+        for linear, weight in kept:
+            linear.weight = weight

@@ -1,0 +1,91 @@
+"""A Hugging Face model with a PEFT adapter worked into its matrices, file to file: neither is ever held whole."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+
+from raymb.bridge.tensor_files import TensorFiles
+from raymb.errors import RunFailed
+
+_PREFIX = "base_model.model."
+
+
+class Adapter:
+    """A PEFT adapter directory: LoRA or DoRA on linear layers.
+
+    Raises:
+        RunFailed: it is of another kind.
+    """
+
+    def __init__(self, directory: Path):
+        from safetensors.torch import load_file
+
+        self.config = json.loads((directory / "adapter_config.json").read_text(encoding="utf-8"))
+        self.tensors = load_file(directory / "adapter_model.safetensors")
+        if self.config["peft_type"] != "LORA" or self.config.get("target_parameters") or self.config["rank_pattern"]:
+            raise RunFailed(f"{directory}: this kind of adapter cannot be merged", "merge it with PEFT")
+        self.scaling = self.config["lora_alpha"] / self.config["r"]
+        self.unused = {name for name in self.tensors if name.endswith(".lora_A.weight")}
+
+    def merged(self, name: str, weight: torch.Tensor) -> torch.Tensor:
+        """W + scaling x B A, or m / |W + scaling x B A| x (W + scaling x B A), worked out in fp32.
+
+        Args:
+            name: of the weight in the base model.
+            weight: [outputs, inputs].
+        """
+        module = _PREFIX + name.removesuffix(".weight")
+        first = self.tensors.get(f"{module}.lora_A.weight")
+        if first is None:
+            return weight
+        self.unused.discard(f"{module}.lora_A.weight")
+        second = self.tensors[f"{module}.lora_B.weight"]
+        whole = weight.float() + second.float() @ first.float() * self.scaling
+        magnitude = self.tensors.get(f"{module}.lora_magnitude_vector")
+        if magnitude is not None:
+            whole = magnitude.float()[:, None] / torch.linalg.norm(whole, dim=1, keepdim=True) * whole
+        return whole.to(weight.dtype)
+
+
+def merge(base: Path, adapter: Path, target: Path) -> None:
+    """Write the merged model, with everything else that lies beside the base model's tensors.
+
+    Args:
+        base: Hugging Face directory with safetensors files.
+        adapter: PEFT directory.
+        target: a directory that exists.
+
+    Raises:
+        RunFailed: the adapter is of another model, or of a kind that cannot be merged.
+    """
+    tuned, files = Adapter(adapter), TensorFiles(target)
+    for name, weight in tensors_of(base):
+        files.add(name, tuned.merged(name, weight))
+    files.close()
+    if tuned.unused:
+        one = min(tuned.unused).removeprefix(_PREFIX).removesuffix(".lora_A.weight")
+        raise RunFailed(f"{adapter} is no adapter of {base}, which has no {one}", "name the model that it was made of")
+    copy_small_files(base, target)
+
+
+def tensors_of(directory: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    """Every tensor of a directory's safetensors files, one at a time."""
+    for file in sorted(directory.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as content:
+            names = list(content.keys())
+        for name in names:
+            with safe_open(file, framework="pt") as content:  # anew: what was read stays mapped until it is closed
+                yield name, content.get_tensor(name)
+
+
+def copy_small_files(base: Path, target: Path) -> None:
+    """Configuration, tokenizer, templates, code: all files but the weights."""
+    for file in base.iterdir():
+        if file.is_file() and file.suffix in (".json", ".jinja", ".model", ".txt", ".py") and "index" not in file.name:
+            shutil.copyfile(file, target / file.name)

@@ -1,0 +1,116 @@
+"""Names of adapters' targets: Hugging Face's and Megatron's, and what cannot be."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from raymb.errors import PlanError, SpecError
+from raymb.model_shape import ModelShape
+from raymb.plan import make_plan
+from raymb.plan.adapters import Targets, problems_with, targets_of
+from raymb.spec import RunSpec, load_spec
+
+DENSE = ModelShape(
+    architecture="Qwen2ForCausalLM",
+    model_type="qwen2",
+    num_layers=4,
+    hidden_size=64,
+    intermediate_size=128,
+    num_attention_heads=4,
+    num_kv_heads=2,
+    head_dim=16,
+    vocab_size=304,
+    max_position_embeddings=512,
+    tie_word_embeddings=True,
+)
+EXPERTS = replace(DENSE, architecture="Qwen3MoeForCausalLM", model_type="qwen3_moe", num_experts=8)
+LATENT = replace(DENSE, architecture="DeepseekV2ForCausalLM", model_type="deepseek_v2", attention="mla")
+NO_GATE = replace(DENSE, architecture="NemotronForCausalLM", model_type="nemotron")
+ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+def _spec(targets: str = "all-linear", peft: str = "lora", **flags: Any) -> RunSpec:
+    return load_spec({"hf_model_path": "m", "peft": peft, "lora_target_modules": targets, **flags})
+
+
+def _targets(shape: ModelShape, targets: str, peft: str = "lora") -> Targets:
+    spec = _spec(targets, peft)
+    assert problems_with(spec.peft, shape, 1) == []
+    return targets_of(spec.peft, shape)
+
+
+def test_all_linear_is_every_projection_by_itself() -> None:
+    split = ["linear_q", "linear_k", "linear_v", "linear_fc1_gate", "linear_fc1_up"]
+    assert _targets(DENSE, "all-linear") == Targets(split, ["linear_proj", "linear_fc2"], ALL)
+    assert _targets(DENSE, ",".join(ALL)) == _targets(DENSE, "all-linear")
+
+
+@pytest.mark.parametrize("names", ["q_proj,v_proj", "v_proj q_proj", "linear_q,linear_v", "linear_v,q_proj"])
+def test_parts_of_a_fused_matrix_by_either_name(names: str) -> None:
+    assert _targets(DENSE, names) == Targets(["linear_q", "linear_v"], [], ["q_proj", "v_proj"])
+
+
+def test_a_fused_matrix_by_megatrons_name_has_one_adapter() -> None:
+    assert _targets(DENSE, "linear_qkv,up_proj") == Targets(["linear_fc1_up"], ["linear_qkv"], [*ALL[:3], "up_proj"])
+    assert _targets(DENSE, "linear_fc1") == Targets([], ["linear_fc1"], ["gate_proj", "up_proj"])
+
+
+def test_dora_takes_whole_matrices() -> None:
+    whole = ["linear_qkv", "linear_proj", "linear_fc1", "linear_fc2"]
+    assert _targets(DENSE, "all-linear", "dora") == Targets([], whole, ALL)
+    assert _targets(DENSE, "o_proj", "dora") == Targets([], ["linear_proj"], ["o_proj"])
+
+
+def test_families_with_other_projections() -> None:
+    names = ["kv_a_proj_with_mqa", "kv_b_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    assert _targets(LATENT, "all-linear").hugging_face == ["q_proj", *names]
+    compressed = replace(LATENT, query_rank=32)
+    assert _targets(compressed, "all-linear").hugging_face == ["q_a_proj", "q_b_proj", *names]
+    assert "linear_q_up_proj" in _targets(compressed, "q_b_proj").whole
+    assert _targets(NO_GATE, "up_proj") == Targets([], ["linear_fc1"], ["up_proj"])
+
+
+@pytest.mark.parametrize(
+    ("shape", "targets", "flags", "part"),
+    [
+        (DENSE, "qproj", {}, "--lora_target_modules qproj: Qwen2ForCausalLM has q_proj, k_proj"),
+        (NO_GATE, "gate_proj", {}, "--lora_target_modules gate_proj: NemotronForCausalLM has"),
+        (LATENT, "k_proj", {}, "--lora_target_modules k_proj: DeepseekV2ForCausalLM has q_proj, kv_a_proj"),
+        (DENSE, "linear_qkv,q_proj", {}, "linear_qkv is one adapter over q_proj, k_proj, v_proj together"),
+        (DENSE, "q_proj", {"peft": "dora"}, "q_proj with --peft dora: Megatron keeps q_proj, k_proj, v_proj in one"),
+        (EXPERTS, "gate_proj", {}, "the experts of Qwen3MoeForCausalLM keep gate_proj, up_proj in one matrix"),
+        (EXPERTS, "q_proj,k_proj,v_proj", {"peft": "dora"}, "--peft dora: Bridge 0.6.2 has no DoRA for the experts"),
+        (DENSE, "q_proj", {"lora_rank": 6, "tensor_parallel_size": 4}, "--lora_rank 6 must be a multiple of --tensor"),
+    ],
+)
+def test_what_cannot_be(shape: ModelShape, targets: str, flags: dict[str, Any], part: str) -> None:
+    spec = _spec(targets, num_workers=flags.get("tensor_parallel_size", 1), **flags)
+    with pytest.raises(PlanError) as refused:
+        make_plan(spec, replace(shape, num_kv_heads=4))
+    assert part in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("flags", "part"),
+    [
+        ({"lora_rank": 8}, "--lora_rank says how adapters are, and --peft none trains the whole model"),
+        ({"merge": True}, "--merge works adapters into the exported model, and --peft none leaves nothing to merge"),
+        ({"peft": "lora", "merge": True, "export_hf": False}, "--no_export_hf leaves nothing to merge"),
+        ({"peft": "dora", "lora_dropout": 0.1}, "--lora_dropout 0.1 with --peft dora"),
+        ({"peft": "lora", "lora_target_modules": ","}, "--lora_target_modules"),
+        ({"peft": "qlora"}, "--peft"),
+        ({"peft": "lora", "lora_rank": 0}, "--lora_rank"),
+    ],
+)
+def test_flags_that_contradict_each_other(flags: dict[str, Any], part: str) -> None:
+    with pytest.raises(SpecError) as refused:
+        load_spec({"hf_model_path": "m", **flags})
+    assert part in str(refused.value)
+
+
+def test_a_run_without_adapters_has_none_in_its_plan() -> None:
+    assert make_plan(load_spec({"hf_model_path": "m"}), DENSE).adapters is None
+    assert make_plan(_spec("linear_proj"), DENSE).adapters == Targets([], ["linear_proj"], ["o_proj"])

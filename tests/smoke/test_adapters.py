@@ -1,0 +1,138 @@
+"""LoRA and DoRA in parallel layouts, against PEFT in one process."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.smoke.conftest import MAIN_FLAGS, batches_of, curve, read_metrics, samples_of, train_variant, worst_deviation
+from tests.smoke.fault_table import Row
+
+pytestmark = [pytest.mark.smoke, pytest.mark.timeout(400)]
+LAYOUTS = {f"tp{tensor}-pp{pipeline}": (tensor, pipeline) for tensor in (1, 2) for pipeline in (1, 2)}
+ALL = "q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj"
+IN_EVERY_RUN = {("lora", "tp2-pp2", ALL), ("dora", "tp2-pp1", ALL)}
+CASES = [
+    *((kind, layout, ALL) for kind in ("lora", "dora") for layout in LAYOUTS),
+    ("lora", "tp2-pp2", "q_proj,v_proj,up_proj"),
+    ("lora", "tp2-pp2", "linear_qkv,linear_fc1"),
+    ("dora", "tp2-pp2", "o_proj,down_proj"),
+]
+
+
+@pytest.mark.parametrize(
+    ("kind", "layout", "targets"),
+    [pytest.param(*case, id="-".join(case), marks=[] if case in IN_EVERY_RUN else pytest.mark.slow) for case in CASES],
+)
+def test_adapters_train_as_peft_trains_them(
+    kind: str, layout: str, targets: str, tmp_path: Path, tiny_qwen2: Path, rows: Path
+) -> None:
+    """From the adapters that the run started with, exported for PEFT. TP 2 has sequence parallel."""
+    from tests.smoke import oracle
+
+    tensor, pipeline = LAYOUTS[layout]
+    sizes = {"tensor_parallel_size": tensor, "pipeline_parallel_size": pipeline}
+    flags = {"peft": kind, "lora_rank": 4, "lora_alpha": 8, "lora_target_modules": targets, "learning_rate": 1e-2}
+    steps = train_variant(tmp_path, tensor * pipeline, hf_model_path=tiny_qwen2, dataset=rows, **flags, **sizes)
+    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert (config["use_dora"], config["r"], config["lora_alpha"]) == (kind == "dora", 4, 8)
+    if "_proj," in targets:
+        assert sorted(config["target_modules"]) == sorted(targets.split(","))
+    expected = oracle.train(
+        tiny_qwen2,
+        batches_of(tmp_path / "run"),
+        1e-2,
+        adapter=tmp_path / "adapter",
+        tied=kind == "dora" or targets.startswith("linear"),
+    )
+    worst = worst_deviation(steps, expected)
+    print(f"\n{kind} {layout} {targets}: loss {steps[0]['loss']:.6f} -> {steps[-1]['loss']:.6f}, worst {worst:.2e}")
+    assert worst <= 1e-5
+    assert steps[-1]["loss"] < steps[0]["loss"] - 0.01, "the adapters learn"
+
+
+RUN = {
+    "peft": "lora",
+    "lora_rank": 4,
+    "lora_dropout": 0.1,
+    "learning_rate": 1e-2,
+    "merge": True,
+    "num_workers": 2,
+    "tensor_parallel_size": 2,
+    "save_interval": 5,
+    "eval_interval": 5,
+    "eval_iters": 2,
+}
+
+
+@pytest.fixture(scope="module")
+def whole(ray_cluster: None, tiny_qwen2: Path, rows: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The storage of a run in peace, named run."""
+    from raymb.cli import main
+
+    storage = tmp_path_factory.mktemp("adapters")
+    given = {**MAIN_FLAGS, **RUN, "hf_model_path": tiny_qwen2, "dataset": rows, "storage_path": storage}
+    words = [word for flag, value in given.items() for word in (f"--{flag}", *([] if value is True else [str(value)]))]
+    assert main(["finetune", *words, "--experiment_name", "run"]) == 0
+    return storage
+
+
+def test_files_that_hugging_face_loads(whole: Path, tiny_qwen2: Path) -> None:
+    """Base + adapter is the merged model, and has the validation loss that the Megatron model had."""
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    run = whole / "run"
+
+    def model(directory: Path) -> Any:
+        return AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+
+    tuned, merged = PeftModel.from_pretrained(model(tiny_qwen2), run / "adapter"), model(run / "hf")
+    base, total, count = model(tiny_qwen2), 0.0, 0
+    for ids, trained in samples_of(run, "validation")[:16]:
+        with torch.no_grad():
+            logits, same, before = (each(torch.tensor([ids[:-1]])).logits[0] for each in (tuned, merged, base))
+        torch.testing.assert_close(same, logits, rtol=1e-5, atol=1e-5)
+        assert not torch.allclose(before, logits, atol=1e-2)
+        losses = torch.nn.functional.cross_entropy(logits, torch.tensor(ids[1:]), reduction="none")
+        total, count = total + (losses * torch.tensor(trained[1:])).sum().item(), count + sum(trained[1:])
+    measured = read_metrics(run, "validation")[-1]
+    assert measured["step"] == 10
+    assert abs(total / count - measured["loss"]) < 1e-5 * measured["loss"]
+    size = sum(file.stat().st_size for file in (run / "checkpoints" / "iter_0000010").iterdir())
+    assert size < 1.5e6, "adapters and their optimizer alone"
+
+
+def test_other_adapters_are_refused(
+    whole: Path, finetune: Callable[..., Path], capfd: pytest.CaptureFixture[str], table: list[Row]
+) -> None:
+    same = {**RUN, "storage_path": whole}
+    finetune(**same)
+    assert "has finished 10 steps" in capfd.readouterr().err
+    finetune(code=2, **{**same, "lora_rank": 8})
+    error = capfd.readouterr().err
+    assert "peft: lora_rank was 4, is 8" in error and "go on as before with --lora_rank 4" in error
+    finetune(code=2, **{**same, "peft": None, "lora_rank": None, "lora_dropout": None, "merge": None})
+    assert "peft was 'lora', is None" in capfd.readouterr().err
+    table.append(Row("resume with another LoRA rank", "exit 2, names the difference and the flag"))
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_or_stopped_ends_as_one_in_peace(
+    whole: Path, finetune_with_faults: Callable[..., Path], finetune: Callable[..., Path]
+) -> None:
+    """The same curve and the same files. Dropout is on."""
+    killed = finetune_with_faults(
+        {"do": "kill", "phase": "step", "rank": 1, "step": 7}, experiment_name="killed", **RUN
+    )
+    stopped = finetune("train.exit_interval=5", experiment_name="stopped", **RUN)
+    finetune(experiment_name="stopped", **RUN)
+    for run in (killed, stopped):
+        assert curve(run) == curve(whole / "run")
+        for name in ("adapter/adapter_model.safetensors", "hf/model.safetensors"):
+            assert (run / name).read_bytes() == (whole / "run" / name).read_bytes()
