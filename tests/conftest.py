@@ -8,6 +8,10 @@ from typing import Any
 
 import pytest
 
+from raymb.job import Job
+from raymb.model_shape import ModelShape
+from raymb.plan import make_plan
+from raymb.spec import RunSpec
 from tests.models import make_tiny_qwen2, save_tokenizer
 from tests.s3 import s3 as s3
 from tests.s3 import s3_server as s3_server
@@ -60,3 +64,29 @@ def shape_only_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def shape_only_moe_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A 4-layer Qwen3-MoE with 8 experts for tests that stop before weights are read."""
     return write_shape_only_model(tmp_path_factory.mktemp("models") / "qwen3-moe-4-layers", QWEN3_MOE_4_LAYERS)
+
+
+def resolved_job(spec: RunSpec, shape: ModelShape, home: Path, backend: str, model: str = "some/model") -> Job:
+    """What the driver would hand to the workers of a run in home/run, with rows in home/rows."""
+    plan, run = make_plan(spec, shape, rows=100, backend=backend).to_dict(), home / "run"
+    return Job(
+        spec=spec,
+        plan=plan,
+        plans={str(plan["num_workers"]): plan},
+        backend=backend,
+        architecture=shape.architecture,
+        vocab_size=shape.vocab_size,
+        model_path=model,
+        data_dir=str(home / "rows"),
+        pad_id=0,
+        validation_rows=10,
+        test_rows=10,
+        run_dir=str(run),
+        checkpoint_dir=str(run / "checkpoints"),
+        load_dir="",
+        any_layout=False,
+        hf_dir=str(run / "hf"),
+        adapter_dir=str(run / "adapter"),
+        log_dir=str(run / "logs"),
+        threads=1,
+    )

@@ -10,10 +10,9 @@ import pytest
 from raymb.bridge import checkpoint
 from raymb.job import Job
 from raymb.model_shape import ModelShape
-from raymb.plan import make_plan
 from raymb.reshape import described, layout_of, newest, reshaping, to_reshape
 from raymb.spec import load_spec
-from tests.conftest import QWEN2_4_LAYERS, QWEN3_MOE_4_LAYERS
+from tests.conftest import QWEN2_4_LAYERS, QWEN3_MOE_4_LAYERS, resolved_job
 
 DENSE, MOE = ModelShape.from_config(QWEN2_4_LAYERS), ModelShape.from_config(QWEN3_MOE_4_LAYERS)
 TP, PP, CP, EP = (f"{name}_parallel_size" for name in ("tensor", "pipeline", "context", "expert"))
@@ -22,27 +21,7 @@ TP, PP, CP, EP = (f"{name}_parallel_size" for name in ("tensor", "pipeline", "co
 def _job(tmp_path: Path, shape: ModelShape = DENSE, **flags: Any) -> Job:
     given = {"hf_model_path": "some/model", "global_batch_size": 8, "train_iters": 40, "save_interval": 10, **flags}
     spec = load_spec({name: str(value) for name, value in given.items()})
-    plan = make_plan(spec, shape, rows=100, backend="cuda").to_dict()
-    return Job(
-        spec=spec,
-        plan=plan,
-        plans={str(plan["num_workers"]): plan},
-        backend="cuda",
-        architecture=shape.architecture,
-        vocab_size=shape.vocab_size,
-        model_path="some/model",
-        data_dir=str(tmp_path / "rows"),
-        pad_id=0,
-        validation_rows=10,
-        test_rows=10,
-        run_dir=str(tmp_path / "run"),
-        checkpoint_dir=str(tmp_path / "run" / "checkpoints"),
-        load_dir="",
-        any_layout=False,
-        hf_dir=str(tmp_path / "run" / "hf"),
-        log_dir=str(tmp_path / "run" / "logs"),
-        threads=1,
-    )
+    return resolved_job(spec, shape, tmp_path, "cuda")
 
 
 def _saved(job: Job, step: int, home: Path | None = None, **state: Any) -> Path:

@@ -66,6 +66,15 @@ def take_fingerprint(spec: RunSpec, model: str, *, rows: str, preparation: str) 
     }
 
 
+def model_group(model: str, revision: str | None) -> dict[str, Any]:
+    """The fingerprint's group of the model's weights.
+
+    Args:
+        model: hub id or directory.
+    """
+    return _model(ModelFiles(model, revision))
+
+
 def differences(before: dict[str, Any], now: Fingerprint) -> list[Difference]:
     """What has changed, group by group.
 

@@ -64,7 +64,11 @@ class StopTogether:
         return self.reason if self.left else None
 
     def close(self) -> None:
+        """The training is over. The thread must not be inside the store when the interpreter ends: that aborts."""
         self.closed.set()
+        self.asked.set()
+        if self.thread.is_alive():
+            self.thread.join(timeout=5)
 
     def _run(self) -> None:
         try:
@@ -80,7 +84,8 @@ class StopTogether:
                 self._promise()
                 self._decide(self.done + 1)
                 return
-            if self.asked.wait(_SECONDS_BETWEEN_LOOKS) and not self.store.check([asked]):
+            self.asked.wait(_SECONDS_BETWEEN_LOOKS)
+            if self.wish and not self.store.check([asked]):
                 self.store.set(asked, self.wish)
         # The order matters: a training thread that finishes a step between these two lines finds the promise and waits.
         self.promised = True

@@ -59,21 +59,14 @@ def train(job: Job, progress: Progress, emit: Emit, register: Callable[[str, int
 def prepare(job: Job, progress: Progress, emit: Emit) -> tuple[Any, Any, list[list[float]]]:
     """From a fresh process to Bridge's ConfigContainer, the bridge to the Hugging Face model, and the validation losses
     up to the checkpoint that is gone on from."""
-    accelerator = ACCELERATORS[job.backend]
-    from raymb.bridge import imports
-
     emit({"kind": "phase", "text": "importing Megatron"})
-    imports.install()
-    accelerator.activate()
-    imports.load_family(job.architecture)
-
-    from raymb.bridge import fixes
+    activate(job)
     from raymb.bridge.checkpoint import losses_so_far, written_with
     from raymb.bridge.config import build_config
     from raymb.bridge.remote_checkpoints import RemoteCheckpoints
     from raymb.bridge.resuming import where_to_resume
 
-    fixes.apply_all()
+    accelerator = ACCELERATORS[job.backend]
     progress.enter("loading")
     remote = RemoteCheckpoints.of(job)
     if remote is not None and job.load_dir:
@@ -85,6 +78,29 @@ def prepare(job: Job, progress: Progress, emit: Emit) -> tuple[Any, Any, list[li
     own = load_dir is not None and Path(load_dir).is_relative_to(job.checkpoint_dir)
     losses = losses_so_far(load_dir) if load_dir is not None and own else []
     return *build_config(job, load_dir, load_random_state=not fresh), losses
+
+
+def activate(job: Job) -> None:
+    """Make Megatron ready in this process: its imports, the accelerator, the fixes."""
+    from raymb.bridge import imports
+
+    imports.install()
+    ACCELERATORS[job.backend].activate()
+    imports.load_family(job.architecture)
+    from raymb.bridge import fixes
+
+    fixes.apply_all()
+
+
+def activate_alone(job: Job) -> None:
+    """The same in a process that is its own group: of one CPU worker, without Ray and torchrun."""
+    import torch.distributed as dist
+
+    if not dist.is_initialized():  # before Megatron is imported: the group looks into packages that are left out then
+        os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
+        store = dist.HashStore()  # pyright: ignore[reportPrivateImportUsage]
+        dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+    activate(job)
 
 
 def train_under_ray(config: dict[str, Any]) -> None:

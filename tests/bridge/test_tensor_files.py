@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from raymb.bridge.tensor_files import check_same_tensors, tensor_shapes, trim_vocabulary
+from raymb.bridge.tensor_files import check_same_tensors, tensor_shapes, tensor_types, trimmed
 from raymb.errors import RunFailed
 
 torch = pytest.importorskip("torch")
@@ -51,21 +51,15 @@ def test_difference_is_named(tmp_path: Path, written: dict, message: str) -> Non
     assert str(tmp_path / "written") in caught.value.hint
 
 
-def test_padding_is_cut_off_the_vocabulary_only(tmp_path: Path) -> None:
-    _write(tmp_path, rows=8, **{"lm_head.weight": (8, 4), "model.layers.0.mlp.weight": (8, 4)})
-    trim_vocabulary(tmp_path, padded=8, vocabulary=5)
-    assert tensor_shapes(tmp_path) == {
-        EMBEDDING: [5, 4],
-        "lm_head.weight": [5, 4],
-        "model.layers.0.mlp.weight": [8, 4],
-        NORM: [4],
-    }
-    kept = safetensors.load_file(tmp_path / "model.safetensors")[EMBEDDING]
-    assert torch.equal(kept, torch.arange(32.0).reshape(8, 4)[:5])
+def test_padding_is_cut_off_the_vocabulary_only() -> None:
+    padded = torch.arange(32.0).reshape(8, 4)
+    for name in (EMBEDDING, "lm_head.weight"):
+        assert torch.equal(trimmed(name, padded, padded=8, vocabulary=5), padded[:5])
+    assert trimmed("model.layers.0.mlp.weight", padded, padded=8, vocabulary=5) is padded
+    assert trimmed(EMBEDDING, padded, padded=9, vocabulary=5) is padded
 
 
-def test_without_padding_no_file_is_touched(tmp_path: Path) -> None:
-    file = _write(tmp_path) / "model.safetensors"
-    before = file.stat().st_mtime_ns
-    trim_vocabulary(tmp_path, padded=5, vocabulary=5)
-    assert file.stat().st_mtime_ns == before
+def test_types_are_told_a_tensor_at_a_time(tmp_path: Path) -> None:
+    tensors = {"a": torch.zeros(2, dtype=torch.bfloat16), "b": torch.zeros(2), "c": torch.zeros(2, dtype=torch.int64)}
+    safetensors.save_file(tensors, tmp_path / "model.safetensors")
+    assert tensor_types(tmp_path) == {"a": "BF16", "b": "F32", "c": "I64"}

@@ -5,7 +5,6 @@ back changed. A process of its own: it puts on the CPU accelerator."""
 from __future__ import annotations
 
 import json
-import os
 import sys
 import traceback
 from pathlib import Path
@@ -23,15 +22,14 @@ def check(job: Any) -> dict[str, Any]:
     with torch.no_grad():
         theirs = source.eval()(input_ids=tokens).logits
 
-    from raymb.worker import prepare
+    from raymb.worker import activate_alone
 
-    config, hf_bridge = prepare(job, lambda record: None)
+    activate_alone(job)
     from megatron.core import parallel_state
 
-    provider = config.model
-    provider.finalize()
-    provider.initialize_model_parallel(seed=1)
-    model = provider.provide_distributed_model(wrap_with_ddp=False, bf16=False, fp16=False)
+    from raymb.bridge.from_checkpoint import load_model
+
+    hf_bridge, model = load_model(job)
     with torch.no_grad():
         positions = torch.arange(tokens.shape[1])[None].expand_as(tokens)
         ours = model[0].eval()(tokens, positions, None)[..., : job.vocab_size]
@@ -51,7 +49,6 @@ def check(job: Any) -> dict[str, Any]:
 def main() -> None:
     from raymb.job import Job
 
-    os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", "LOCAL_RANK": "0"}
     for path in sys.argv[1:]:
         try:
             result = check(Job.from_json(Path(path).read_text(encoding="utf-8")))

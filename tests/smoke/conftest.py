@@ -164,8 +164,7 @@ def torchrun(workers: int, *command: object, timeout: float = 240) -> None:
     done = subprocess.run(
         [str(word) for word in words], capture_output=True, text=True, timeout=timeout, env=environment
     )
-    traceback = done.stderr.find("Traceback")
-    assert done.returncode == 0, done.stderr[traceback : traceback + 5000]
+    assert done.returncode == 0, done.stderr[:6000] + "\n...\n" + done.stderr[-2000:]
 
 
 def train_variant(out: Path, workers: int, **flags: Any) -> list[dict[str, Any]]:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,7 @@ from tests.smoke.fault_table import Row
 pytestmark = [pytest.mark.smoke, pytest.mark.timeout(400)]
 LAYOUTS = {f"tp{tensor}-pp{pipeline}": (tensor, pipeline) for tensor in (1, 2) for pipeline in (1, 2)}
 ALL = "q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj"
+ADAPTER = "adapter_model.safetensors"
 IN_EVERY_RUN = {("lora", "tp2-pp2", ALL), ("dora", "tp2-pp1", ALL)}
 CASES = [
     *((kind, layout, ALL) for kind in ("lora", "dora") for layout in LAYOUTS),
@@ -120,6 +124,31 @@ def test_other_adapters_are_refused(
     finetune(code=2, **{**same, "peft": None, "lora_rank": None, "lora_dropout": None, "merge": None})
     assert "peft was 'lora', is None" in capfd.readouterr().err
     table.append(Row("resume with another LoRA rank", "exit 2, names the difference and the flag"))
+
+
+def _export(run: Path, to: Path, *flags: str) -> None:
+    words = [sys.executable, "-m", "raymb", "export", str(run), "--to", str(to), *flags]
+    done = subprocess.run(words, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": "src"}, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_a_checkpoint_is_exported_in_one_process(whole: Path, tmp_path: Path) -> None:
+    """Trained and written with TP 2, read with TP 1: the same files."""
+    run, to = whole / "run", tmp_path / "out"
+    _export(run, to, "--merge")
+    assert (to / ADAPTER).read_bytes() == (run / "adapter" / ADAPTER).read_bytes()
+    merged = tmp_path / "out-merged"
+    assert (merged / "model.safetensors").read_bytes() == (run / "hf" / "model.safetensors").read_bytes()
+    assert {file.name for file in merged.iterdir()} == {file.name for file in (run / "hf").iterdir()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flags", [{"peft": "dora"}, {"peft": "lora", "lora_target_modules": "linear_fc1"}, {}])
+def test_other_checkpoints_too(flags: dict[str, str], finetune: Callable[..., Path], tmp_path: Path) -> None:
+    run = finetune(num_workers=4, tensor_parallel_size=2, pipeline_parallel_size=2, train_iters=3, **flags)
+    _export(run, tmp_path / "out")
+    written = run / "adapter" / ADAPTER if flags else run / "hf" / "model.safetensors"
+    assert (tmp_path / "out" / written.name).read_bytes() == written.read_bytes()
 
 
 @pytest.mark.slow

@@ -6,6 +6,8 @@ What Bridge 0.6.2 lacks for that, and is done here:
 - peft/dora_layers.py line 119: the norm of a row-parallel matrix is taken over this rank's columns only;
   line 132: the bias of a fused projection is scaled, too; line 44: magnitudes that are split over tensor parallel
   ranks count once in the gradient norm, and those that are not get no part of the gradient from the other ranks.
+- peft/utils.py line 1512: a checkpoint cuts an adapter on gate or up alone in two as if it were on both, and
+  peft/dora_layers.py line 84 the magnitudes of both not at all: wrong as soon as tensor parallel changes.
 """
 
 from __future__ import annotations
@@ -28,10 +30,11 @@ from megatron.bridge.peft.canonical_lora import (
     ModuleDict,
 )
 from megatron.bridge.peft.dora import DoRA
-from megatron.bridge.peft.dora_layers import DoRALinear
+from megatron.bridge.peft.dora_layers import DoRALinear, ParallelLinearDoRAAdapter
 from megatron.bridge.peft.lora import LoRA
 from megatron.core import parallel_state
 from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attributes
+from megatron.core.transformer.mlp import apply_swiglu_sharded_factory
 from megatron.core.utils import unwrap_model
 from torch import nn
 
@@ -169,8 +172,13 @@ def _mended(wrapper: Any) -> nn.Module:
     wrapper.__class__ = mended.get(type(wrapper), type(wrapper))
     if isinstance(wrapper.adapter, ModuleDict):
         wrapper.adapter = ModuleDict({name: part for name, part in wrapper.adapter.items() if part is not None})
+    if isinstance(wrapper, _SplitGateUp):
+        parts: Any = wrapper.adapter.values()
+        for part in parts:  # a checkpoint splits what is named so into gate and up
+            part.base_linear_name = part.base_linear_name.replace("linear_fc1", "linear_gate_or_up")
     if isinstance(wrapper, _DoRALinear):
         adapter: Any = wrapper.adapter
+        adapter.__class__ = _DoRAAdapter
         adapter.init_weight_magnitude(wrapper._get_weight_norm())
         if adapter.input_is_parallel:  # each tensor parallel rank sees its part of the sequence, and they add up
             adapter.weight_magnitude.sequence_parallel = adapter.config.sequence_parallel
@@ -212,6 +220,16 @@ class _SplitGateUp(LoRALinearSplitFC1UpGate):
             return output, bias
         parts = [_output_of(self, name, 0.5, normed, output) for name in ("adapter_gate", "adapter_up")]
         return output + torch.cat(parts, dim=-1), bias
+
+
+class _DoRAAdapter(ParallelLinearDoRAAdapter):
+    def sharded_state_dict(
+        self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None
+    ) -> dict[str, Any]:
+        state, key = super().sharded_state_dict(prefix, sharded_offsets, metadata), f"{prefix}weight_magnitude"
+        if self.base_linear_name.endswith("linear_fc1") and self.config.gated_linear_unit:  # type: ignore[attr-defined]
+            state[key] = apply_swiglu_sharded_factory(state[key], sharded_offsets)
+        return state
 
 
 class _DoRALinear(DoRALinear):

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
 
-from raymb.bridge.tensor_files import TensorFiles
+from raymb.bridge.tensor_files import TYPES, TensorFiles, tensor_types
 from raymb.errors import RunFailed
 
 _PREFIX = "base_model.model."
@@ -34,7 +34,7 @@ class Adapter:
         self.unused = {name for name in self.tensors if name.endswith(".lora_A.weight")}
 
     def merged(self, name: str, weight: torch.Tensor) -> torch.Tensor:
-        """W + scaling x B A, or m / |W + scaling x B A| x (W + scaling x B A), worked out in fp32.
+        """W + scaling x B A, or m / |W + scaling x B A| x (W + scaling x B A), in fp32.
 
         Args:
             name: of the weight in the base model.
@@ -50,23 +50,27 @@ class Adapter:
         magnitude = self.tensors.get(f"{module}.lora_magnitude_vector")
         if magnitude is not None:
             whole = magnitude.float()[:, None] / torch.linalg.norm(whole, dim=1, keepdim=True) * whole
-        return whole.to(weight.dtype)
+        return whole
 
 
-def merge(base: Path, adapter: Path, target: Path) -> None:
+def merge(base: Path, adapter: Path, target: Path, type_of: Callable[[str], torch.dtype] | None = None) -> None:
     """Write the merged model, with everything else that lies beside the base model's tensors.
 
     Args:
         base: Hugging Face directory with safetensors files.
         adapter: PEFT directory.
         target: a directory that exists.
+        type_of: the type to write a tensor in, by safetensors' name of the one that the base has; default: that one.
 
     Raises:
         RunFailed: the adapter is of another model, or of a kind that cannot be merged.
     """
-    tuned, files = Adapter(adapter), TensorFiles(target)
+    tuned, files, types = Adapter(adapter), TensorFiles(target), tensor_types(base)
     for name, weight in tensors_of(base):
-        files.add(name, tuned.merged(name, weight))
+        whole = tuned.merged(name, weight)
+        files.add(
+            name, whole.to(type_of(types[name]) if type_of is not None and types[name] in TYPES else weight.dtype)
+        )
     files.close()
     if tuned.unused:
         one = min(tuned.unused).removeprefix(_PREFIX).removesuffix(".lora_A.weight")

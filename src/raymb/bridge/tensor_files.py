@@ -6,7 +6,7 @@ import json
 import os
 import struct
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from raymb.errors import RunFailed
 
@@ -16,7 +16,16 @@ if TYPE_CHECKING:
 
 def tensor_shapes(directory: Path) -> dict[str, list[int]]:
     """Name to shape of every tensor in the directory's safetensors files, from their headers."""
-    return {name: shape for file in sorted(directory.glob("*.safetensors")) for name, shape in _header(file).items()}
+    return {name: entry["shape"] for name, entry in _entries(directory).items()}
+
+
+def tensor_types(directory: Path) -> dict[str, str]:
+    """Name to type of every tensor there: a key of TYPES, or another one of safetensors."""
+    return {name: entry["dtype"] for name, entry in _entries(directory).items()}
+
+
+TYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
+"""Floating-point types: safetensors' name to torch's."""
 
 
 _NOT_EXPORTED = ("lm_head.weight", "rotary_emb.inv_freq")
@@ -71,27 +80,19 @@ class TensorFiles:
         return self.directory / f"part-{number:05d}.safetensors"
 
 
-def trim_vocabulary(directory: Path, padded: int, vocabulary: int) -> None:
-    """Cut the padding that Megatron adds to divide a vocabulary by TP off the embedding and the output layer.
+def trimmed(name: str, tensor: torch.Tensor, padded: int, vocabulary: int) -> torch.Tensor:
+    """Without the rows that Megatron adds to the embedding and the output layer, to divide a vocabulary by TP.
 
     Args:
         padded: rows that Megatron trained with.
         vocabulary: rows of the source model.
     """
-    if padded == vocabulary:
-        return
-    from safetensors.torch import load_file, save_file
-
-    for file in directory.glob("*.safetensors"):
-        names = [name for name, shape in _header(file).items() if _is_vocabulary(name) and shape[0] == padded]
-        if names:
-            tensors = load_file(file)
-            trimmed = {name: tensors[name][:vocabulary].contiguous() for name in names}
-            save_file(tensors | trimmed, file, metadata={"format": "pt"})
+    return tensor[:vocabulary] if _is_vocabulary(name) and tensor.shape[0] == padded else tensor
 
 
 def check_same_tensors(written: Path, source: Path) -> None:
-    """Every tensor of the source is there with its shape, and no other. A source without local files is not checked.
+    """Every tensor of the source is there with its shape, and no other. A source without safetensors files is not
+    checked.
 
     Raises:
         RunFailed: naming the first difference.
@@ -112,8 +113,12 @@ def _is_vocabulary(name: str) -> bool:
     return "embed" in name or "lm_head" in name
 
 
-def _header(file: Path) -> dict[str, list[int]]:
+def _entries(directory: Path) -> dict[str, dict[str, Any]]:
+    return {name: entry for file in sorted(directory.glob("*.safetensors")) for name, entry in _header(file).items()}
+
+
+def _header(file: Path) -> dict[str, dict[str, Any]]:
     with open(file, "rb") as stream:
         (length,) = struct.unpack("<Q", stream.read(8))
         header = json.loads(stream.read(length))
-    return {name: entry["shape"] for name, entry in header.items() if name != "__metadata__"}
+    return {name: entry for name, entry in header.items() if name != "__metadata__"}

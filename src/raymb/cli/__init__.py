@@ -10,7 +10,7 @@ from typing import Any
 import typer
 
 from raymb import __version__
-from raymb.cli import data, finetune, options, plan
+from raymb.cli import data, export, finetune, options, plan
 from raymb.cli.help_text import SectionedCommand
 from raymb.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_USER, RaymbError
 
@@ -32,6 +32,8 @@ for _name, _module, _summary in (
     ("plan", plan, "Show the layout, and every rule it breaks."),
 ):
     app.command(_name, cls=SectionedCommand, short_help=_summary)(options.with_spec_options(_module.command))
+
+app.command("export", short_help="Write a checkpoint as a Hugging Face model or a PEFT adapter.")(export.command)
 
 _data = typer.Typer(help="Prepare and look at training rows.", rich_markup_mode=None)
 for _name, _command, _summary in (

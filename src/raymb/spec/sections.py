@@ -215,6 +215,8 @@ class Checkpoint(Section):
     as a PEFT directory, adapter/."""
     merge: bool = False
     """With --peft write the whole model with its adapters worked in, too, as hf/."""
+    export_dtype: Literal["source", "bf16", "fp16", "fp32"] = "source"
+    """Type of the exported model's tensors; source: as in the model that the training started from."""
     overwrite: bool = False
     """Delete the run directory's old content first."""
     accept_changes: Annotated[list[Change], BeforeValidator(_words)] = []

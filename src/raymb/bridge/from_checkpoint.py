@@ -1,0 +1,69 @@
+"""A run's checkpoint as a model in this process alone, of whatever layout it was written with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from megatron.bridge.models.conversion.auto_bridge import AutoBridge
+from megatron.bridge.training.checkpointing import (
+    _generate_model_state_dict,
+    _load_model_state_dict,
+    apply_peft_adapter_filter_to_state_dict,
+    delete_extra_state,
+    get_pg_collection,
+)
+from megatron.core import dist_checkpointing, parallel_state
+from megatron.core.dist_checkpointing.strategies.torch import TorchDistLoadShardedStrategy
+from megatron.core.utils import unwrap_model
+
+from raymb.bridge.adapters import Adapters, make_adapters
+from raymb.bridge.config import build_config
+from raymb.job import Job
+
+
+def load_model(job: Job) -> tuple[AutoBridge, list[Any]]:
+    """The bridge to the Hugging Face model, and the model with the weights of the job's load_dir.
+
+    Args:
+        job: of one worker, for which Megatron is ready (raymb.worker.activate_alone); with load_dir "" the model is as
+            Hugging Face has it.
+    """
+    config, hf_bridge = build_config(job, job.load_dir or None)
+    adapters = make_adapters(job)
+    provider: Any = config.model
+    provider.perform_initialization = False
+    provider.finalize()
+    if not parallel_state.model_parallel_is_initialized():
+        provider.initialize_model_parallel(seed=job.spec.train.seed)
+    model = provider.provide_distributed_model(wrap_with_ddp=False, bf16=provider.bf16, fp16=False)
+    if adapters is not None:
+        hf_bridge.load_hf_weights(model)
+        model = adapters(model, training=False)
+    if job.load_dir:
+        _load_weights(job.load_dir, unwrap_model(model), adapters)
+    for chunk in model:
+        chunk.eval()
+    return hf_bridge, model
+
+
+def logits(model: list[Any], ids: list[int], vocabulary: int) -> torch.Tensor:
+    """[tokens, vocabulary] in fp32, of a model in one process."""
+    tokens = torch.tensor([ids], device="cuda")
+    with torch.no_grad():
+        return model[0](tokens, torch.arange(len(ids), device="cuda")[None], None)[0, :, :vocabulary].float()
+
+
+def _load_weights(directory: str, model: list[Any], adapters: Adapters | None) -> None:
+    """The weights of all, or of the adapters alone, which is what a checkpoint of theirs has."""
+    metadata = dist_checkpointing.load_content_metadata(
+        preloaded_state_dict=dist_checkpointing.load_common_state_dict(directory)
+    )
+    wanted = _generate_model_state_dict(model, {"metadata": metadata}, pg_collection=get_pg_collection(model))
+    if adapters is not None:
+        wanted = apply_peft_adapter_filter_to_state_dict(wanted, adapters)
+    state: Any = dist_checkpointing.load(
+        wanted, directory, TorchDistLoadShardedStrategy(), strict="assume_ok_unexpected"
+    )
+    delete_extra_state(state)
+    _load_model_state_dict(model[0], state["model"], strict=adapters is None)

@@ -1,0 +1,34 @@
+"""`raymb export`: a run's checkpoint as a Hugging Face directory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def command(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory: STORAGE_PATH/EXPERIMENT_NAME.")],
+    checkpoint: Annotated[str, typer.Option(metavar="best|latest|STEP", help="Which checkpoint.")] = "latest",
+    merge: Annotated[bool, typer.Option("--merge", help="Of a run with adapters also write the merged model.")] = False,
+    to: Annotated[Path | None, typer.Option(metavar="DIR", help="Where to, instead of RUN/hf or RUN/adapter.")] = None,
+    export_dtype: Annotated[
+        str | None, typer.Option("--export_dtype", metavar="source|bf16|fp16|fp32", help="Type of the tensors.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")] = False,
+) -> int:
+    """Write a checkpoint of a finished or stopped run as a Hugging Face model, or as a PEFT adapter, whatever layout
+    it was trained with. Takes no GPU."""
+    from rich.console import Console
+
+    from raymb.errors import SpecError
+    from raymb.export import Wish, export
+
+    types = ("source", "bf16", "fp16", "fp32")
+    if export_dtype not in (None, *types):
+        raise SpecError(f"--export_dtype {export_dtype}: {', '.join(types)} is expected")
+    console = Console(stderr=True)
+    for directory in export(Wish(run, checkpoint, merge, to, export_dtype, overwrite), console):
+        print(directory)
+    return 0
