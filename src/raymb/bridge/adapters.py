@@ -1,13 +1,13 @@
 """LoRA and DoRA in Bridge's modules, such that they compute what Hugging Face's PEFT computes, in every layout.
 
 What Bridge 0.6.2 lacks for that, and is done here:
-- peft/canonical_lora.py lines 147 and 169: q, k and v (gate and up) without an adapter each are called all the same.
-- peft/utils.py line 1150: initial weights are drawn a shard at a time, so they change with the layout.
-- peft/dora_layers.py line 119: the norm of a row-parallel matrix is taken over this rank's columns only;
-  line 132: the bias of a fused projection is scaled, too; line 44: magnitudes that are split over tensor parallel
+- peft/canonical_lora.py lines 150 and 173: q, k and v (gate and up) without an adapter each are called all the same.
+- peft/utils.py line 1025: initial weights are drawn a shard at a time, so they change with the layout.
+- peft/dora_layers.py line 130: the norm of a row-parallel matrix is taken over this rank's columns only;
+  line 168: the bias of a fused projection is scaled, too; line 42: magnitudes that are split over tensor parallel
   ranks count once in the gradient norm, and those that are not get no part of the gradient from the other ranks.
 - peft/utils.py line 1512: a checkpoint cuts an adapter on gate or up alone in two as if it were on both, and
-  peft/dora_layers.py line 84 the magnitudes of both not at all: wrong as soon as tensor parallel changes.
+  peft/dora_layers.py line 78 the magnitudes of both not at all: wrong as soon as tensor parallel changes.
 """
 
 from __future__ import annotations
@@ -170,56 +170,62 @@ def _mended(wrapper: Any) -> nn.Module:
     """A wrapper of Bridge's, in the class below that mends it."""
     mended = {LoRALinearSplitQKV: _SplitQKV, LoRALinearSplitFC1UpGate: _SplitGateUp, DoRALinear: _DoRALinear}
     wrapper.__class__ = mended.get(type(wrapper), type(wrapper))
-    if isinstance(wrapper.adapter, ModuleDict):
-        wrapper.adapter = ModuleDict({name: part for name, part in wrapper.adapter.items() if part is not None})
-    if isinstance(wrapper, _SplitGateUp):
-        parts: Any = wrapper.adapter.values()
-        for part in parts:  # a checkpoint splits what is named so into gate and up
+    adapter: Any = wrapper.adapter
+    if isinstance(adapter, ModuleDict):
+        parts: dict[str, Any] = {name: part for name, part in adapter.items() if part is not None}
+        for part in parts.values():  # a checkpoint cuts what is named so into gate and up
             part.base_linear_name = part.base_linear_name.replace("linear_fc1", "linear_gate_or_up")
+        wrapper.adapter = ModuleDict(parts)
     if isinstance(wrapper, _DoRALinear):
-        adapter: Any = wrapper.adapter
-        adapter.__class__ = _DoRAAdapter
-        adapter.init_weight_magnitude(wrapper._get_weight_norm())
-        if adapter.input_is_parallel:  # each tensor parallel rank sees its part of the sequence, and they add up
-            adapter.weight_magnitude.sequence_parallel = adapter.config.sequence_parallel
-        else:  # each rank's rows count in the gradient norm
-            set_tensor_model_parallel_attributes(adapter.weight_magnitude, True, 0, 1)
+        _mend_dora(wrapper)
     return wrapper
 
 
-def _output_of(wrapper: Any, name: str, share: float, normed: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
-    """What an adapter gives for its part of the output; zeros where that part has none."""
-    if name in wrapper.adapter:
-        return wrapper.adapter[name](normed)
-    return output.new_zeros(*output.shape[:-1], round(output.shape[-1] * share))
+def _mend_dora(wrapper: Any) -> None:
+    adapter = wrapper.adapter
+    adapter.__class__ = _DoRAAdapter
+    adapter.init_weight_magnitude(wrapper._get_weight_norm())
+    if adapter.input_is_parallel:  # each tensor parallel rank sees its part of the sequence, and they add up
+        adapter.weight_magnitude.sequence_parallel = adapter.config.sequence_parallel
+    else:  # each rank's rows count in the gradient norm
+        set_tensor_model_parallel_attributes(adapter.weight_magnitude, True, 0, 1)
+
+
+def _forward(self: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Of a fused matrix: its output, and what the adapters of its parts add."""
+    output, bias, normed = self.base_linear_forward(x, *args, **kwargs)
+    if not self._adapter_enabled:
+        return output, bias
+    shares = self.shares()
+    sizes = [output.shape[-1] * share // sum(shares.values()) for share in shares.values()]
+    parts = [
+        self.adapter[name](normed) if name in self.adapter else output.new_zeros(*output.shape[:-1], size)
+        for name, size in zip(shares, sizes, strict=True)
+    ]
+    return output + self.joined(parts), bias
 
 
 class _SplitQKV(LoRALinearSplitQKV):
-    adapter: Any  # type: ignore[assignment]
+    forward = _forward
     to_wrap: Any  # type: ignore[assignment]
 
-    def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
-        output, bias, normed = self.base_linear_forward(x, *args, **kwargs)
-        if not self._adapter_enabled:
-            return output, bias
+    def shares(self) -> dict[str, int]:
         config = self.to_wrap.config
         heads, groups = config.num_attention_heads, config.num_query_groups
-        shares = {"adapter_q": heads, "adapter_k": groups, "adapter_v": groups}
-        total = heads + 2 * groups
-        parts = [_output_of(self, name, share / total, normed, output) for name, share in shares.items()]
-        return output + self._interleave_qkv(*parts), bias
+        return {"adapter_q": heads, "adapter_k": groups, "adapter_v": groups}
+
+    def joined(self, parts: list[torch.Tensor]) -> torch.Tensor:
+        return self._interleave_qkv(*parts)
 
 
 class _SplitGateUp(LoRALinearSplitFC1UpGate):
-    adapter: Any  # type: ignore[assignment]
-    to_wrap: Any  # type: ignore[assignment]
+    forward = _forward
 
-    def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
-        output, bias, normed = self.base_linear_forward(x, *args, **kwargs)
-        if not self._adapter_enabled:
-            return output, bias
-        parts = [_output_of(self, name, 0.5, normed, output) for name in ("adapter_gate", "adapter_up")]
-        return output + torch.cat(parts, dim=-1), bias
+    def shares(self) -> dict[str, int]:
+        return {"adapter_gate": 1, "adapter_up": 1}
+
+    def joined(self, parts: list[torch.Tensor]) -> torch.Tensor:
+        return torch.cat(parts, dim=-1)
 
 
 class _DoRAAdapter(ParallelLinearDoRAAdapter):
