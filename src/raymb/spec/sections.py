@@ -147,15 +147,15 @@ class Train(Section):
 
 
 class Peft(Section):
-    peft: Literal["none", "lora", "dora"] = bridge("peft", default="none")
+    peft: Literal["none", "lora", "dora"] = "none"
     """Train low-rank adapters beside the frozen model (LoRA, DoRA) instead of the model itself."""
-    lora_rank: Size = bridge("peft.dim", default=16)
+    lora_rank: Size = 16
     """Rank of the adapters."""
-    lora_alpha: Size = bridge("peft.alpha", default=32)
+    lora_alpha: Size = 32
     """An adapter's output is multiplied by alpha / rank."""
-    lora_dropout: float = bridge("peft.dropout", default=0.0, ge=0, lt=1)
+    lora_dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout in front of the adapters."""
-    lora_target_modules: Names = bridge("peft.target_modules", default=["all-linear"])
+    lora_target_modules: Names = ["all-linear"]
     """What gets an adapter: q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj, or all-linear. Megatron's names
     (linear_qkv, linear_proj, linear_fc1, linear_fc2) put one adapter on a whole fused matrix."""
 
