@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
@@ -13,13 +13,6 @@ from raymb.bridge import checkpoint
 from raymb.errors import RunDirError
 from raymb.fingerprint import described, differences, model_group
 from raymb.job import Job
-
-_ONE_WORKER = {
-    **dict.fromkeys((f"{kind}_parallel_size" for kind in ("tensor", "pipeline", "context", "expert", "data")), 1),
-    **dict.fromkeys(("expert_tensor_parallel_size", "expert_data_parallel_size", "num_workers"), 1),
-    **dict.fromkeys(("virtual_pipeline_parallel_size", "num_layers_in_first_stage", "num_layers_in_last_stage")),
-    "sequence_parallel": False,
-}
 
 
 @dataclass(frozen=True)
@@ -64,34 +57,41 @@ def export(wish: Wish, console: Console) -> list[Path]:
 
 
 def checked_job(wish: Wish) -> Job:
-    """The run's job as one of one CPU worker that exports; nothing is written."""
+    """The run's job as that of one CPU worker that exports; nothing is written."""
     run = wish.run.expanduser().absolute()
+    job = _job_of(run)
+    has_adapters = job.plan["adapters"] is not None
+    if wish.merge and not has_adapters:
+        raise RunDirError(f"--merge: {wish.run} trained the whole model and has no adapters", "leave --merge out")
+    directory = _checkpoint(wish, run, job)
+    _check_base(job, Path(directory).parent)
+    adapter, hf = _targets(wish, run, has_adapters)
+    _check_targets([*([adapter] if has_adapters else []), *([hf] if not has_adapters or wish.merge else [])], wish)
+    settings = {"merge": wish.merge, **({"export_dtype": wish.dtype} if wish.dtype else {})}
+    spec = job.spec.model_copy(update={"checkpoint": job.spec.checkpoint.model_copy(update=settings)})
+    return replace(job.alone(), spec=spec, load_dir=directory, hf_dir=str(hf), adapter_dir=str(adapter))
+
+
+def _job_of(run: Path) -> Job:
     content = run_dir.read_object(run / "job.json")
     if not content:
         problem = "there is no job.json" if content is None else "its job.json cannot be read"
-        raise RunDirError(f"{wish.run} is no run directory of raymb: {problem}", "give STORAGE_PATH/EXPERIMENT_NAME")
+        raise RunDirError(f"{run} is no run directory of raymb: {problem}", "give STORAGE_PATH/EXPERIMENT_NAME")
     try:
-        job = Job.from_json((run / "job.json").read_text(encoding="utf-8"))
+        return Job.from_json(json.dumps(content))
     except (TypeError, ValueError) as error:
         raise RunDirError(
             f"{run / 'job.json'} was written by another version of raymb ({str(error).splitlines()[0]})",
             "the finetune command of that run, given again, writes it anew",
         ) from None
-    if wish.merge and job.plan["adapters"] is None:
-        raise RunDirError(f"--merge: {wish.run} trained the whole model and has no adapters", "leave --merge out")
-    directory = _checkpoint(wish, run, job)
-    _check_base(job, Path(directory).parent)
-    target = wish.to.expanduser().absolute() if wish.to else None
-    merged = job.plan["adapters"] is not None
-    hf = (target.with_name(f"{target.name}-merged") if merged else target) if target else run / "hf"
-    adapter = target or run / "adapter"
-    _check_targets([*([adapter] if merged else []), *([hf] if not merged or wish.merge else [])], wish)
-    settings = {"merge": wish.merge, **({"export_dtype": wish.dtype} if wish.dtype else {})}
-    spec = job.spec.model_copy(update={"checkpoint": job.spec.checkpoint.model_copy(update=settings)})
-    plan: dict[str, Any] = {**job.plan, **_ONE_WORKER, "padded_vocab_size": job.vocab_size}
-    return replace(
-        job, spec=spec, plan=plan, backend="cpu", load_dir=directory, hf_dir=str(hf), adapter_dir=str(adapter)
-    )
+
+
+def _targets(wish: Wish, run: Path, has_adapters: bool) -> tuple[Path, Path]:
+    """(directory of the adapter, directory of the model)."""
+    if wish.to is None:
+        return run / "adapter", run / "hf"
+    to = wish.to.expanduser().absolute()
+    return to, to.with_name(f"{to.name}-merged") if has_adapters else to
 
 
 def _checkpoint(wish: Wish, run: Path, job: Job) -> str:

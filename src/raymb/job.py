@@ -60,6 +60,22 @@ class Job:
         """The job as it is for so many workers."""
         return replace(self, plan=self.plans.get(str(num_workers), self.plan))
 
+    def alone(self) -> Job:
+        """The job as that of one CPU worker, which has the whole model and every sample."""
+        sizes = ("tensor", "pipeline", "context", "expert", "expert_tensor", "data", "expert_data")
+        plan = {
+            **self.plan,
+            **{f"{kind}_parallel_size": 1 for kind in sizes},
+            "num_workers": 1,
+            "virtual_pipeline_parallel_size": None,
+            "num_layers_in_first_stage": None,
+            "num_layers_in_last_stage": None,
+            "layers_per_stage": [sum(self.plan["layers_per_stage"])],
+            "sequence_parallel": False,
+            "padded_vocab_size": self.vocab_size,
+        }
+        return replace(self, plan=plan, backend="cpu")
+
     def here(self) -> Job:
         """The job with this machine's paths: of a run on remote storage each machine has a workspace of its own."""
         there, root = Path(self.run_dir).parent, storage_root(self.spec.run.storage_path)

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from tests.conftest import QWEN2_4_LAYERS, QWEN3_MOE_4_LAYERS
 
 from raymb.errors import PlanError, SpecError
 from raymb.model_shape import ModelShape
@@ -13,20 +14,7 @@ from raymb.plan import make_plan
 from raymb.plan.adapters import Targets, problems_with, targets_of
 from raymb.spec import RunSpec, load_spec
 
-DENSE = ModelShape(
-    architecture="Qwen2ForCausalLM",
-    model_type="qwen2",
-    num_layers=4,
-    hidden_size=64,
-    intermediate_size=128,
-    num_attention_heads=4,
-    num_kv_heads=2,
-    head_dim=16,
-    vocab_size=304,
-    max_position_embeddings=512,
-    tie_word_embeddings=True,
-)
-EXPERTS = replace(DENSE, architecture="Qwen3MoeForCausalLM", model_type="qwen3_moe", num_experts=8)
+DENSE, EXPERTS = ModelShape.from_config(QWEN2_4_LAYERS), ModelShape.from_config(QWEN3_MOE_4_LAYERS)
 LATENT = replace(DENSE, architecture="DeepseekV2ForCausalLM", model_type="deepseek_v2", attention="mla")
 NO_GATE = replace(DENSE, architecture="NemotronForCausalLM", model_type="nemotron")
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -38,7 +26,7 @@ def _spec(targets: str = "all-linear", peft: str = "lora", **flags: Any) -> RunS
 
 def _targets(shape: ModelShape, targets: str, peft: str = "lora") -> Targets:
     spec = _spec(targets, peft)
-    assert problems_with(spec.peft, shape, 1) == []
+    assert problems_with(spec.peft, shape) == []
     return targets_of(spec.peft, shape)
 
 
@@ -89,7 +77,7 @@ def test_families_with_other_projections() -> None:
 def test_what_cannot_be(shape: ModelShape, targets: str, flags: dict[str, Any], part: str) -> None:
     spec = _spec(targets, num_workers=flags.get("tensor_parallel_size", 1), **flags)
     with pytest.raises(PlanError) as refused:
-        make_plan(spec, replace(shape, num_kv_heads=4))
+        make_plan(spec, shape)
     assert part in str(refused.value)
 
 

@@ -54,6 +54,15 @@ def table() -> Iterator[list[Row]]:
         update(rows)
 
 
+def words_of(flags: dict[str, Any]) -> list[str]:
+    """A command line: a list is a repeated flag, True a flag without a value, None one that is not given."""
+    words: list[str] = []
+    for flag, value in flags.items():
+        for one in value if isinstance(value, list) else [value]:
+            words += [] if one is None else [f"--{flag}", *([] if one is True else [str(one)])]
+    return words
+
+
 @pytest.fixture
 def finetune(ray_cluster: None, tiny_qwen2: Path, rows: Path, tmp_path: Path) -> Callable[..., Path]:
     """Runs `raymb finetune` in this process and returns the run directory; the exit code must be `code`."""
@@ -61,13 +70,7 @@ def finetune(ray_cluster: None, tiny_qwen2: Path, rows: Path, tmp_path: Path) ->
 
     def run(*overrides: str, code: int = 0, **flags: Any) -> Path:
         given = {"hf_model_path": tiny_qwen2, "dataset": rows, "storage_path": tmp_path, "experiment_name": "run"}
-        words = ["finetune", *overrides]
-        for flag, value in {**given, **MAIN_FLAGS, **flags}.items():
-            if value is None:
-                continue
-            for one in value if isinstance(value, list) else [value]:
-                words += [f"--{flag}", *([] if one is True else [str(one)])]
-        assert main(words) == code
+        assert main(["finetune", *overrides, *words_of({**given, **MAIN_FLAGS, **flags})]) == code
         return Path(flags.get("storage_path", tmp_path)) / flags.get("experiment_name", "run")
 
     return run

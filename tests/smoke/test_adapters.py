@@ -12,7 +12,16 @@ from typing import Any
 
 import pytest
 
-from tests.smoke.conftest import MAIN_FLAGS, batches_of, curve, read_metrics, samples_of, train_variant, worst_deviation
+from tests.smoke.conftest import (
+    MAIN_FLAGS,
+    batches_of,
+    curve,
+    read_metrics,
+    samples_of,
+    train_variant,
+    words_of,
+    worst_deviation,
+)
 from tests.smoke.fault_table import Row
 
 pytestmark = [pytest.mark.smoke, pytest.mark.timeout(400)]
@@ -80,8 +89,7 @@ def whole(ray_cluster: None, tiny_qwen2: Path, rows: Path, tmp_path_factory: pyt
 
     storage = tmp_path_factory.mktemp("adapters")
     given = {**MAIN_FLAGS, **RUN, "hf_model_path": tiny_qwen2, "dataset": rows, "storage_path": storage}
-    words = [word for flag, value in given.items() for word in (f"--{flag}", *([] if value is True else [str(value)]))]
-    assert main(["finetune", *words, "--experiment_name", "run"]) == 0
+    assert main(["finetune", *words_of(given), "--experiment_name", "run"]) == 0
     return storage
 
 

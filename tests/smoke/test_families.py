@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from raymb.job import Job
 from tests.families import FAMILIES, make_model
 from tests.smoke.conftest import MAIN_FLAGS, batches_of, read_metrics, worst_deviation
 
@@ -85,13 +86,9 @@ def test_family(
 
 def _conversion(run: Path) -> dict[str, Any]:
     """The run's model on one worker, by check_conversion.py."""
-    job = json.loads((run / "job.json").read_text())
-    job["plan"] |= dict.fromkeys((f"{kind}_parallel_size" for kind in ("tensor", "pipeline", "expert")), 1)
-    job["plan"] |= {"num_workers": 1, "expert_tensor_parallel_size": 1}
-    job["plan"] |= {"sequence_parallel": False, "layers_per_stage": [4]}
-    job["checkpoint_dir"] = str(run / "none")
+    job = Job.from_json((run / "job.json").read_text()).alone()
     alone = run / "alone.json"
-    alone.write_text(json.dumps(job))
+    alone.write_text(job.to_json())
     script = Path(__file__).with_name("check_conversion.py")
     done = subprocess.run([sys.executable, script, alone], capture_output=True, text=True)
     line = next((line for line in done.stdout.splitlines() if line.startswith("RESULT ")), None)

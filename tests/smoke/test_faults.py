@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from raymb.bridge.checkpoint import iteration_dir, latest_step, steps_of, why_not_whole
-from tests.smoke.conftest import MAIN_FLAGS, curve, read_metrics, worst_deviation
+from tests.smoke.conftest import MAIN_FLAGS, curve, read_metrics, words_of, worst_deviation
 from tests.smoke.fault_table import Row
 
 pytestmark = [pytest.mark.smoke, pytest.mark.timeout(600)]
@@ -47,8 +47,7 @@ def undisturbed(ray_cluster: None, tiny_qwen2: Path, rows: Path, tmp_path_factor
 
     storage = tmp_path_factory.mktemp("undisturbed")
     given = {**MAIN_FLAGS, **FLAGS, "hf_model_path": tiny_qwen2, "dataset": rows, "storage_path": storage}
-    words = [word for flag, value in given.items() for word in (f"--{flag}", str(value))]
-    assert main(["finetune", *words, "--experiment_name", "run"]) == 0
+    assert main(["finetune", *words_of(given), "--experiment_name", "run"]) == 0
     return storage / "run"
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.smoke.conftest import MAIN_FLAGS, read_metrics, worst_deviation
+from tests.smoke.conftest import MAIN_FLAGS, read_metrics, words_of, worst_deviation
 from tests.smoke.fault_table import Row
 from tests.smoke.test_faults import page
 
@@ -43,8 +43,13 @@ def started(tiny_qwen2: Path, rows: Path, tmp_path: Path) -> Iterator[Callable[.
 
     def start(address: str | None, name: str, **flags: Any) -> subprocess.Popen[str]:
         given = {**MAIN_FLAGS, "hf_model_path": tiny_qwen2, "dataset": rows, "storage_path": tmp_path, **flags}
-        words = [word for flag, value in given.items() for word in (f"--{flag}", str(value))]
-        words += ["--experiment_name", name, "--no_export_hf", *(["--ray_address", address] if address else [])]
+        words = [
+            *words_of(given),
+            "--experiment_name",
+            name,
+            "--no_export_hf",
+            *(["--ray_address", address] if address else []),
+        ]
         process = subprocess.Popen(
             [sys.executable, "-c", FAST, "finetune", *words],
             stderr=subprocess.PIPE,

@@ -64,14 +64,10 @@ class Adapters(PEFT):
 
     def __call__(self, model: Any, training: bool = True) -> Any:
         settings: dict[str, Any] = {"dim": self.dim, "alpha": self.alpha, "dropout": self.dropout}
-        kinds: dict[str, Any] = {"lora": LoRA, "dora": DoRA}
-        experts: dict[str, Any] = (
-            {"share_expert_adapters": False} if self.kind == "lora" else {}
-        )  # shared ones depend on the layout
-        self._makers = [
-            *([CanonicalLoRA(target_modules=self.split, **settings, **experts)] if self.split else []),
-            *([kinds[self.kind](target_modules=self.whole, **settings, **experts)] if self.whole else []),
-        ]
+        if self.kind == "lora":
+            settings["share_expert_adapters"] = False  # shared by a rank's experts they would depend on the layout
+        kinds = [(CanonicalLoRA, self.split), (LoRA if self.kind == "lora" else DoRA, self.whole)]
+        self._makers = [kind(target_modules=targets, **settings) for kind, targets in kinds if targets]
         model = super().__call__(model, training)
         initialize(model if isinstance(model, list) else [model], self.seed)
         return model
@@ -115,33 +111,29 @@ def initialize(model: list[Any], seed: int) -> None:
         weight = adapter.linear_in.weight
         sharded = 1 if adapter.input_is_parallel else 0
         with torch.no_grad():
-            if weight.ndim == 2:
-                weight.copy_(_part(_drawn(adapter, weight, name, seed), sharded, weight.shape, adapter.tp_group))
+            if not _has_experts(adapter):
+                weight.copy_(_part(_drawn(adapter, weight, name, seed), sharded, weight.shape, _tensor_group(adapter)))
                 continue
             first = dist.get_rank(adapter.ep_group) * len(weight)
             for index, expert in enumerate(weight):
                 whole = _drawn(adapter, expert, f"{name}.{first + index}", seed)
-                expert.copy_(_part(whole, sharded, expert.shape, adapter.expert_tp_group))
+                expert.copy_(_part(whole, sharded, expert.shape, _tensor_group(adapter)))
 
 
 def trainable_parameters(model: list[Any]) -> int:
     """Parameters of all adapters over all ranks, each counted once. Collective."""
     count = 0
     for _, adapter in adapters_in(model):
-        expert = adapter.linear_in.weight.ndim == 3
-        group = adapter.expert_tp_group if expert else adapter.tp_group
-        copies = parallel_state.get_expert_data_parallel_rank() if expert else _copy_of_dense()
-        if copies == 0:
-            for name, weight in adapter.named_parameters():
-                shared = name == "weight_magnitude" and adapter.input_is_parallel
-                count += weight.numel() if not shared or dist.get_rank(group) == 0 else 0
+        if _has_experts(adapter):
+            copy = parallel_state.get_expert_data_parallel_rank()
+        else:
+            copy = parallel_state.get_data_parallel_rank(with_context_parallel=True)
+        for name, weight in adapter.named_parameters() if copy == 0 else ():
+            shared = name == "weight_magnitude" and adapter.input_is_parallel
+            count += weight.numel() if not shared or dist.get_rank(_tensor_group(adapter)) == 0 else 0
     total = torch.tensor([count], dtype=torch.int64, device="cuda")
     dist.all_reduce(total)
     return int(total.item())
-
-
-def _copy_of_dense() -> int:
-    return parallel_state.get_data_parallel_rank(with_context_parallel=True)
 
 
 def adapters_in(model: list[Any]) -> Iterator[tuple[str, Any]]:
@@ -153,10 +145,18 @@ def adapters_in(model: list[Any]) -> Iterator[tuple[str, Any]]:
                 yield _megatron_local_name_to_global(model, config, name, stage), module
 
 
+def _has_experts(adapter: Any) -> bool:
+    """Whether its matrices are [experts of this rank, ...]."""
+    return adapter.linear_in.weight.ndim == 3
+
+
+def _tensor_group(adapter: Any) -> Any:
+    return adapter.expert_tp_group if _has_experts(adapter) else adapter.tp_group
+
+
 def _drawn(adapter: Any, part: torch.Tensor, name: str, seed: int) -> torch.Tensor:
     """Kaiming uniform with a = sqrt(5), over the whole matrix [rank, inputs]."""
-    group = adapter.expert_tp_group if hasattr(adapter, "num_local_experts") else adapter.tp_group
-    inputs = part.shape[1] * (dist.get_world_size(group) if adapter.input_is_parallel else 1)
+    inputs = part.shape[1] * (dist.get_world_size(_tensor_group(adapter)) if adapter.input_is_parallel else 1)
     digest = hashlib.sha256(f"{seed} {name}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
     return torch.empty(adapter.dim, inputs).uniform_(-1 / math.sqrt(inputs), 1 / math.sqrt(inputs), generator=generator)

@@ -10,13 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
 from megatron.bridge.models.conversion.auto_bridge import AutoBridge
 
 from raymb.bridge.adapters import base_directory, make_adapters
 from raymb.bridge.export_adapter import write_adapter
-from raymb.bridge.tensor_files import TYPES, TensorFiles, check_same_tensors, tensor_types, trimmed
+from raymb.bridge.tensor_files import TensorFiles, check_same_tensors, converted, tensor_types, trimmed, type_to_write
 from raymb.data.store import read_manifest
 from raymb.job import Job
 
@@ -51,9 +50,9 @@ def write_results(hf_bridge: AutoBridge, model: list[Any], job: Job) -> list[Pat
         if dist.get_rank() == 0:
             from raymb.bridge.merge import merge
 
-            asked = job.spec.checkpoint.export_dtype
-            merge(Path(base_directory(job)), Path(job.adapter_dir), partial, lambda stored: _type(asked, stored))
-            check_same_tensors(partial, Path(base_directory(job)))
+            source = Path(base_directory(job))
+            merge(source, Path(job.adapter_dir), partial, job.spec.checkpoint.export_dtype)
+            check_same_tensors(partial, source)
             _write_template(job, partial)
             _say_type(job, partial)
     return [Path(job.adapter_dir), Path(job.hf_dir)]
@@ -67,7 +66,7 @@ def _write_model(hf_bridge: AutoBridge, model: list[Any], job: Job, partial: Pat
     for name, tensor in hf_bridge.export_hf_weights(model, cpu=True, show_progress=False):
         if files is not None:
             whole = trimmed(name, tensor, job.plan["padded_vocab_size"], job.vocab_size)
-            files.add(name, whole.to(_type(job.spec.checkpoint.export_dtype, types.get(name))))
+            files.add(name, converted(whole, job.spec.checkpoint.export_dtype, types.get(name)))
     if files is not None:
         files.close()
         more = getattr(hf_bridge._model_bridge, "ADDITIONAL_FILE_PATTERNS", None) or None
@@ -77,20 +76,14 @@ def _write_model(hf_bridge: AutoBridge, model: list[Any], job: Job, partial: Pat
         _say_type(job, partial)
 
 
-def _type(asked: str, stored: str | None) -> torch.dtype:
-    """The type of an exported tensor: as asked, or as the source has it (fp32 where it has none)."""
-    names = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
-    return getattr(torch, TYPES.get(stored or "", "float32") if asked == "source" else names[asked])
-
-
 def _say_type(job: Job, directory: Path) -> None:
     """config.json names the type that the tensors have."""
     asked, file = job.spec.checkpoint.export_dtype, directory / "config.json"
     if asked != "source":
         config = json.loads(file.read_text(encoding="utf-8"))
         config.pop("torch_dtype", None)
-        name = str(_type(asked, None)).removeprefix("torch.")
-        file.write_text(json.dumps({**config, "dtype": name}, indent=2) + "\n", encoding="utf-8")
+        config["dtype"] = type_to_write(asked, None)
+        file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 @contextlib.contextmanager

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from megatron.bridge.models.conversion.auto_bridge import AutoBridge
 from megatron.bridge.training.checkpointing import (
     _generate_model_state_dict,
@@ -45,13 +44,6 @@ def load_model(job: Job) -> tuple[AutoBridge, list[Any]]:
     for chunk in model:
         chunk.eval()
     return hf_bridge, model
-
-
-def logits(model: list[Any], ids: list[int], vocabulary: int) -> torch.Tensor:
-    """[tokens, vocabulary] in fp32, of a model in one process."""
-    tokens = torch.tensor([ids], device="cuda")
-    with torch.no_grad():
-        return model[0](tokens, torch.arange(len(ids), device="cuda")[None], None)[0, :, :vocabulary].float()
 
 
 def _load_weights(directory: str, model: list[Any], adapters: Adapters | None) -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
 
-from raymb.bridge.tensor_files import TYPES, TensorFiles, tensor_types
+from raymb.bridge.tensor_files import TensorFiles, converted, tensor_types
 from raymb.errors import RunFailed
 
 _PREFIX = "base_model.model."
@@ -53,24 +53,21 @@ class Adapter:
         return whole
 
 
-def merge(base: Path, adapter: Path, target: Path, type_of: Callable[[str], torch.dtype] | None = None) -> None:
+def merge(base: Path, adapter: Path, target: Path, dtype: str = "source") -> None:
     """Write the merged model, with everything else that lies beside the base model's tensors.
 
     Args:
         base: Hugging Face directory with safetensors files.
         adapter: PEFT directory.
         target: a directory that exists.
-        type_of: the type to write a tensor in, by safetensors' name of the one that the base has; default: that one.
+        dtype: source (each tensor as in the base), bf16, fp16 or fp32.
 
     Raises:
         RunFailed: the adapter is of another model, or of a kind that cannot be merged.
     """
     tuned, files, types = Adapter(adapter), TensorFiles(target), tensor_types(base)
     for name, weight in tensors_of(base):
-        whole = tuned.merged(name, weight)
-        files.add(
-            name, whole.to(type_of(types[name]) if type_of is not None and types[name] in TYPES else weight.dtype)
-        )
+        files.add(name, converted(tuned.merged(name, weight), dtype, types[name]))
     files.close()
     if tuned.unused:
         one = min(tuned.unused).removeprefix(_PREFIX).removesuffix(".lora_A.weight")

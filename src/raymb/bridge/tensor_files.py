@@ -20,12 +20,29 @@ def tensor_shapes(directory: Path) -> dict[str, list[int]]:
 
 
 def tensor_types(directory: Path) -> dict[str, str]:
-    """Name to type of every tensor there: a key of TYPES, or another one of safetensors."""
+    """Name to safetensors' name of the type of every tensor there."""
     return {name: entry["dtype"] for name, entry in _entries(directory).items()}
 
 
-TYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
-"""Floating-point types: safetensors' name to torch's."""
+_TYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
+_ASKED = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+
+
+def type_to_write(asked: str, stored: str | None) -> str:
+    """torch's name of the floating-point type that a tensor is written in.
+
+    Args:
+        asked: source, bf16, fp16 or fp32.
+        stored: safetensors' name of the type that the source has; fp32 where that is none of these.
+    """
+    return _TYPES.get(stored or "", "float32") if asked == "source" else _ASKED[asked]
+
+
+def converted(tensor: torch.Tensor, asked: str, stored: str | None) -> torch.Tensor:
+    """A tensor as it is to be written (see type_to_write); integers stay what they are."""
+    import torch
+
+    return tensor.to(getattr(torch, type_to_write(asked, stored))) if tensor.is_floating_point() else tensor
 
 
 _NOT_EXPORTED = ("lm_head.weight", "rotary_emb.inv_freq")

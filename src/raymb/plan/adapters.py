@@ -74,11 +74,11 @@ def targets_of(peft: Peft, shape: ModelShape) -> Targets:
     return Targets(split, whole, names)
 
 
-def problems_with(peft: Peft, shape: ModelShape, tensor_parallel_size: int) -> list[str]:
-    """A sentence for everything that the adapters cannot be: the values, the rule, the flag to change."""
+def problems_with(peft: Peft, shape: ModelShape) -> list[str]:
+    """A sentence for everything that the adapters cannot be in any layout: the values, the rule, the flag to change."""
     if peft.peft == "none":
         return []
-    return [*_unknown(peft, shape), *_fused(peft, shape), *_rank(peft, tensor_parallel_size), *_experts(peft, shape)]
+    return [*_unknown(peft, shape), *_fused(peft, shape), *_experts(peft, shape)]
 
 
 def _matrices(shape: ModelShape) -> list[_Matrix]:
@@ -133,14 +133,6 @@ def _fused(peft: Peft, shape: ModelShape) -> Iterator[str]:
                 f"--lora_target_modules {','.join(parts)}: the experts of {shape.architecture} keep "
                 f"{', '.join(everything)} in one matrix with one adapter; name both or none"
             )
-
-
-def _rank(peft: Peft, tensor_parallel_size: int) -> Iterator[str]:
-    if peft.lora_rank % tensor_parallel_size:
-        yield (
-            f"--lora_rank {peft.lora_rank} must be a multiple of --tensor_parallel_size {tensor_parallel_size}: "
-            f"tensor parallel workers share an adapter's rank"
-        )
 
 
 def _experts(peft: Peft, shape: ModelShape) -> Iterator[str]:

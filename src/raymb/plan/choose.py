@@ -55,6 +55,7 @@ def resolve(spec: RunSpec, shape: ModelShape, backend: str, num_workers: int) ->
         global_batch_size=spec.train.global_batch_size,
         seq_length=spec.data.seq_length,
         packing=spec.data.packing,
+        adapter_rank=None if spec.peft.peft == "none" else spec.peft.lora_rank,
     )
     return layout, chosen
 

@@ -117,8 +117,7 @@ def usable_plans(
     """
     backend = spec.run.backend if backend == "auto" else backend
     layouts, problems = usable_layouts(spec, shape, backend)
-    tensor = spec.parallel.tensor_parallel_size
-    problems += problems_with(spec.peft, shape, 1 if tensor == "auto" else tensor)
+    problems += problems_with(spec.peft, shape)
     batch, packing = spec.train.global_batch_size, spec.data.packing
     if rows is not None and rows < batch:
         kind, or_else = ("packed ", ", or leave --packing out") if packing else ("", "")

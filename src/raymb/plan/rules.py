@@ -29,13 +29,14 @@ class Layout:
     global_batch_size: int
     seq_length: int
     packing: bool = False
+    adapter_rank: int | None = None
 
 
 def broken_rules(layout: Layout, shape: ModelShape) -> list[str]:
     """A sentence for every broken rule: the values, the rule, the flag to change. Empty if the layout can train."""
     checks = (
         *(_world, _batch, _heads, _feed_forward, _stages, _virtual_stages, _virtual_batch, _sequence, _packing),
-        *(_experts, _expert_world, _expert_sequence, _family),
+        *(_experts, _expert_world, _expert_sequence, _family, _adapter_rank),
     )
     return [text for check in checks for text in check(layout, shape)]
 
@@ -253,6 +254,14 @@ def _family(layout: Layout, shape: ModelShape) -> Iterator[str]:
         flag, size = f"--{field}_parallel_size", getattr(layout, field)
         if size > 1:
             yield f"{flag} {size} must be 1 for {shape.architecture}: {why}; set {flag} to 1"
+
+
+def _adapter_rank(layout: Layout, shape: ModelShape) -> Iterator[str]:
+    if layout.adapter_rank is not None and layout.adapter_rank % layout.tensor:
+        yield (
+            f"--lora_rank {layout.adapter_rank} must be a multiple of --tensor_parallel_size {layout.tensor}: "
+            f"tensor parallel workers share an adapter's rank"
+        )
 
 
 def _uneven_flags(layout: Layout) -> dict[str, int]:

@@ -38,7 +38,6 @@ def _train(spec: RunSpec) -> Iterator[str]:
 
 
 def _adapters(peft: Peft, checkpoint: Checkpoint) -> Iterator[str]:
-    unused = sorted(peft.model_fields_set - {"peft"})
     if checkpoint.merge and (peft.peft == "none" or not checkpoint.export_hf):
         other = "--no_export_hf" if peft.peft != "none" else "--peft none"
         yield f"--merge works adapters into the exported model, and {other} leaves nothing to merge; drop one of them"
@@ -47,7 +46,8 @@ def _adapters(peft: Peft, checkpoint: Checkpoint) -> Iterator[str]:
             f"--lora_dropout {peft.lora_dropout:g} with --peft dora: Bridge 0.6.2 draws a mask of its own for each "
             f"term of a DoRA layer (peft/dora_layers.py); leave it out"
         )
-    if peft.peft == "none" and any(getattr(peft, flag) != Peft.model_fields[flag].default for flag in unused):
+    unused = [flag for flag, field in Peft.model_fields.items() if getattr(peft, flag) != field.default]
+    if peft.peft == "none" and unused:
         yield f"--{unused[0]} says how adapters are, and --peft none trains the whole model; add --peft lora"
 
 
