@@ -84,7 +84,7 @@ def resolved_job(spec: RunSpec, shape: ModelShape, home: Path, backend: str, mod
         run_dir=str(run),
         checkpoint_dir=str(run / "checkpoints"),
         load_dir="",
-        any_layout=False,
+        task="train",
         hf_dir=str(run / "hf"),
         adapter_dir=str(run / "adapter"),
         log_dir=str(run / "logs"),

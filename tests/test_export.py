@@ -11,7 +11,7 @@ import pytest
 from raymb.bridge.checkpoint import describe_files, iteration_dir, write_manifest
 from raymb.cli import main
 from raymb.errors import RunDirError
-from raymb.export import Wish, checked_job
+from raymb.export import Wish, checked_job, exporting_job
 from raymb.fingerprint import model_group
 from raymb.model_shape import read_model_shape
 from raymb.spec import load_spec
@@ -24,8 +24,10 @@ def _run(tmp_path: Path, *steps: int, **flags: Any) -> Path:
     given = {"hf_model_path": model, "num_workers": 4, "tensor_parallel_size": 2, "pipeline_parallel_size": 2, **flags}
     spec = load_spec({name: str(value) for name, value in given.items()})
     shape, run = read_model_shape(str(model)), tmp_path / "run"
-    run.mkdir()
+    run.mkdir(parents=True)
     (run / "job.json").write_text(resolved_job(spec, shape, tmp_path, "cpu", str(model)).to_json())
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "rows" / "manifest.json").write_text(json.dumps({"files": {}}))
     (run / "checkpoints").mkdir()
     (run / "checkpoints" / "fingerprint.json").write_text(json.dumps({"model": model_group(str(model), None)}))
     for step in steps:
@@ -38,12 +40,13 @@ def _run(tmp_path: Path, *steps: int, **flags: Any) -> Path:
 
 def test_the_job_of_one_cpu_worker(tmp_path: Path) -> None:
     run = _run(tmp_path, 5, 10)
-    job = checked_job(Wish(run))
+    job = exporting_job(checked_job(Wish(run, dtype="bf16")))
     sizes = [job.plan[f"{kind}_parallel_size"] for kind in ("tensor", "pipeline", "data", "expert", "context")]
     assert sizes == [1] * 5 and job.plan["num_workers"] == 1 and job.backend == "cpu"
     assert job.plan["padded_vocab_size"] == job.vocab_size == 305
     assert job.load_dir == iteration_dir(run / "checkpoints", 10)
-    assert (job.hf_dir, job.spec.checkpoint.export_dtype) == (str(run / "hf"), "source")
+    assert (job.hf_dir, job.spec.train.precision) == (str(run / "hf"), "bf16")
+    assert checked_job(Wish(run)).spec.checkpoint.export_dtype == "source"
     assert checked_job(Wish(run, which="5")).load_dir == iteration_dir(run / "checkpoints", 5)
     assert checked_job(Wish(run, which="best")).load_dir == iteration_dir(run / "checkpoints", 10)
     elsewhere = checked_job(Wish(run, to=tmp_path / "out", dtype="bf16"))
@@ -62,6 +65,21 @@ def test_a_run_that_was_moved(tmp_path: Path) -> None:
     moved = _run(tmp_path, 5).rename(tmp_path / "moved")
     job = checked_job(Wish(moved))
     assert Path(job.load_dir).is_relative_to(moved) and Path(job.hf_dir).is_relative_to(moved)
+
+
+def test_rows_that_were_moved_with_the_run_and_rows_that_are_gone(tmp_path: Path) -> None:
+    _run(tmp_path / "old", 5)
+    (tmp_path / "old").rename(tmp_path / "new")
+    former = tmp_path / "old" / "model"
+    former.parent.mkdir()
+    (tmp_path / "new" / "model").rename(former)
+    prepared = tmp_path / "new" / "old" / "rows"
+    prepared.parent.mkdir()
+    (tmp_path / "new" / "rows").rename(prepared)
+    assert checked_job(Wish(tmp_path / "new" / "run")).data_dir == str(prepared)
+    (prepared / "manifest.json").unlink()
+    with pytest.raises(RunDirError, match=r"the rows that the run was trained on are gone.*\n.*raymb data prepare"):
+        checked_job(Wish(tmp_path / "new" / "run"))
 
 
 def test_the_newest_checkpoint_that_is_whole(tmp_path: Path) -> None:

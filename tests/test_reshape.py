@@ -139,7 +139,7 @@ def test_the_job_that_writes_it_again(tmp_path: Path) -> None:
         1,
     )
     assert again.plan["micro_batch_size"] * again.plan["micro_batches"] * 1 == again.plan["global_batch_size"]
-    assert (again.backend, again.any_layout, again.load_dir) == ("cpu", True, str(directory))
+    assert (again.backend, again.task, again.load_dir) == ("cpu", "reshape", str(directory))
     assert again.plan["train_iters"] == 10, "not a step is trained"
     assert Path(again.checkpoint_dir) == Path(job.checkpoint_dir, "reshaped")
     assert again.spec.train.precision == "bf16", "the state is that of the run that wrote it, on a CPU, too"

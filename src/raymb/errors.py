@@ -120,3 +120,9 @@ class BadLoss(RaymbError):
 
 class StorageError(RaymbError):
     pass
+
+
+def last_line(error: object) -> str:
+    """What an exception says, or the line of a traceback that says it: the last one that is not indented."""
+    lines = [line for line in str(error).strip().splitlines() if line.strip() and not line.startswith(" ")]
+    return lines[-1] if lines else type(error).__name__

@@ -1,18 +1,27 @@
-"""`raymb export`: a run's checkpoint as a Hugging Face directory, in this process and on its CPU."""
+"""`raymb export`: a run's checkpoint as a Hugging Face directory, in this process or on Ray workers, on CPUs."""
 
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
 from raymb import run_dir
 from raymb.bridge import checkpoint
-from raymb.errors import RunDirError
+from raymb.bridge.tensor_files import tensor_types
+from raymb.data.store import read_manifest
+from raymb.errors import RaymbError, RunDirError, RunFailed
 from raymb.fingerprint import described, differences, model_group
 from raymb.job import Job
+from raymb.model_card import write_card
+from raymb.reshape import smallest_plan
+from raymb.verify import Written, exported_line, finish
 
 
 @dataclass(frozen=True)
@@ -27,6 +36,7 @@ class Wish:
             adapter/ of the run.
         dtype: source, bf16, fp16 or fp32; default: as the run has it.
         overwrite: replace directories that are there.
+        ray: on workers of a Ray cluster instead of in this process; ray_address: of one that runs.
     """
 
     run: Path
@@ -35,10 +45,15 @@ class Wish:
     to: Path | None = None
     dtype: str | None = None
     overwrite: bool = False
+    ray: bool = False
+    ray_address: str | None = None
 
 
-def export(wish: Wish, console: Console) -> list[Path]:
-    """Write the directories, and return them.
+def export(wish: Wish, console: Console) -> dict[str, Any]:
+    """Write the directories, verified, with a model card.
+
+    Returns:
+        raymb.verify.finish's findings.
 
     Raises:
         RunDirError: no run there, no such checkpoint, a broken one, another base model, or a directory in the way.
@@ -46,6 +61,57 @@ def export(wish: Wish, console: Console) -> list[Path]:
     """
     job = checked_job(wish)
     console.print(f"exporting {job.load_dir}", highlight=False, soft_wrap=True)
+    if wish.ray:
+        findings = _on_ray(job, wish, console)
+    else:
+        job = exporting_job(job)
+        with console.status("loading the checkpoint and writing"):
+            written = write_alone(job)
+        with console.status("verifying in a fresh process"):
+            findings = finish(written, lambda: None)
+        console.print(exported_line(findings), highlight=False, soft_wrap=True)
+    _write_cards(job, findings)
+    return findings
+
+
+def _on_ray(job: Job, wish: Wish, console: Console) -> dict[str, Any]:
+    """The same by CPU workers of a Ray cluster, in the checkpoint's layout: no process has the whole model."""
+    from raymb.cluster import connect, wait_for
+    from raymb.outcome import reason_of
+    from raymb.telemetry.monitor import Monitor
+    from raymb.trainer import make_trainer
+
+    manifest = checkpoint.read_manifest(job.load_dir) or {}
+    home = run_dir.RunDir(wish.run.expanduser().absolute() / ".export", Path(job.checkpoint_dir))
+    plan = {**smallest_plan(job.plan, manifest), "train_iters": manifest["step"]}
+    job = replace(
+        _in_type(job), task="export", backend="cpu", plan=plan, plans={}, run_dir=str(home.path), log_dir=str(home.logs)
+    )
+    with connect(job.spec) as cluster:
+        resources = cluster.resources_of_a_worker("cpu", job.spec.cluster.cpus_per_worker, plan["num_workers"])
+        wait_for(resources, plan["num_workers"], job.spec.cluster.wait_for_resources, console)
+        home.logs.mkdir(parents=True, exist_ok=True)
+        trainer = make_trainer(job, cluster, resources, home)
+        monitor = Monitor(trainer.hub, job, home, console)
+        try:
+            trainer.fit()
+        except Exception as error:
+            raise RunFailed(reason_of(error), f"the workers' logs: {home.logs}") from error
+        finally:
+            monitor.close()
+    records = [json.loads(line) for line in home.metrics.read_text(encoding="utf-8").splitlines()]
+    shutil.rmtree(home.path)
+    return next(one for one in records if one["kind"] == "export")
+
+
+def _write_cards(job: Job, findings: dict[str, Any]) -> None:
+    step = (checkpoint.read_manifest(job.load_dir) or {}).get("step", 0)
+    for directory in findings["directories"]:
+        write_card(Path(directory), Path(job.run_dir), {**findings, "step": step}, adapter=directory == job.adapter_dir)
+
+
+def write_alone(job: Job) -> Written:
+    """Load the job's load_dir and write, in this process alone."""
     from raymb.worker import activate_alone
 
     activate_alone(job)
@@ -56,8 +122,20 @@ def export(wish: Wish, console: Console) -> list[Path]:
     return write_results(hf_bridge, model, job)
 
 
+def main() -> None:
+    """`python -m raymb.export < JOB.json`: of a training that goes on; the findings are the last line, in JSON."""
+    os.nice(19)
+    try:
+        job = exporting_job(Job.from_json(sys.stdin.read()))
+        findings = finish(write_alone(job), lambda: None)
+        _write_cards(job, findings)
+        print(json.dumps(findings), flush=True)
+    except RaymbError as error:
+        sys.exit(f"error: {error}".replace("\n", "; "))
+
+
 def checked_job(wish: Wish) -> Job:
-    """The run's job as that of one CPU worker that exports; nothing is written."""
+    """The run's job as one that exports; nothing is written."""
     run = wish.run.expanduser().absolute()
     job = _job_of(run)
     has_adapters = job.plan["adapters"] is not None
@@ -65,11 +143,32 @@ def checked_job(wish: Wish) -> Job:
         raise RunDirError(f"--merge: {wish.run} trained the whole model and has no adapters", "leave --merge out")
     directory = _checkpoint(wish, run, job)
     _check_base(job, Path(directory).parent)
+    rows = _rows(job, run)
     adapter, hf = _targets(wish, run, has_adapters)
     _check_targets([*([adapter] if has_adapters else []), *([hf] if not has_adapters or wish.merge else [])], wish)
     settings = {"merge": wish.merge, **({"export_dtype": wish.dtype} if wish.dtype else {})}
     spec = job.spec.model_copy(update={"checkpoint": job.spec.checkpoint.model_copy(update=settings)})
-    return replace(job.alone(), spec=spec, load_dir=directory, hf_dir=str(hf), adapter_dir=str(adapter))
+    if wish.ray_address:
+        spec = spec.model_copy(update={"cluster": spec.cluster.model_copy(update={"ray_address": wish.ray_address})})
+    return replace(
+        job, spec=spec, run_dir=str(run), load_dir=directory, hf_dir=str(hf), adapter_dir=str(adapter), data_dir=rows
+    )
+
+
+def exporting_job(job: Job) -> Job:
+    """The job as that of one CPU worker that exports its load_dir."""
+    return _in_type(job).alone()
+
+
+def _in_type(job: Job) -> Job:
+    """The job with its weights in no larger type than what is to be written."""
+    manifest = checkpoint.read_manifest(job.load_dir) or {}
+    asked, precision = job.spec.checkpoint.export_dtype, manifest.get("precision", "fp32")
+    if job.plan["adapters"] is None:
+        stored = set(tensor_types(Path(job.base_files())).values()) if asked == "source" else set()
+        precision = "bf16" if asked == "bf16" or stored == {"BF16"} else "fp32"
+    train = job.spec.train.model_copy(update={"precision": precision})
+    return replace(job, spec=job.spec.model_copy(update={"train": train}))
 
 
 def _job_of(run: Path) -> Job:
@@ -86,12 +185,24 @@ def _job_of(run: Path) -> Job:
         ) from None
 
 
+def _rows(job: Job, run: Path) -> str:
+    """The prepared rows, which the export is measured on, also of a run that was moved together with them."""
+    former = Path(job.data_dir)
+    for place in (former, run.parent / former.parent.name / former.name):
+        if read_manifest(place) is not None:
+            return str(place)
+    raise RunDirError(
+        f"{former}: the rows that the run was trained on are gone, and the export is measured on them",
+        f"prepare them again: raymb data prepare --config {run / 'spec.json'}",
+    )
+
+
 def _targets(wish: Wish, run: Path, has_adapters: bool) -> tuple[Path, Path]:
     """(directory of the adapter, directory of the model)."""
     if wish.to is None:
         return run / "adapter", run / "hf"
     to = wish.to.expanduser().absolute()
-    return to, to.with_name(f"{to.name}-merged") if has_adapters else to
+    return (to, to.with_name(f"{to.name}-merged")) if has_adapters else (run / "adapter", to)
 
 
 def _checkpoint(wish: Wish, run: Path, job: Job) -> str:
@@ -135,3 +246,7 @@ def _check_targets(targets: list[Path], wish: Wish) -> None:
     for target in targets:
         if target.exists() and not wish.overwrite:
             raise RunDirError(f"{target} exists", "ways out: --to ANOTHER_DIR, --overwrite to replace it")
+
+
+if __name__ == "__main__":
+    main()

@@ -5,10 +5,30 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from raymb.remote import storage_root
+from raymb.model_files import base_directory
+from raymb.remote import is_address, storage_root
 from raymb.spec import RunSpec, spec_from_json, spec_to_json
+
+
+def with_absolute_paths(spec: RunSpec) -> RunSpec:
+    """The spec as every process reads it: Ray Train's workers have a working directory of their own."""
+
+    def absolute(path: Any) -> Any:
+        return path if path is None or is_address(path) else type(path)(Path(path).expanduser().absolute())
+
+    run, checkpoint, resume = spec.run, spec.checkpoint, spec.checkpoint.resume
+    paths = {
+        "output_dir": absolute(checkpoint.output_dir),
+        "resume": resume if resume in ("auto", "never") else absolute(resume),
+    }
+    return spec.model_copy(
+        update={
+            "run": run.model_copy(update={"storage_path": absolute(run.storage_path)}),
+            "checkpoint": checkpoint.model_copy(update=paths),
+        }
+    )
 
 
 @dataclass(frozen=True)
@@ -16,7 +36,7 @@ class Job:
     """A resolved run.
 
     Args:
-        spec: what the user asked for.
+        spec: what the user asked for, of with_absolute_paths.
         plan: `Plan.to_dict()`: every size, with `auto` resolved; of an elastic run the largest.
         plans: number of workers (as a word) to plan, for each size that an elastic run may have.
         backend: "cuda" or "cpu".
@@ -31,7 +51,8 @@ class Job:
         hf_dir: where the tuned model goes as a Hugging Face directory.
         adapter_dir: where the tuned adapters go as a PEFT directory.
         load_dir: the iteration directory to go on from, where it is not for the workers to choose; "" where it is.
-        any_layout: write checkpoints that every layout can read.
+        task: train; reshape: write the checkpoint that is loaded again, so that every layout can read it; export: write
+            its weights as a Hugging Face model.
         log_dir: one file a worker.
         threads: OMP_NUM_THREADS of a worker.
     """
@@ -50,7 +71,7 @@ class Job:
     run_dir: str
     checkpoint_dir: str
     load_dir: str
-    any_layout: bool
+    task: Literal["train", "reshape", "export"]
     hf_dir: str
     adapter_dir: str
     log_dir: str
@@ -59,6 +80,10 @@ class Job:
     def of_size(self, num_workers: int) -> Job:
         """The job as it is for so many workers."""
         return replace(self, plan=self.plans.get(str(num_workers), self.plan))
+
+    def base_files(self) -> str:
+        """The directory of the model that the training starts from; of a hub model in the Hugging Face cache."""
+        return base_directory(self.model_path, self.spec.model.hf_revision)
 
     def alone(self) -> Job:
         """The job as that of one CPU worker, which has the whole model and every sample."""
@@ -78,9 +103,9 @@ class Job:
 
     def here(self) -> Job:
         """The job with this machine's paths: of a run on remote storage each machine has a workspace of its own."""
-        there, root = Path(self.run_dir).parent, storage_root(self.spec.run.storage_path)
-        if there == root:
+        if not is_address(self.spec.run.storage_path):
             return self
+        there, root = Path(self.run_dir).parent, storage_root(self.spec.run.storage_path)
 
         def moved(path: str) -> str:
             return str(root / Path(path).relative_to(there)) if path and Path(path).is_relative_to(there) else path

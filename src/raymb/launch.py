@@ -16,7 +16,7 @@ from raymb import run_dir as directories
 from raymb.cluster import Cluster, Resources, check_storage, connect, start_coordinator, wait_for
 from raymb.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_STOPPED, RunFailed
 from raymb.interrupt import Interrupts
-from raymb.job import Job
+from raymb.job import Job, with_absolute_paths
 from raymb.mirror import pushing
 from raymb.outcome import conclude, has_finished, newest_step, reason_of, say_how_to_go_on, where_to_look
 from raymb.plan import Plan, usable_plans
@@ -92,7 +92,7 @@ def _job(
     checked: Preflight, plans: dict[int, Plan], backend: str, resources: Resources, place: directories.RunDir
 ) -> Job:
     return Job(
-        spec=checked.spec,
+        spec=with_absolute_paths(checked.spec),
         plan=plans[max(plans)].to_dict(),
         plans={str(size): plan.to_dict() for size, plan in plans.items()},
         backend=backend,
@@ -106,7 +106,7 @@ def _job(
         run_dir=str(place.path),
         checkpoint_dir=str(place.checkpoints),
         load_dir="",
-        any_layout=False,
+        task="train",
         hf_dir=str(place.hf),
         adapter_dir=str(place.adapter),
         log_dir=str(place.logs),

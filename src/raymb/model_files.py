@@ -198,3 +198,12 @@ def _explained(model: str, name: str, revision: str | None, error: Exception) ->
         "give a local model directory to --hf_model_path, or fetch the model where the hub can be reached and copy "
         "the cache (HF_HOME)",
     )
+
+
+def base_directory(model_path: str, revision: str | None = None) -> str:
+    """The model's files as a directory; a hub model's come into the Hugging Face cache now, if they are not there."""
+    if Path(model_path).is_dir():
+        return model_path
+    from huggingface_hub import snapshot_download
+
+    return snapshot_download(model_path, revision=revision, ignore_patterns=["*.bin", "*.pth"])

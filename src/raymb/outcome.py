@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
 
 from rich.console import Console
 
 from raymb.bridge.checkpoint import MANIFEST, best_step, iteration_dir, latest_step, losses_so_far, steps_in
 from raymb.early_stopping import has_stalled
+from raymb.errors import last_line
 from raymb.job import Job
+from raymb.model_card import write_card
 from raymb.preflight import Preflight
 from raymb.run_dir import RunDir
 from raymb.spec import RunSpec
@@ -78,7 +81,7 @@ def _stopped_early(spec: RunSpec, place: RunDir, step: int) -> bool:
 
 def reason_of(error: BaseException) -> str:
     """The worker failure that caused the others, in one line."""
-    from raymb.recovery import first_cause, last_line
+    from raymb.recovery import first_cause
 
     failures = getattr(error, "worker_failures", {})
     if not failures:
@@ -106,8 +109,30 @@ def say_how_to_go_on(what: str, code: int, job: Job, place: RunDir, console: Con
     return code
 
 
+def _write_cards(place: RunDir) -> None:
+    """The model cards of what the run has exported last; all metrics are there now."""
+    text = place.metrics.read_text(encoding="utf-8") if place.metrics.exists() else ""
+    records = [json.loads(line) for line in text.splitlines()]
+    exported = {name: one for one in records if one["kind"] == "export" for name in map(_name, one["directories"])}
+    for directory in (place.hf, place.adapter):
+        if directory.name not in exported:
+            continue
+        adapter = directory == place.adapter
+        if directory.exists():
+            write_card(directory, place.path, exported[directory.name], adapter=adapter)
+        elif place.remote is not None:
+            with tempfile.TemporaryDirectory() as copy:
+                write_card(Path(copy), place.path, exported[directory.name], adapter=adapter)
+                place.remote.upload(Path(copy), directory.name)
+
+
+def _name(path: str) -> str:
+    return Path(path).name
+
+
 def conclude(job: Job, place: RunDir, console: Console) -> None:
     """Print where everything lies, and the answers to the sample prompt if there is one."""
+    _write_cards(place)
     step, best = newest_step(place) or 0, None if _elsewhere(place) else best_step(place.checkpoints)
     stopped_early = _stopped_early(job.spec, place, step)
     if stopped_early and step < job.plan["train_iters"]:
@@ -121,12 +146,12 @@ def conclude(job: Job, place: RunDir, console: Console) -> None:
         and _is_exported(job.spec, place)
         and (stopped_early or step >= job.plan["train_iters"])
     ):
-        from raymb.sample import print_answers
+        from raymb.sample import print_sample
 
         for name, directory in {"hf": place.hf, "adapter": place.adapter}.items():
             if place.remote is not None and not directory.exists() and place.remote.listing(name):
                 place.remote.download(name, directory)
-        print_answers(job, console)
+        print_sample(job, console)
     places = {
         "metrics": place.metrics,
         "checkpoint": Path(iteration_dir(place.checkpoints, step)),

@@ -21,7 +21,7 @@ from ray.train.v2._internal.execution.scaling_policy import (
     ResizeDecision,
 )
 
-from raymb.errors import BadLoss, RaymbError, StorageError, WorkersStopped
+from raymb.errors import BadLoss, RaymbError, StorageError, WorkersStopped, last_line
 
 _WOULD_COME_AGAIN = (
     "ArithmeticError",
@@ -176,9 +176,3 @@ def _text(error: Any) -> str:
     error = getattr(error, "_base_exc", error)
     name = "" if isinstance(error, RaymbError) else f"{type(error).__name__}: "
     return name + last_line(error)
-
-
-def last_line(error: object) -> str:
-    """What an exception says, or the line of a traceback that says it: the last one that is not indented."""
-    lines = [line for line in str(error).strip().splitlines() if line.strip() and not line.startswith(" ")]
-    return lines[-1] if lines else type(error).__name__

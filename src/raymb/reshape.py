@@ -59,22 +59,27 @@ def newest(checkpoint_dir: str | Path, resume: str, remote: bool = False) -> Pat
     return None
 
 
-def reshaping(job: Job, directory: Path) -> Job:
-    """The job that writes a checkpoint again, in its own layout, on CPU workers: one for each piece of the model, as
-    many as there were where experts are spread over the copies (data and context parallel)."""
-    manifest = checkpoint.read_manifest(directory)
-    assert manifest is not None
-    plan = {**job.plan, **manifest["layout"]}
+def smallest_plan(plan: dict[str, Any], manifest: dict[str, Any]) -> dict[str, Any]:
+    """The plan with as few workers as hold a checkpoint's model in its own pieces: one for each, or as many as there
+    were where experts are spread over the copies (data and context parallel)."""
+    plan = {**plan, **manifest["layout"]}
     copies = 1 if plan["expert_parallel_size"] == 1 else manifest["copies"]
-    plan |= {
+    return {
+        **plan,
         "num_workers": plan["tensor_parallel_size"] * plan["pipeline_parallel_size"] * copies,
         "data_parallel_size": copies,
         "context_parallel_size": 1,
         "micro_batch_size": 1,
         "micro_batches": plan["global_batch_size"] // copies,
         "sequence_parallel": False,
-        "train_iters": manifest["step"],
     }
+
+
+def reshaping(job: Job, directory: Path) -> Job:
+    """The job that writes a checkpoint again, in its own layout, on CPU workers."""
+    manifest = checkpoint.read_manifest(directory)
+    assert manifest is not None
+    plan = {**smallest_plan(job.plan, manifest), "train_iters": manifest["step"]}
     train = job.spec.train.model_copy(update={"precision": manifest["precision"]})
     evaluation = job.spec.evaluation.model_copy(update={"eval_iters": 0})
     settings = job.spec.checkpoint.model_copy(
@@ -91,7 +96,7 @@ def reshaping(job: Job, directory: Path) -> Job:
         plans={},
         backend="cpu",
         load_dir=str(directory),
-        any_layout=True,
+        task="reshape",
         checkpoint_dir=str(checkpoint.reshaped(job.checkpoint_dir)),
         validation_rows=0,
         test_rows=0,

@@ -10,6 +10,8 @@ STORAGE_PATH/EXPERIMENT_NAME/
     data.json         which prepared rows, and what they are like
     hf/               the tuned model as a Hugging Face directory
     adapter/          the tuned adapters (--peft) as a PEFT directory
+    hf-step-50/, adapter-step-50/   those of --save_hf_interval; hf-failed/: what its verification did not pass
+    evaluation/       what `raymb evaluate` wrote
     logs/             one file a worker
     (and Ray Train's own small files)
     tensorboard/
@@ -276,6 +278,9 @@ def _delete_old_run(run: RunDir) -> None:
         run.tensorboard,
         run.failures,
         run.checkpoints / "reshaped",
+        *run.path.glob("hf-*"),
+        *run.path.glob("adapter-*"),
+        run.path / "evaluation",
         *steps,
     ):
         shutil.rmtree(directory, ignore_errors=True)

@@ -33,27 +33,59 @@ def train(job: Job, progress: Progress, emit: Emit, register: Callable[[str, int
         stop: the StopTogether of this rank.
     """
     config, hf_bridge, losses = prepare(job, progress, emit)
+    import torch.distributed as dist
     from megatron.bridge.training.pretrain import pretrain
 
     from raymb.bridge import saving as checkpoints
     from raymb.bridge.bad_loss import LossSum
-    from raymb.bridge.callbacks import make_callbacks
+    from raymb.bridge.callbacks import HuggingFaceExport, make_callbacks
     from raymb.bridge.forward import counting_forward_step
+    from raymb.exporting import Exports
 
     saving = checkpoints.Saving(job, progress, emit, register, losses)
     config.checkpoint.custom_manager_class = checkpoints.install(saving)
     spikes = LossSum()
     keep_loss = spikes.parts.append if job.spec.resilience.loss_spike else None
     forward_step, counter = counting_forward_step(progress.beat, keep_loss)
-    callbacks = make_callbacks(job, hf_bridge, counter, spikes, emit, saving, stop)
+    callbacks = make_callbacks(job, counter, spikes, emit, saving, stop)
+    exporting = HuggingFaceExport(job, hf_bridge, emit)
+    if job.spec.checkpoint.export_hf:
+        callbacks.append(exporting)
+        saving.exports = Exports(job, emit, progress.beat) if dist.get_rank() == 0 else None
     try:
-        pretrain(config, forward_step, callbacks=[] if job.any_layout else callbacks)
+        pretrain(config, forward_step, callbacks=[] if job.task == "reshape" else callbacks)
     except SystemExit as exit:  # Bridge leaves its loop this way on exit_interval
         if exit.code:
             raise
     finally:
         stop.close()
         saving.close()
+        if saving.exports is not None and exporting.last_step is None:
+            saving.exports.close()
+    if saving.exports is not None and exporting.last_step is not None:
+        progress.enter("verifying the export")
+        saving.exports.conclude(exporting.last_step, exporting.written)
+
+
+def export(job: Job, progress: Progress, emit: Emit) -> None:
+    """Write the weights of the job's load_dir as a Hugging Face model, each rank its part."""
+    emit({"kind": "phase", "text": "importing Megatron"})
+    activate(job)
+    import torch.distributed as dist
+
+    from raymb.bridge.export import write_results
+    from raymb.bridge.from_checkpoint import load_model
+    from raymb.verify import finish
+
+    progress.enter("loading")
+    emit({"kind": "phase", "text": "loading the checkpoint"})
+    hf_bridge, model = load_model(job)
+    progress.enter("exporting")
+    emit({"kind": "phase", "text": "writing and verifying the export"})
+    written = write_results(hf_bridge, model, job)
+    del model
+    if dist.get_rank() == 0:
+        emit({"kind": "export", "step": job.plan["train_iters"], **finish(written, progress.beat)})
 
 
 def prepare(job: Job, progress: Progress, emit: Emit) -> tuple[Any, Any, list[list[float]]]:
@@ -141,7 +173,10 @@ def train_under_ray(config: dict[str, Any]) -> None:
     fetch_rows(Path(job.data_dir).name, job.spec.run.storage_path)
     try:
         register = _register if Path(job.checkpoint_dir).is_relative_to(job.run_dir) else _mention
-        train(job, progress, emit, register, stop)
+        if job.task == "export":
+            export(job, progress, emit)
+        else:
+            train(job, progress, emit, register, stop)
     finally:
         interrupt.on_sigterm = None
         watch.close()

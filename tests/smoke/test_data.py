@@ -15,9 +15,13 @@ pytestmark = [pytest.mark.smoke, pytest.mark.timeout(300)]
 
 
 def test_packed_conversations_for_two_epochs(
-    finetune: Callable[..., Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    finetune: Callable[..., Path],
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """ShareGPT rows, a template of the user's, packed rows, epochs, validation, a test, and an answer at the end."""
+    monkeypatch.chdir(tmp_path)  # the workers have a working directory of their own
     rows, template = tmp_path / "rows.jsonl", tmp_path / "qwen.jinja"
     turns = [{"from": "human", "value": "alpha beta"}, {"from": "gpt", "value": "gamma"}]
     content = [{"conversations": [*turns, {"from": "human", "value": f"row {n}"}, turns[1]]} for n in range(60)]
@@ -25,6 +29,7 @@ def test_packed_conversations_for_two_epochs(
     template.write_text(unmarked("Qwen"))
     run = finetune(
         dataset=rows,
+        storage_path="runs",
         chat_template=template,
         packing=True,
         seq_length=256,
@@ -46,4 +51,4 @@ def test_packed_conversations_for_two_epochs(
     assert test["step"] == plan["train_iters"] and test["loss"] > 0
     assert (run / "hf" / "chat_template.jinja").read_text() == template.read_text()
     shown = capfd.readouterr().err
-    assert "base model" in shown and "in the data" in shown and "gamma" in shown
+    assert "base" in shown and "tuned" in shown and "in the data" in shown and "gamma" in shown

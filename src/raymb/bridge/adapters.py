@@ -16,7 +16,6 @@ import hashlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -94,15 +93,6 @@ def make_adapters(job: Job) -> Adapters | None:
         whole=targets["whole"],
         seed=job.spec.train.seed,
     )
-
-
-def base_directory(job: Job) -> str:
-    """The frozen model's files as a directory, which Bridge wants; a hub model's are in the cache by now or then."""
-    if Path(job.model_path).is_dir():
-        return job.model_path
-    from huggingface_hub import snapshot_download
-
-    return snapshot_download(job.model_path, revision=job.spec.model.hf_revision, ignore_patterns=["*.bin", "*.pth"])
 
 
 def initialize(model: list[Any], seed: int) -> None:

@@ -23,13 +23,13 @@ from raymb.early_stopping import has_stalled
 from raymb.job import Job
 from raymb.progress import Progress
 from raymb.stopping import StopTogether
+from raymb.verify import Written
 
 Emit = Callable[[dict[str, Any]], None]
 
 
 def make_callbacks(
     job: Job,
-    hf_bridge: AutoBridge,
     counter: TokenCounter,
     losses: LossSum,
     emit: Emit,
@@ -55,7 +55,7 @@ def make_callbacks(
     callbacks: list[Callback] = [Phases(saving.progress), metrics, guard, Validations(job, saving, emit), Stops(stop)]
     if job.plan["adapters"]:
         callbacks.append(TellAdapters(job, emit))
-    return [*callbacks, HuggingFaceExport(job, hf_bridge, emit)] if job.spec.checkpoint.export_hf else callbacks
+    return callbacks
 
 
 def _leave_out(job: Job, step: int) -> None:
@@ -259,19 +259,23 @@ class Stops(Callback):
 
 
 class HuggingFaceExport(Callback):
-    """Writes the tuned model as a Hugging Face directory while the model is still there."""
+    """Writes the tuned model as a Hugging Face directory while the model is still there.
+
+    last_step: of a training that has come to its end, else None; written: what of it is to be verified.
+    """
 
     def __init__(self, job: Job, hf_bridge: AutoBridge, emit: Emit):
         self.job = job
         self.hf_bridge = hf_bridge
         self.emit = emit
+        self.last_step: int | None = None
+        self.written: Written | None = None
 
     def on_train_end(self, context: CallbackContext) -> None:
+        self.last_step = context.state.train_state.step
+        if self.job.spec.checkpoint.export_checkpoint == "best":
+            return  # the last validation is still to come
         if torch.distributed.get_rank() == 0:
             what = "model" if self.job.plan["adapters"] is None else "adapter"
             self.emit({"kind": "phase", "text": f"writing the Hugging Face {what}"})
-        written = export.write_results(self.hf_bridge, context.model, self.job)
-        remote = RemoteCheckpoints.of(self.job)
-        if remote is not None and torch.distributed.get_rank() == 0:
-            for directory in written:
-                remote.upload_model(directory)
+        self.written = export.write_results(self.hf_bridge, context.model, self.job)

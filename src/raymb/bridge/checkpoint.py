@@ -181,9 +181,11 @@ def best_step(checkpoint_dir: str | Path) -> int | None:
     return ranked[0] if ranked else None
 
 
-def delete_old(checkpoint_dir: str | Path, keep_last: int | None, keep_best: int | None) -> list[int]:
-    """Delete all checkpoints but the newest and the best ones, and return the steps that are gone. A directory that is
-    not whole and older than the newest whole one goes, too: nobody will finish it."""
+def delete_old(
+    checkpoint_dir: str | Path, keep_last: int | None, keep_best: int | None, in_use: Iterable[int] = ()
+) -> list[int]:
+    """Delete all checkpoints but the newest, the best ones and those in use, and return the steps that are gone. A
+    directory that is not whole and older than the newest whole one goes, too: nobody will finish it."""
     newest = latest_step(checkpoint_dir)
     if newest is not None and all(step < newest for step in steps_of(reshaped(checkpoint_dir))):
         shutil.rmtree(reshaped(checkpoint_dir), ignore_errors=True)  # it has done its work
@@ -191,7 +193,7 @@ def delete_old(checkpoint_dir: str | Path, keep_last: int | None, keep_best: int
         return []
     steps = steps_of(checkpoint_dir)
     whole = [step for step in steps if not why_not_whole(iteration_dir(checkpoint_dir, step))]
-    kept = {*whole[:keep_last], *_by_metric(checkpoint_dir)[: keep_best or 0]}
+    kept = {*in_use, *whole[:keep_last], *_by_metric(checkpoint_dir)[: keep_best or 0]}
     gone = [step for step in steps if whole and step < whole[0] and step not in kept]
     for step in gone:
         directory = Path(iteration_dir(checkpoint_dir, step))

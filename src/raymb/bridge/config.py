@@ -22,7 +22,7 @@ from megatron.bridge.training.config import (
 
 from raymb.accelerator import ACCELERATORS, Accelerator
 from raymb.bridge import fixes
-from raymb.bridge.adapters import base_directory, make_adapters
+from raymb.bridge.adapters import make_adapters
 from raymb.bridge.checkpoint import left_out
 from raymb.bridge.dataset import PreparedRowsConfig
 from raymb.errors import SpecError
@@ -239,7 +239,7 @@ def _checkpoint(job: Job, load_dir: str | None, load_random_state: bool) -> Chec
     return CheckpointConfig(
         save=job.checkpoint_dir,
         load=load_dir,
-        pretrained_checkpoint=base_directory(job) if job.plan["adapters"] else None,
+        pretrained_checkpoint=job.base_files() if job.plan["adapters"] else None,
         load_rng=load_random_state,
         # 0 would switch the last step's save off, too.
         save_interval=job.spec.checkpoint.save_interval or None,
@@ -247,6 +247,6 @@ def _checkpoint(job: Job, load_dir: str | None, load_random_state: bool) -> Chec
         fully_parallel_save=True,
         async_save=True,  # also with --no_async_save, which only waits: one way of writing (raymb.bridge.saving)
         async_strategy="mcore",
-        dist_ckpt_optim_fully_reshardable=job.any_layout,
+        dist_ckpt_optim_fully_reshardable=job.task == "reshape",
         ckpt_assume_constant_structure=True,  # plans a save once
     )

@@ -1,10 +1,9 @@
-"""The trained Megatron model, or its adapters, to a Hugging Face directory."""
+"""The trained Megatron model, or its adapters, to Hugging Face directories, not yet verified (raymb.verify)."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,57 +11,106 @@ from typing import Any
 
 import torch.distributed as dist
 from megatron.bridge.models.conversion.auto_bridge import AutoBridge
+from safetensors import SafetensorError
 
-from raymb.bridge.adapters import base_directory, make_adapters
+from raymb.bridge.adapters import make_adapters
+from raymb.bridge.config import precision_of
 from raymb.bridge.export_adapter import write_adapter
-from raymb.bridge.tensor_files import TensorFiles, check_same_tensors, converted, tensor_types, trimmed, type_to_write
+from raymb.bridge.merge import merge
+from raymb.bridge.reference import write_reference
+from raymb.bridge.tensor_files import TensorFiles, converted, tensor_types, trimmed, type_to_write
 from raymb.data.store import read_manifest
+from raymb.errors import RunFailed
 from raymb.job import Job
+from raymb.verify import Request, Written
 
 
-def write_results(hf_bridge: AutoBridge, model: list[Any], job: Job) -> list[Path]:
-    """Write what a run is for: the model, or its adapters (and with --merge the model that they make); collective,
-    called on every rank. Each directory appears whole or not at all, and replaces an older one.
+def write_results(hf_bridge: AutoBridge, model: list[Any], job: Job) -> Written:
+    """Write what a run is for beside where it is to be: the model, or its adapters (and with --merge the model that
+    they make). Collective, called on every rank.
 
     Args:
         model: this rank's model chunks.
 
-    Returns:
-        the directories.
-
     Raises:
-        RunFailed: the export's tensors are not those of the model that the training started from.
+        RunFailed: the file system does not take it; nothing is left then.
     """
-    adapters = make_adapters(job)
-    if adapters is None:
-        with _appearing(Path(job.hf_dir)) as partial:
-            _write_model(hf_bridge, model, job, partial)
-        return [Path(job.hf_dir)]
-    with _appearing(Path(job.adapter_dir)) as partial:
-        write_adapter(hf_bridge, model, adapters, job.model_path, partial)
+    whole = job.plan["adapters"] is None
+    wanted = [*([] if whole else [job.adapter_dir]), *([job.hf_dir] if whole or job.spec.checkpoint.merge else [])]
+    directories = {path: path.with_name(f".{path.name}.partial") for path in map(Path, wanted)}
+    first = next(iter(directories.values()))
+    reference = first.with_name(f"{first.name}.reference.safetensors")
+    with _or_nothing([*directories.values(), reference]):
         if dist.get_rank() == 0:
-            hf_bridge.hf_pretrained.save_artifacts(partial)
-            (partial / "config.json").unlink(missing_ok=True)  # of a whole model, which this is not
-            _write_template(job, partial)
-    if not job.spec.checkpoint.merge:
-        return [Path(job.adapter_dir)]
-    with _appearing(Path(job.hf_dir)) as partial:
+            for partial in directories.values():
+                shutil.rmtree(partial, ignore_errors=True)
+                partial.mkdir(parents=True)
+        dist.barrier()
+        write_reference(model, job, reference)
+        if whole:
+            _write_model(hf_bridge, model, job, first)
+        else:
+            _write_adapter(hf_bridge, model, job, *directories.values())
         if dist.get_rank() == 0:
-            from raymb.bridge.merge import merge
+            _write_settings(job, directories)
+        dist.barrier()
+    request = Request(
+        base=job.model_path,
+        base_files=job.base_files(),
+        model=str(directories.get(Path(job.hf_dir), "")),
+        adapter=str(directories.get(Path(job.adapter_dir), "")),
+        reference=str(reference),
+        precision=precision_of(job),
+        trust_remote_code=job.spec.model.trust_remote_code,
+        chat_template=_template(job),
+    )
+    return Written(directories, request, job.threads)
 
-            source = Path(base_directory(job))
-            merge(source, Path(job.adapter_dir), partial, job.spec.checkpoint.export_dtype)
-            check_same_tensors(partial, source)
-            _write_template(job, partial)
-            _say_type(job, partial)
-    return [Path(job.adapter_dir), Path(job.hf_dir)]
+
+@contextlib.contextmanager
+def _or_nothing(paths: list[Path]) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        for path in paths:
+            shutil.rmtree(path, ignore_errors=True)
+            path.unlink(missing_ok=True)
+        raise RunFailed(
+            f"the export cannot be written to {paths[0].parent}: {error}",
+            "make room there, or take another place (raymb export RUN --to DIR); checkpoints and former exports stay",
+        ) from error
+
+
+def _write_adapter(hf_bridge: AutoBridge, model: list[Any], job: Job, target: Path, merged: Path | None = None) -> None:
+    adapters = make_adapters(job)
+    assert adapters is not None
+    write_adapter(hf_bridge, model, adapters, job.model_path, target)
+    if dist.get_rank() == 0:
+        hf_bridge.hf_pretrained.save_artifacts(target)
+        (target / "config.json").unlink(missing_ok=True)  # of a whole model, which this is not
+        if merged is not None:
+            merge(Path(job.base_files()), target, merged, job.spec.checkpoint.export_dtype)
+
+
+def _write_settings(job: Job, directories: dict[Path, Path]) -> None:
+    """The tuned model is asked in the words that it was tuned with, and config.json names the type of its tensors."""
+    template = _template(job)
+    for partial in directories.values():
+        if template:
+            (partial / "chat_template.jinja").write_text(template, encoding="utf-8")
+    asked, partial = job.spec.checkpoint.export_dtype, directories.get(Path(job.hf_dir))
+    if asked != "source" and partial is not None:
+        file = partial / "config.json"
+        config = json.loads(file.read_text(encoding="utf-8"))
+        config.pop("torch_dtype", None)
+        config["dtype"] = type_to_write(asked, None)
+        file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def _write_model(hf_bridge: AutoBridge, model: list[Any], job: Job, partial: Path) -> None:
     """A tensor at a time: rank 0 holds no more than a file, the others no more than a tensor."""
     files = TensorFiles(partial) if dist.get_rank() == 0 else None
-    source = Path(base_directory(job))
-    types = tensor_types(source)
+    types = tensor_types(Path(job.base_files()))
     for name, tensor in hf_bridge.export_hf_weights(model, cpu=True, show_progress=False):
         if files is not None:
             whole = trimmed(name, tensor, job.plan["padded_vocab_size"], job.vocab_size)
@@ -71,40 +119,9 @@ def _write_model(hf_bridge: AutoBridge, model: list[Any], job: Job, partial: Pat
         files.close()
         more = getattr(hf_bridge._model_bridge, "ADDITIONAL_FILE_PATTERNS", None) or None
         hf_bridge.hf_pretrained.save_artifacts(partial, additional_files=more)
-        check_same_tensors(partial, source)
-        _write_template(job, partial)
-        _say_type(job, partial)
 
 
-def _say_type(job: Job, directory: Path) -> None:
-    """config.json names the type that the tensors have."""
-    asked, file = job.spec.checkpoint.export_dtype, directory / "config.json"
-    if asked != "source":
-        config = json.loads(file.read_text(encoding="utf-8"))
-        config.pop("torch_dtype", None)
-        config["dtype"] = type_to_write(asked, None)
-        file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-
-
-@contextlib.contextmanager
-def _appearing(target: Path) -> Iterator[Path]:
-    """An empty directory for the ranks to fill, which then takes the target's place. Collective."""
-    partial = target.with_name(f".{target.name}.partial")
-    if dist.get_rank() == 0:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-    dist.barrier()
-    yield partial
-    dist.barrier()
-    if dist.get_rank() == 0:
-        shutil.rmtree(target, ignore_errors=True)
-        os.replace(partial, target)
-    dist.barrier()
-
-
-def _write_template(job: Job, directory: Path) -> None:
-    """The text of --chat_template, as the rows were prepared with it: the tuned model is asked in the same words."""
+def _template(job: Job) -> str | None:
+    """The text of --chat_template, as the rows were prepared with it."""
     manifest = read_manifest(Path(job.data_dir))
-    template = manifest["key"]["settings"]["chat_template"] if manifest else None
-    if template:
-        (directory / "chat_template.jinja").write_text(template, encoding="utf-8")
+    return manifest["key"]["settings"]["chat_template"] if manifest else None

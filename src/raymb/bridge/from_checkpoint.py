@@ -1,4 +1,4 @@
-"""A run's checkpoint as a model in this process alone, of whatever layout it was written with."""
+"""The weights of a checkpoint as a model in the job's layout, whatever layout they were written with."""
 
 from __future__ import annotations
 
@@ -25,8 +25,7 @@ def load_model(job: Job) -> tuple[AutoBridge, list[Any]]:
     """The bridge to the Hugging Face model, and the model with the weights of the job's load_dir.
 
     Args:
-        job: of one worker, for which Megatron is ready (raymb.worker.activate_alone); with load_dir "" the model is as
-            Hugging Face has it.
+        job: for which Megatron is ready (raymb.worker.activate); with load_dir "" the model is as Hugging Face has it.
     """
     config, hf_bridge = build_config(job, job.load_dir or None)
     adapters = make_adapters(job)
@@ -58,4 +57,6 @@ def _load_weights(directory: str, model: list[Any], adapters: Adapters | None) -
         wanted, directory, TorchDistLoadShardedStrategy(), strict="assume_ok_unexpected"
     )
     delete_extra_state(state)
-    _load_model_state_dict(model[0], state["model"], strict=adapters is None)
+    names = ["model"] if len(model) == 1 else [f"model{index}" for index in range(len(model))]
+    for chunk, name in zip(model, names, strict=True):
+        _load_model_state_dict(chunk, state[name], strict=adapters is None)

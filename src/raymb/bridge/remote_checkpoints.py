@@ -46,14 +46,18 @@ class RemoteCheckpoints:
     def fetch(self, directory: str) -> None:
         """Have a checkpoint on every machine. Collective; one rank of each downloads what is missing there."""
         if int(os.environ.get("LOCAL_RANK", "0")) == 0:
-            manifest = json.loads(self.remote.read_text(f"{self._name(directory)}/{checkpoint.MANIFEST}") or "{}")
-            here = checkpoint.read_manifest(directory)
-            if here is not None and here["files"] != manifest.get("files"):
-                shutil.rmtree(directory)  # of the same name, but another one
-            sizes = {name: entry["bytes"] for name, entry in manifest.get("files", {}).items()}
-            self.remote.fetch_missing(self._name(directory), Path(directory), sizes)
-            checkpoint.write_manifest(directory, manifest.pop("files"), manifest)
+            self.fetch_here(directory)
         dist.barrier()
+
+    def fetch_here(self, directory: str) -> None:
+        """Have a checkpoint on this machine."""
+        manifest = json.loads(self.remote.read_text(f"{self._name(directory)}/{checkpoint.MANIFEST}") or "{}")
+        here = checkpoint.read_manifest(directory)
+        if here is not None and here["files"] != manifest.get("files"):
+            shutil.rmtree(directory)  # of the same name, but another one
+        sizes = {name: entry["bytes"] for name, entry in manifest.get("files", {}).items()}
+        self.remote.fetch_missing(self._name(directory), Path(directory), sizes)
+        checkpoint.write_manifest(directory, manifest.pop("files"), manifest)
 
     def bring(self, checkpoint_dir: str, name: str) -> None:
         """A small file that lies beside the checkpoints, on every machine. Collective."""

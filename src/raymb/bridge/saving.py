@@ -29,6 +29,7 @@ from raymb.bridge import checkpoint
 from raymb.bridge.config import precision_of
 from raymb.bridge.remote_checkpoints import RemoteCheckpoints
 from raymb.errors import RunFailed
+from raymb.exporting import Exports
 from raymb.job import Job
 from raymb.progress import Progress
 from raymb.reshape import layout_of
@@ -63,6 +64,7 @@ class Saving:
         self.before: Callable[[Any], None] = lambda context: None
         self.train_loss: Callable[[], float] = lambda: float("-inf")
         self.remote = RemoteCheckpoints.of(job)
+        self.exports: Exports | None = None
         self.later = ThreadPoolExecutor(1, thread_name_prefix="raymb-checkpoint")
 
     def directory(self, step: int) -> Path:
@@ -111,7 +113,7 @@ class Saving:
                 "layout": layout_of(self.job.plan),
                 "copies": self.job.plan["data_parallel_size"] * self.job.plan["context_parallel_size"],
                 "precision": precision_of(self.job),
-                "any_layout": self.job.any_layout,
+                "any_layout": self.job.task == "reshape",
             }
             checkpoint.write_manifest(directory, {**files, **checkpoint.describe_files(small)}, state)
             self.later.submit(self._publish, step, list(files)).add_done_callback(_raise_in_log)
@@ -148,7 +150,10 @@ class Saving:
             self.remote.upload(path for name in POINTERS if (path := home / name).exists())
         if not again:
             self.emit({"kind": "checkpoint", "step": step})
-        gone = checkpoint.delete_old(home, settings.keep_last, settings.keep_best)
+            if self.exports is not None:
+                self.exports.saved(step)
+        in_use = set(self.exports.in_use) if self.exports is not None else ()
+        gone = checkpoint.delete_old(home, settings.keep_last, settings.keep_best, in_use)
         if self.remote is not None:
             self.remote.delete(self.directory(old) for old in gone)
 

@@ -10,7 +10,7 @@ from typing import Any
 import typer
 
 from raymb import __version__
-from raymb.cli import data, export, finetune, options, plan
+from raymb.cli import data, evaluate, export, finetune, generate, options, plan
 from raymb.cli.help_text import SectionedCommand
 from raymb.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_USER, RaymbError
 
@@ -33,7 +33,12 @@ for _name, _module, _summary in (
 ):
     app.command(_name, cls=SectionedCommand, short_help=_summary)(options.with_spec_options(_module.command))
 
-app.command("export", short_help="Write a checkpoint as a Hugging Face model or a PEFT adapter.")(export.command)
+for _name, _command, _summary in (
+    ("export", export.command, "Write a checkpoint as a Hugging Face model or a PEFT adapter."),
+    ("generate", generate.command, "Ask a tuned model, and its base beside it."),
+    ("evaluate", evaluate.command, "Score a tuned model on held-out rows."),
+):
+    app.command(_name, short_help=_summary)(_command)
 
 _data = typer.Typer(help="Prepare and look at training rows.", rich_markup_mode=None)
 for _name, _command, _summary in (

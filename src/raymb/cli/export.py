@@ -17,6 +17,12 @@ def command(
         str | None, typer.Option("--export_dtype", metavar="source|bf16|fp16|fp32", help="Type of the tensors.")
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")] = False,
+    ray: Annotated[
+        bool, typer.Option("--ray", help="On Ray workers, in the checkpoint's layout: none has the whole model.")
+    ] = False,
+    ray_address: Annotated[
+        str | None, typer.Option("--ray_address", metavar="ADDRESS", help="A Ray cluster for --ray.")
+    ] = None,
 ) -> int:
     """Write a checkpoint of a finished or stopped run as a Hugging Face model, or as a PEFT adapter, whatever layout
     it was trained with. Takes no GPU."""
@@ -29,6 +35,7 @@ def command(
     if export_dtype not in (None, *types):
         raise SpecError(f"--export_dtype {export_dtype}: {', '.join(types)} is expected")
     console = Console(stderr=True)
-    for directory in export(Wish(run, checkpoint, merge, to, export_dtype, overwrite), console):
+    findings = export(Wish(run, checkpoint, merge, to, export_dtype, overwrite, ray, ray_address), console)
+    for directory in findings["directories"]:
         print(directory)
     return 0

@@ -17,10 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from raymb.data.shapes import EmptyAnswer, Row, Shape, WrongRow, shown
+from raymb.data.shapes import EmptyAnswer, Row, Shape, WrongRow, filled, shown
 from raymb.data.sources import Batch
 from raymb.data.turns import Turns, overlap
 from raymb.errors import DataError, ModelError
+from raymb.spec.conflicts import template_columns
 
 _MARKS = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
@@ -62,6 +63,7 @@ class Encoded:
         problems: (row number, what is wrong) of the rows left out.
         truncated, too_long, untrained: row numbers: cut, left out for their length, left with nothing to train on.
         empty, cut_tokens: problems that are empty answers; tokens that were cut.
+        pairs: rows of prompt and completion.
         size: of the batch.
     """
 
@@ -77,6 +79,7 @@ class Encoded:
     too_long: list[int] = field(default_factory=list)
     untrained: list[int] = field(default_factory=list)
     empty: int = 0
+    pairs: int = 0
     cut_tokens: int = 0
     size: int = 0
 
@@ -118,8 +121,16 @@ class Encoder:
                 empty += isinstance(wrong, EmptyAnswer)
         encoded = self._collected(self._tokenized(rows, problems), batch, problems)
         encoded.problems.sort()
-        encoded.empty = empty
+        encoded.empty, encoded.pairs = empty, sum("prompt" in row for _, row in rows)
         return encoded
+
+    def tokens_of_prompt(self, text: str) -> list[int]:
+        """A prompt as the model saw it in rows of prompt and completion; a template of one column is filled with it."""
+        template = self.settings.shape.prompt_template
+        columns = template_columns(template) if template is not None else []
+        if template is not None and len(columns) == 1:
+            text = filled(template, {columns[0]: text})
+        return self._prompts([text])[0]
 
     def _tokenized(self, rows: list[tuple[int, Row]], problems: list[tuple[int, str]]) -> list[_Sample]:
         pairs = [(number, row) for number, row in rows if "prompt" in row]
@@ -131,17 +142,22 @@ class Encoder:
         """Prompt and completion are tokenized apart, as they are when the model is asked."""
         if not rows:
             return []
-        prompts = self._ids([row["prompt"] for _, row in rows])
+        prompts = self._prompts([row["prompt"] for _, row in rows])
         completions = self._ids([row["completion"] for _, row in rows])
-        first, end = self._first_tokens, [self.tokenizer.eos_token_id]
+        end = [self.tokenizer.eos_token_id]
         full = self.settings.loss_mode == "full"
         samples = []
-        for (number, row), prompt, completion in zip(rows, prompts, completions, strict=True):
-            given = bool(first) and row["prompt"].startswith(self.tokenizer.bos_token)
-            prompt = prompt if given else first + prompt
+        for (number, _), prompt, completion in zip(rows, prompts, completions, strict=True):
             target = completion + end
             samples.append(_Sample(number, prompt + target, [int(full)] * len(prompt) + [1] * len(target)))
         return samples
+
+    def _prompts(self, texts: list[str]) -> list[list[int]]:
+        first = self._first_tokens
+        return [
+            ids if first and text.startswith(self.tokenizer.bos_token) else first + ids
+            for text, ids in zip(texts, self._ids(texts), strict=True)
+        ]
 
     def _ids(self, texts: list[str]) -> list[list[int]]:
         if self.tokenizer.is_fast and not self.tokenizer.split_special_tokens:  # the same, without HF's bookkeeping

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from rich.text import Text
 
 from raymb.data.encode import Encoder
 from raymb.data.prepare import Prepared, encoder_settings
+from raymb.data.samples import samples_in
 from raymb.data.store import RowFile
 from raymb.errors import DataError, SpecError
 from raymb.spec import RunSpec
@@ -56,20 +56,10 @@ def _print_samples(console: Console, prepared: Prepared, spec: RunSpec, part: st
         return
     console.print(Text.assemble("trained tokens are ", ("marked", TRAINED), "; [[ ]] where colours are not shown"))
     tokenizer = _tokenizer(spec)
-    for where, tokens, trained in islice(_samples(RowFile(prepared.path / f"{part}.arrow")), count):
-        text = _marked(tokenizer, tokens, trained, console, ids)
-        console.print(Panel(text, title=f"{where}, {len(tokens)} tokens", title_align="left"))
-
-
-def _samples(rows: RowFile) -> Iterator[tuple[str, list[int], list[int]]]:
-    """(where, ids, trained) of every sample."""
-    for number, row in enumerate(rows, start=1):
-        count, begin = len(row["lengths"]), 0
-        for index, length in enumerate(row["lengths"].tolist(), start=1):
-            where = f"row {number}" + (f", sample {index} of {count}" if count > 1 else "")
-            stretch = slice(begin, begin + length)
-            yield where, row["input_ids"][stretch].tolist(), row["trained"][stretch].tolist()
-            begin += length
+    for sample in islice(samples_in(RowFile(prepared.path / f"{part}.arrow")), count):
+        text = _marked(tokenizer, sample.ids, sample.trained, console, ids)
+        where = f"row {sample.row}" + (f", sample {sample.index} of {sample.count}" if sample.count > 1 else "")
+        console.print(Panel(text, title=f"{where}, {len(sample.ids)} tokens", title_align="left"))
 
 
 def _tokenizer(spec: RunSpec) -> Any:

@@ -62,6 +62,11 @@ class Pool:
     def hashes(self) -> np.ndarray:
         return np.concatenate([batch.hashes for batch in self.batches])
 
+    @property
+    def pairs(self) -> int:
+        """Rows of prompt and completion, which are asked about without a chat template."""
+        return sum(batch.pairs for batch in self.batches)
+
     def row(self, index: int) -> str:
         """Where a sample came from, in words."""
         for batch in self.batches:

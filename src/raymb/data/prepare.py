@@ -256,6 +256,7 @@ def _build(
         "packing": spec.data.packing,
         "multiple": multiple,
         "seq_length": spec.data.seq_length,
+        "pairs": pool.pairs,
         "pad_id": pool.batches[0].eos_id,
         "sources": [
             {"dataset": one.word, "rows": int((pool.owners == owner).sum()), "used": _used(chosen, pool.owners, owner)}

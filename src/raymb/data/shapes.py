@@ -65,7 +65,7 @@ class Shape:
         if not isinstance(raw, Mapping):
             raise WrongRow(f"found {shown(raw)}; each row must be an object")
         if self.prompt_template is not None and self.completion_template is not None:
-            texts = _fill(self.prompt_template, raw), _fill(self.completion_template, raw)
+            texts = filled(self.prompt_template, raw), filled(self.completion_template, raw)
             return _prompt_completion(*texts, "the filled --completion_template")
         if self.messages_column:
             return _conversation(raw, self.messages_column)
@@ -82,7 +82,12 @@ class Shape:
         return _prompt_completion(_text(raw[prompt], prompt), _text(raw[completion], completion), f"the {completion}")
 
 
-def _fill(template: str, raw: Mapping[str, Any]) -> str:
+def filled(template: str, raw: Mapping[str, Any]) -> str:
+    """The template with the row's columns.
+
+    Raises:
+        WrongRow: a column is missing.
+    """
     columns = template_columns(template)
     missing = [name for name in columns if raw.get(name) is None]
     if missing:

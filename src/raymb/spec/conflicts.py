@@ -16,6 +16,7 @@ def conflicts(spec: RunSpec) -> list[str]:
         *_parallel(spec.parallel),
         *_train(spec),
         *_adapters(spec.peft, spec.checkpoint),
+        *_exports(spec),
         *_storage(spec),
     ]
 
@@ -49,6 +50,26 @@ def _adapters(peft: Peft, checkpoint: Checkpoint) -> Iterator[str]:
     unused = [flag for flag, field in Peft.model_fields.items() if getattr(peft, flag) != field.default]
     if peft.peft == "none" and unused:
         yield f"--{unused[0]} says how adapters are, and --peft none trains the whole model; add --peft lora"
+
+
+def _exports(spec: RunSpec) -> Iterator[str]:
+    checkpoint, interval = spec.checkpoint, spec.checkpoint.save_hf_interval
+    if interval and (not checkpoint.save_interval or interval % checkpoint.save_interval):
+        yield (
+            f"--save_hf_interval {interval} must be a multiple of --save_interval {checkpoint.save_interval}: "
+            f"an export is made from a checkpoint"
+        )
+    if not checkpoint.export_hf and (interval or checkpoint.export_checkpoint == "best"):
+        flag = "--save_hf_interval" if interval else "--export_checkpoint best"
+        yield f"{flag} says what to export, and --no_export_hf leaves exports out; drop one of them"
+    no_loss = checkpoint.best_metric == "validation_loss" and not (
+        spec.evaluation.eval_interval and spec.evaluation.eval_iters
+    )
+    if checkpoint.export_checkpoint == "best" and no_loss:
+        yield (
+            "--export_checkpoint best needs validations: --eval_interval and --eval_iters more than 0, or "
+            "--best_metric train_loss"
+        )
 
 
 def _storage(spec: RunSpec) -> Iterator[str]:

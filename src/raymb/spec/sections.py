@@ -215,6 +215,10 @@ class Checkpoint(Section):
     as a PEFT directory, adapter/."""
     merge: bool = False
     """With --peft write the whole model with its adapters worked in, too, as hf/."""
+    export_checkpoint: Literal["latest", "best"] = "latest"
+    """Which checkpoint is written at the end: the last step's, or the one with the lowest --best_metric."""
+    save_hf_interval: Size | None = None
+    """Steps between exports during the training, to hf-step-N/ or adapter-step-N/: a multiple of --save_interval."""
     export_dtype: Literal["source", "bf16", "fp16", "fp32"] = "source"
     """Type of the exported model's tensors; source: as in the model that the training started from."""
     overwrite: bool = False

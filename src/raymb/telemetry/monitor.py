@@ -19,6 +19,7 @@ from raymb.telemetry.hub import Receiver
 from raymb.telemetry.progress import Terminal
 from raymb.telemetry.sinks import JsonLines, TensorBoard
 from raymb.telemetry.steps import StepJoiner
+from raymb.verify import exported_line
 
 Record = dict[str, Any]
 _SECONDS_BETWEEN_TOUCHES = 10.0
@@ -93,6 +94,9 @@ class Monitor:
             self.terminal.validation(record)
         elif kind == "checkpoint":
             self.terminal.checkpoint(record["step"])
+        elif kind == "export":
+            self._write(record)
+            self.terminal.phase(exported_line(record))
         elif kind in ("rank", "hang"):
             self.failures.heard(record)
         elif kind == "failure":

@@ -76,6 +76,8 @@ class TensorBoard:
         return self.writer
 
     def write(self, record: Record) -> None:
+        if record["kind"] == "export":
+            return
         writer = self.writer or self._open(record["step"] - 1)
         for name, value in record.items():
             if name not in ("kind", "step", "time") and isinstance(value, int | float):

@@ -1,0 +1,94 @@
+"""What the trained Megatron model says on held-out rows: what an export is measured by."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from megatron.core.pipeline_parallel.schedules import get_forward_backward_func
+from megatron.core.utils import get_batch_on_this_cp_rank
+
+from raymb.data.samples import samples_in
+from raymb.data.store import RowFile
+from raymb.job import Job
+
+_ROWS, _TOKENS, _NUMBERS = 4, 64, 1 << 24
+"""Rows, tokens of a row at most, and logits at most, which are 64 MiB."""
+
+
+def write_reference(model: list[Any], job: Job, file: Path) -> None:
+    """Write safetensors: ids [rows, tokens], lengths [rows], and of the last positions of each row logits
+    [rows, positions, vocabulary] in fp32. Collective; rank 0 writes.
+
+    Args:
+        model: this rank's chunks, in any layout.
+    """
+    rows = _held_out(job)
+    positions = max(1, min(min(map(len, rows)), _NUMBERS // (len(rows) * job.vocab_size)))
+    trains = [chunk.training for chunk in model]
+    for chunk in model:
+        chunk.eval()
+    logits = _logits(model, job, rows, positions)
+    for chunk, was in zip(model, trains, strict=True):
+        chunk.train(was)
+    if dist.get_rank() == 0:
+        from safetensors.torch import save_file
+
+        longest = max(map(len, rows))
+        ids = torch.tensor([row + [job.pad_id] * (longest - len(row)) for row in rows])
+        save_file({"ids": ids, "lengths": torch.tensor([len(row) for row in rows]), "logits": logits.cpu()}, file)
+
+
+def _held_out(job: Job) -> list[list[int]]:
+    """The longest of the first samples, cut; of the training rows if none are held out."""
+    part = "validation" if job.validation_rows else "test" if job.test_rows else "train"
+    first = islice(samples_in(RowFile(Path(job.data_dir, f"{part}.arrow"))), 100)
+    return sorted((sample.ids[:_TOKENS] for sample in first), key=len, reverse=True)[:_ROWS]
+
+
+def _logits(model: list[Any], job: Job, rows: list[list[int]], positions: int) -> torch.Tensor:
+    """[rows, positions, vocabulary] on every rank of the first copy's pipeline."""
+    copy_group: Any = parallel_state.get_context_parallel_group()
+    stages = parallel_state.get_pipeline_model_parallel_world_size()
+    copies = parallel_state.get_context_parallel_world_size()
+    multiple = parallel_state.get_tensor_model_parallel_world_size() * (2 * copies if copies > 1 else 1)
+    length = -(-max(map(len, rows)) // multiple) * multiple
+    asked = [rows[index % len(rows)] for index in range(-(-len(rows) // stages) * stages)]  # interleaved stages want so
+
+    def batches() -> Iterator[dict[str, Any]]:
+        for row in asked:
+            tokens = torch.tensor([row + [job.pad_id] * (length - len(row))], device="cuda")
+            yield {"tokens": tokens, "position_ids": torch.arange(length, device="cuda")[None], "cu_seqlens": None}
+
+    def forward(iterator: Iterator[dict[str, Any]], chunk: Any) -> Any:
+        batch = next(iterator)
+        if copies > 1:
+            batch = get_batch_on_this_cp_rank(batch, False, copy_group)
+        output = chunk(batch["tokens"], batch["position_ids"], None, runtime_gather_output=True)
+        return output, lambda logits, non_loss_data: (batch["position_ids"][0], logits[0, :, : job.vocab_size])
+
+    with torch.no_grad():
+        found = get_forward_backward_func()(
+            forward_step_func=forward,
+            data_iterator=[batches() for _ in model] if len(model) > 1 else batches(),
+            model=model if len(model) > 1 else model[0],
+            num_microbatches=len(asked),
+            seq_length=length,
+            micro_batch_size=1,
+            forward_only=True,
+            collect_non_loss_data=True,
+        )
+    logits = torch.zeros(len(rows), positions, job.vocab_size, device="cuda")
+    for row, kept, (places, values) in zip(rows, logits, found or [], strict=False):
+        wanted = (places >= len(row) - positions) & (places < len(row))
+        kept[places[wanted] - (len(row) - positions)] = values[wanted].float()
+    if copies > 1:
+        dist.all_reduce(logits, group=copy_group)
+    pipeline: Any = parallel_state.get_pipeline_model_parallel_group()
+    dist.broadcast(logits, src=parallel_state.get_pipeline_model_parallel_last_rank(), group=pipeline)
+    return logits

@@ -1,0 +1,226 @@
+"""`raymb evaluate`: a tuned model on held-out rows: its loss there, and its answers beside the expected ones."""
+
+from __future__ import annotations
+
+import gc
+import json
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.panel import Panel
+from rich.progress import track
+from rich.table import Table
+from rich.text import Text
+
+from raymb import scores
+from raymb.data.samples import Sample, samples_in
+from raymb.data.store import RowFile, read_manifest
+from raymb.engines import BASE, TUNED, Sampling, Transformers, chosen_engine, open_engines
+from raymb.errors import RunDirError, SpecError
+from raymb.generate import Asker, answer_all
+from raymb.run_dir import write_atomically
+from raymb.spec import RunSpec, load_spec
+from raymb.tuned_model import TunedModel
+
+_NAMES = {
+    "loss": "loss, nats a token",
+    "perplexity": "perplexity",
+    "exact_match": "exact match",
+    "rouge1": "ROUGE-1 F1",
+    "rouge2": "ROUGE-2 F1",
+    "rougeL": "ROUGE-L F1",
+    "bertscore": "BERTScore F1",
+}
+_EXAMPLES = 3
+
+
+@dataclass(frozen=True)
+class Wish:
+    """
+    Args:
+        split: train, validation or test.
+        dataset: rows of other origin; None for those of the run.
+        metrics: of scores.METRICS.
+        limit: so many samples; None for all.
+        to: directory of the results.
+    """
+
+    split: str
+    dataset: str | None
+    metrics: list[str]
+    bertscore_model: str | None
+    compare: bool
+    limit: int | None
+    engine: str
+    batch_size: int
+    sampling: Sampling
+    to: Path
+    overwrite: bool = False
+
+
+def evaluate(model: TunedModel, wish: Wish, console: Console) -> dict[str, Any]:
+    """Score, write SPLIT.json (numbers) and SPLIT.jsonl (an answer a line), and print both in part.
+
+    Raises:
+        UserError: no such rows, a metric that cannot be had, or results that are there.
+    """
+    scores.check_metrics(wish.metrics, wish.bertscore_model)
+    files = wish.to / f"{wish.split}.json", wish.to / f"{wish.split}.jsonl"
+    for file in files:
+        if file.exists() and not wish.overwrite:
+            raise RunDirError(f"{file} exists", "ways out: --to ANOTHER_DIR, --overwrite to replace it")
+    rows = _rows(model, wish, console)
+    samples = list(islice(samples_in(rows), wish.limit))
+    asker = Asker(model)
+    began = time.monotonic()
+    found: dict[str, dict[str, float]] = {name: {} for name in ([BASE] if wish.compare else []) + [TUNED]}
+    answered = _answered(model, wish, asker, samples, found, console)
+    result = {
+        "model": model.path,
+        "base": model.base,
+        "rows": wish.dataset or str(model.data["path"]),
+        "split": wish.split,
+        "samples": len(samples),
+        "trained_tokens": sum(sum(sample.trained[1:]) for sample in samples),
+        "asked": len(answered),
+        "sampling": asdict(wish.sampling),
+        "seconds": round(time.monotonic() - began, 1),
+        "scores": found,
+    }
+    wish.to.mkdir(parents=True, exist_ok=True)
+    write_atomically(files[0], json.dumps(result, indent=2) + "\n")
+    write_atomically(files[1], "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in answered))
+    _print(result, answered, Console(highlight=False))
+    console.print(f"{files[0]}, {files[1].name}", highlight=False, soft_wrap=True)
+    return result
+
+
+def _rows(model: TunedModel, wish: Wish, console: Console) -> RowFile:
+    directory = Path(model.data.get("path", ""))
+    if wish.dataset is not None:
+        from raymb.data.prepare import prepare
+
+        spec = _spec(model, wish.dataset)
+        directory = prepare(
+            spec, model.path if not model.adapter else str(model.base), chat=True, multiple=1, console=console
+        ).path
+    elif not model.data:
+        raise SpecError(f"{model.path} is no run's: nobody knows its held-out rows", "name rows: --dataset FILE")
+    manifest = read_manifest(directory)
+    if manifest is None:
+        raise RunDirError(f"{directory} has no prepared rows any more", "name rows: --dataset FILE")
+    if wish.split not in manifest["parts"]:
+        there = ", ".join(manifest["parts"])
+        raise SpecError(f"--split {wish.split}: {directory} has no such rows", f"there are rows for {there}")
+    return RowFile(directory / f"{wish.split}.arrow")
+
+
+def _spec(model: TunedModel, dataset: str) -> RunSpec:
+    """How other rows are read: as the run read its own."""
+    former = model.run and model.run / "spec.json"
+    files = [former] if former and former.exists() else []
+    spec = load_spec({"hf_model_path": model.path, "dataset": dataset}, files)
+    alone = {"validation_dataset": None, "test_dataset": None, "validation_split": 0.0, "test_split": 0.0}
+    return spec.model_copy(update={"data": spec.data.model_copy(update={**alone, "packing": False})})
+
+
+def _answered(
+    model: TunedModel,
+    wish: Wish,
+    asker: Asker,
+    samples: list[Sample],
+    found: dict[str, dict[str, float]],
+    console: Console,
+) -> list[dict[str, Any]]:
+    """One object for each sample that is a question and an answer; the scores go into `found`."""
+    pairs = [sample.last_answer() for sample in samples]
+    pairs = [(prompt, answer) for prompt, answer in pairs if len(prompt) > 1]  # else the whole text is trained
+    by_vllm = chosen_engine(wish.engine) == "vllm"
+    asks = bool(pairs) and wish.metrics != ["loss"]
+    if "loss" in wish.metrics or not by_vllm:
+        with console.status(f"loading {model.path}"):
+            engines: Any = open_engines(model, asker.tokenizer, wish.compare, "transformers", wish.batch_size)
+    if "loss" in wish.metrics:
+        for name, engine in engines.items():
+            found[name] |= losses(engine, samples, f"{name} model reads", console)
+    if not asks:
+        return []
+    if by_vllm:
+        engines = None  # the GPU is vLLM's now
+        gc.collect()
+        engines = open_engines(model, asker.tokenizer, wish.compare, "vllm")
+    answers = answer_all(engines, asker, [prompt for prompt, _ in pairs], wish.sampling, console)
+    expected = [asker.text(answer) for _, answer in pairs]
+    for name, texts in answers.items():
+        found[name] |= _scored(texts, expected, wish)
+    prompts = [asker.text(prompt) for prompt, _ in pairs]
+    return [
+        {
+            "prompt": prompts[index],
+            "expected": expected[index],
+            **{name: texts[index] for name, texts in answers.items()},
+        }
+        for index in range(len(pairs))
+    ]
+
+
+def _scored(answers: Sequence[str], expected: Sequence[str], wish: Wish) -> dict[str, float]:
+    found: dict[str, float] = {}
+    if "exact_match" in wish.metrics:
+        found["exact_match"] = scores.exact_match(answers, expected)
+    if "rouge" in wish.metrics:
+        found |= scores.rouge(answers, expected)
+    if "bertscore" in wish.metrics and wish.bertscore_model:
+        found["bertscore"] = scores.bertscore(answers, expected, wish.bertscore_model)
+    return found
+
+
+def losses(engine: Transformers, samples: Sequence[Sample], words: str, console: Console) -> dict[str, float]:
+    """Mean loss of the trained tokens, and its exponential, as the training counts it.
+
+    Returns:
+        {"loss": nats a token, "perplexity": its exponential}
+    """
+    import torch
+    from torch.nn.functional import cross_entropy
+
+    order = sorted(samples, key=lambda sample: len(sample.ids))
+    batches = [order[first : first + engine.batch_size] for first in range(0, len(order), engine.batch_size)]
+    total, count = 0.0, 0
+    with engine.ready() as model:
+        for batch in track(batches, words, console=console, transient=True):
+            longest = len(batch[-1].ids)
+
+            def padded(lists: list[list[int]], longest: int = longest) -> torch.Tensor:
+                return torch.tensor([one + [0] * (longest - len(one)) for one in lists], device=model.device)
+
+            ids, targets = padded([one.ids for one in batch]), padded([one.trained for one in batch])[:, 1:].bool()
+            mask = padded([[1] * len(one.ids) for one in batch])
+            logits = model(input_ids=ids, attention_mask=mask).logits[:, :-1]
+            total += cross_entropy(logits[targets].float(), ids[:, 1:][targets], reduction="sum").item()
+            count += int(targets.sum())
+    loss = total / count
+    return {"loss": loss, "perplexity": math.exp(min(loss, 700.0))}
+
+
+def _print(result: dict[str, Any], answered: list[dict[str, Any]], console: Console) -> None:
+    models = list(result["scores"])
+    for one in answered[:_EXAMPLES]:
+        console.print(Panel(Text(one["prompt"]), title="prompt", title_align="left"))
+        for name in ("expected", *models):
+            console.print(Panel(Text(one[name]), title=name, title_align="left"))
+    console.print(f"{result['samples']:,} {result['split']} samples, {result['trained_tokens']:,} trained tokens")
+    table = Table()
+    table.add_column("score")
+    for name in models:
+        table.add_column(name, justify="right")
+    for key, words in _NAMES.items():
+        if key in result["scores"][TUNED]:
+            table.add_row(words, *(f"{result['scores'][name][key]:.4f}" for name in models))
+    console.print(table)

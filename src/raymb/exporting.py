@@ -1,0 +1,126 @@
+"""Exports of a running training, on rank 0: those of its checkpoints are made beside it, in a process of their own."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from raymb.bridge import checkpoint
+from raymb.bridge.remote_checkpoints import RemoteCheckpoints
+from raymb.errors import RaymbError, RunFailed, last_line
+from raymb.job import Job
+from raymb.verify import Written, communicate, finish, path_of_raymb
+
+Emit = Callable[[dict[str, Any]], None]
+
+
+def directories_of_step(job: Job, step: int) -> tuple[str, str]:
+    """(model, adapter) of --save_hf_interval."""
+    return f"{job.hf_dir}-step-{step}", f"{job.adapter_dir}-step-{step}"
+
+
+class Exports:
+    """Rank 0's side of all exports of a run. A thread makes those of --save_hf_interval, one after the other.
+
+    Args:
+        beat: called while something is waited for.
+    """
+
+    def __init__(self, job: Job, emit: Emit, beat: Callable[[], None]):
+        self.job, self.emit, self.beat = job, emit, beat
+        self.remote = RemoteCheckpoints.of(job)
+        self.waiting: queue.SimpleQueue[int | None] = queue.SimpleQueue()
+        self.in_use: set[int] = set()
+        self.process: subprocess.Popen[str] | None = None
+        self.closed = False
+        self.thread = threading.Thread(target=self._run, name="raymb-exports", daemon=True)
+        self.thread.start()
+        for step in reversed(checkpoint.steps_of(job.checkpoint_dir)):  # a former start may not have come to it
+            self.saved(step)
+
+    def saved(self, step: int) -> None:
+        """A checkpoint is whole."""
+        interval = self.job.spec.checkpoint.save_hf_interval
+        wanted = interval and step % interval == 0
+        if wanted and not any(Path(place).exists() for place in directories_of_step(self.job, step)):
+            self.in_use.add(step)
+            self.waiting.put(step)
+
+    def conclude(self, step: int, written: Written | None) -> None:
+        """The training has ended: wait for the others, then make the run's own.
+
+        Args:
+            step: the last one.
+            written: what the workers have written of it; None to export the best checkpoint.
+
+        Raises:
+            RunFailed: it cannot be written, or is not what it should be.
+        """
+        self.waiting.put(None)
+        while self.thread.is_alive():
+            self.thread.join(1.0)
+            self.beat()
+        if written is not None:
+            self._done(step, finish(written, self.beat))
+            return
+        best = checkpoint.best_step(self.job.checkpoint_dir)
+        if best is None:
+            raise RunFailed("--export_checkpoint best: no checkpoint has a --best_metric", "raymb export RUN")
+        self.emit({"kind": "phase", "text": f"exporting the best checkpoint, of step {best}"})
+        self._export(best, self.job.hf_dir, self.job.adapter_dir)
+
+    def close(self) -> None:
+        """Leave what is not done."""
+        self.closed = True
+        self.waiting.put(None)
+        if self.process is not None:
+            self.process.kill()
+
+    def _run(self) -> None:
+        while (step := self.waiting.get()) is not None and not self.closed:
+            try:
+                self._export(step, *directories_of_step(self.job, step))
+            except (RaymbError, OSError) as error:
+                if not self.closed:
+                    self.emit({"kind": "warning", "text": f"step {step} is not exported: {error}"})
+            self.in_use.discard(step)
+
+    def _export(self, step: int, model: str, adapter: str) -> None:
+        """A checkpoint, to these directories."""
+        job, log = self.job, Path(self.job.log_dir, f"export-step-{step}.log")
+        directory = checkpoint.iteration_dir(job.checkpoint_dir, step)
+        if self.remote is not None:
+            self.remote.fetch_here(directory)
+        settings = {**os.environ, "PYTHONPATH": path_of_raymb(), "CUDA_VISIBLE_DEVICES": ""}
+        with (
+            open(log, "w", encoding="utf-8") as errors,
+            subprocess.Popen(
+                [sys.executable, "-m", "raymb.export"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+                env=settings,
+            ) as self.process,
+        ):
+            given = replace(job, load_dir=directory, hf_dir=model, adapter_dir=adapter)
+            output, _ = communicate(self.process, self.beat, given.to_json())
+        if self.process.returncode:
+            raise RunFailed(last_line(log.read_text(encoding="utf-8", errors="replace")), f"its log: {log}")
+        log.unlink()
+        self._done(step, json.loads(output.strip().splitlines()[-1]))
+
+    def _done(self, step: int, findings: dict[str, Any]) -> None:
+        if self.remote is not None:
+            for place in findings["directories"]:
+                self.remote.upload_model(Path(place))
+        self.emit({"kind": "export", "step": step, "time": time.time(), **findings})

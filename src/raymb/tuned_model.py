@@ -1,0 +1,77 @@
+"""RUN_OR_DIR: the model that a user means, and the one that it was tuned from. No framework."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from raymb.errors import RunDirError
+from raymb.run_dir import read_object
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+@dataclass(frozen=True)
+class TunedModel:
+    """
+    Args:
+        path: what transformers loads: a Hugging Face directory, a PEFT directory (which names its base), or a hub id.
+        base: the model that it was tuned from; None if nobody says.
+        run: the run that wrote it; None for a directory of another origin.
+        adapter: whether path is a PEFT directory.
+        trust_remote_code: as the run had it.
+    """
+
+    path: str
+    base: str | None
+    run: Path | None = None
+    adapter: bool = False
+    trust_remote_code: bool = False
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """The manifest of the rows that the run was trained on, with their `path`; {} without a run."""
+        return (self.run and read_object(self.run / "data.json")) or {}
+
+
+def find_tuned_model(name: str, base: str | None = None) -> TunedModel:
+    """
+    Args:
+        name: a run directory, a Hugging Face directory, a PEFT directory, or a hub id.
+        base: what the user says it was tuned from.
+
+    Raises:
+        RunDirError: it is none of these, or a run that has exported nothing.
+    """
+    path = Path(name).expanduser().absolute()
+    if (path / "job.json").exists():
+        return _of_run(path, base)
+    if (path / "adapter_config.json").exists():
+        return _adapter(path, base)
+    if (path / "config.json").exists():
+        return TunedModel(str(path), base)
+    if not path.exists() and _HUB_ID.fullmatch(name):
+        return TunedModel(name, base)
+    problem = (
+        "has no job.json (a run), config.json (a model) or adapter_config.json" if path.exists() else "is not there"
+    )
+    raise RunDirError(f"{name} {problem}", "give a run directory, a Hugging Face or PEFT directory, or a hub id")
+
+
+def _of_run(run: Path, base: str | None) -> TunedModel:
+    job = read_object(run / "job.json") or {}
+    base = base or job.get("model_path")
+    trusts = job.get("spec", {}).get("model", {}).get("trust_remote_code", False)
+    if (run / "hf" / "config.json").exists():
+        return TunedModel(str(run / "hf"), base, run, False, trusts)
+    if (run / "adapter" / "adapter_config.json").exists():
+        return TunedModel(str(run / "adapter"), base, run, True, trusts)
+    raise RunDirError(f"{run} has neither hf/ nor adapter/", f"write it: raymb export {run}")
+
+
+def _adapter(path: Path, base: str | None) -> TunedModel:
+    named = (read_object(path / "adapter_config.json") or {}).get("base_model_name_or_path")
+    run = path.parent if (path.parent / "job.json").exists() else None
+    return TunedModel(str(path), base or named, run, True)

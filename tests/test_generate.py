@@ -1,0 +1,248 @@
+"""Asking tuned models: whom, in which words, and what is refused."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from raymb.cli import main
+from raymb.engines import Sampling, open_engines
+from raymb.errors import DataError, RunDirError, SpecError
+from raymb.generate import Asker, read_questions
+from raymb.tuned_model import TunedModel, find_tuned_model
+
+TEMPLATE = (
+    "{% for message in messages %}<{{ message.role }}>{{ message.content }}{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+@pytest.fixture(scope="session")
+def chat_model(tiny_qwen2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    model = shutil.copytree(tiny_qwen2, tmp_path_factory.mktemp("chat") / "model")
+    (model / "chat_template.jinja").write_text(TEMPLATE)
+    return model
+
+
+@pytest.fixture(scope="session")
+def adapter(tiny_qwen2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    base = AutoModelForCausalLM.from_pretrained(tiny_qwen2)
+    tuned = get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj", "down_proj"]))
+    torch.manual_seed(0)
+    for name, parameter in tuned.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter)
+    directory = tmp_path_factory.mktemp("adapter") / "adapter"
+    tuned.save_pretrained(directory)
+    return directory
+
+
+def _run(home: Path, base: Path, export: Path, name: str = "hf", **data: Any) -> Path:
+    run = home / "run"
+    run.mkdir()
+    (run / "job.json").write_text(json.dumps({"model_path": str(base), "spec": {}}))
+    (run / "data.json").write_text(json.dumps(data))
+    shutil.copytree(export, run / name)
+    return run
+
+
+def _by_hand(model: Any, ids: list[int], count: int) -> list[int]:
+    """The likeliest tokens, one after the other, without generate()."""
+    import torch
+
+    tokens = list(ids)
+    for _ in range(count):
+        with torch.no_grad():
+            tokens.append(int(model(torch.tensor([tokens])).logits[0, -1].argmax()))
+    return tokens[len(ids) :]
+
+
+def test_whom_a_word_means(tiny_qwen2: Path, adapter: Path, tmp_path: Path) -> None:
+    run = _run(tmp_path, tiny_qwen2, adapter, "adapter")
+    assert find_tuned_model(str(run)) == TunedModel(str(run / "adapter"), str(tiny_qwen2), run, adapter=True)
+    shutil.copytree(tiny_qwen2, run / "hf")  # merged: nothing else to load
+    assert find_tuned_model(str(run)) == TunedModel(str(run / "hf"), str(tiny_qwen2), run)
+    assert find_tuned_model(str(run / "hf"), "a/b") == TunedModel(str(run / "hf"), "a/b")
+    assert find_tuned_model(str(adapter)) == TunedModel(str(adapter), str(tiny_qwen2), adapter=True)
+    assert find_tuned_model("owner/name") == TunedModel("owner/name", None)
+    for name, problem in ((tmp_path, "has no job.json"), (tmp_path / "x", "is not there")):
+        with pytest.raises(RunDirError, match=problem):
+            find_tuned_model(str(name))
+    shutil.rmtree(run / "hf")
+    shutil.rmtree(run / "adapter")
+    with pytest.raises(RunDirError, match=r"has neither hf/ nor adapter/\n  write it: raymb export"):
+        find_tuned_model(str(run))
+
+
+def test_in_the_words_of_the_training(tiny_qwen2: Path, chat_model: Path, tmp_path: Path) -> None:
+    def text(model: TunedModel, question: Any, **flags: Any) -> str:
+        asker = Asker(model, **flags)
+        return asker.tokenizer.decode(asker.tokens(question))
+
+    chat, plain = TunedModel(str(chat_model), None), TunedModel(str(tiny_qwen2), None)
+    assert text(chat, "alpha") == "<user>alpha<assistant>"
+    assert text(chat, "alpha", system="beta") == "<system>beta<user>alpha<assistant>"
+    assert text(chat, [{"role": "user", "content": "mu"}]) == "<user>mu<assistant>"
+    assert text(chat, "alpha", chat=False) == text(plain, "alpha") == "alpha"
+    settings = {"settings": {"shape": {"prompt_template": "Q: {question}\nA:"}}}
+    of_pairs = find_tuned_model(str(_run(tmp_path, tiny_qwen2, chat_model, pairs=9, key=settings)))
+    assert text(of_pairs, "alpha") == "Q: alpha\nA:"
+    assert text(of_pairs, "alpha", chat=True) == "<user>alpha<assistant>"
+    with pytest.raises(SpecError, match=r"--chat: .* has no chat template"):
+        Asker(plain, chat=True)
+    with pytest.raises(SpecError, match="--system is a message"):
+        Asker(plain, system="beta")
+    with pytest.raises(DataError, match="messages need a chat template"):
+        Asker(plain).tokens([{"role": "user", "content": "mu"}])
+
+
+def test_answers_of_both_models(tiny_qwen2: Path, adapter: Path) -> None:
+    """Batched, with prompts of different lengths, as token by token by hand."""
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    model = TunedModel(str(adapter), str(tiny_qwen2), adapter=True)
+    asker, prompts = Asker(model), [[5, 9, 40], [7], [80, 81, 82, 83, 84]]
+    engines = open_engines(model, asker.tokenizer, True, "transformers", batch_size=2)
+    base = AutoModelForCausalLM.from_pretrained(tiny_qwen2, dtype=torch.float32).eval()
+    expected = {"base": [_by_hand(base, prompt, 6) for prompt in prompts]}
+    tuned = PeftModel.from_pretrained(base, adapter).eval()
+    expected["tuned"] = [_by_hand(tuned, prompt, 6) for prompt in prompts]
+    assert expected["base"] != expected["tuned"]
+    told: list[int] = []
+    for name, engine in engines.items():
+        answers = engine.answers(prompts, Sampling(max_new_tokens=6), told.append)
+        for answer, wanted in zip(answers, expected[name], strict=True):
+            assert answer == (wanted[: wanted.index(0)] if 0 in wanted else wanted)
+    assert told == [2, 1, 2, 1]
+
+
+def test_drawn_answers_repeat_with_the_seed(tiny_qwen2: Path) -> None:
+    model = TunedModel(str(tiny_qwen2), None)
+    engine = open_engines(model, Asker(model).tokenizer, False, "transformers")["tuned"]
+
+    def answers(seed: int) -> list[list[int]]:
+        return engine.answers([[5, 6]], Sampling(20, temperature=1.0, top_p=0.9, seed=seed), lambda count: None)
+
+    assert answers(1) == answers(1) != answers(2)
+
+
+def test_a_file_of_prompts(chat_model: Path, tiny_qwen2: Path, tmp_path: Path) -> None:
+    prompts, output = tmp_path / "prompts.jsonl", tmp_path / "answers.jsonl"
+    messages = [{"role": "user", "content": "mu"}]
+    prompts.write_text("\n".join(map(json.dumps, ["alpha", {"prompt": "beta"}, {"messages": messages}])) + "\n\n")
+    words = ["generate", str(chat_model), "--prompts", str(prompts), "--output", str(output), "--max_new_tokens", "3"]
+    assert main([*words, "--compare", "--base", str(tiny_qwen2)]) == 0
+    rows = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [row.get("prompt") or row["messages"] for row in rows] == ["alpha", "beta", messages]
+    assert all(row["base"] == row["tuned"] for row in rows)  # the same weights
+    before = output.read_bytes()
+    assert main(words) == 2
+    assert output.read_bytes() == before
+
+
+def test_one_prompt_prints_the_answer_alone(chat_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["generate", str(chat_model), "--prompt", "alpha", "--max_new_tokens", "4"]
+    assert main(words) == 0
+    alone = capsys.readouterr().out
+    assert main([*words, "--compare", "--base", str(chat_model)]) == 0
+    both = capsys.readouterr().out
+    assert alone.strip() and both.count("base") == both.count("tuned") == 1
+
+
+def test_a_conversation(chat_model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each question is asked with what was said before, until /new."""
+    asked: list[str] = []
+    tokens = Asker.tokens
+
+    def heard(self: Asker, question: Any) -> list[int]:
+        asked.append(" ".join(one["role"] for one in question))
+        return tokens(self, question)
+
+    monkeypatch.setattr(Asker, "tokens", heard)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("alpha\nbeta\n/new\ngamma\n"))
+    assert main(["generate", str(chat_model), "--max_new_tokens", "3"]) == 0
+    assert asked == ["user", "user assistant user", "user"]
+    assert len(capsys.readouterr().out.strip().splitlines()) >= 3
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "there is no prompt in it"),
+        ("{", "line 1: not valid JSON"),
+        ('"a"\n{"text": 1}', 'line 2: .* is neither a text, {"prompt": text} nor'),
+        ('{"messages": []}', "line 1: .* is neither"),
+    ],
+)
+def test_wrong_prompt_files(content: str, message: str, tmp_path: Path) -> None:
+    file = tmp_path / "prompts.jsonl"
+    file.write_text(content)
+    with pytest.raises(DataError, match=message):
+        read_questions(file)
+    with pytest.raises(DataError, match="cannot be read"):
+        read_questions(tmp_path / "none.txt")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--compare"], "nobody says which model .* was tuned from\n  name it: --base MODEL"),
+        (["--engine", "llama.cpp"], "--engine llama.cpp: auto, vllm, transformers is expected"),
+        (["--prompts", "x", "--prompt", "y"], "--prompt and --prompts both say what to ask"),
+        (["--base", "/nowhere", "--compare"], "/nowhere cannot be loaded"),
+    ],
+)
+def test_refusals(words: list[str], message: str, chat_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import re
+
+    asks = [] if "--prompt" in words else ["--prompt", "a"]
+    assert main(["generate", str(chat_model), *asks, *words]) == 2
+    assert re.search(message, capsys.readouterr().err)
+
+
+def test_vllm_is_asked_with_a_lora_request(tiny_qwen2: Path, adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against a stand-in with vLLM's signatures: one engine holds the base, and the adapter is a request to it."""
+    seen: dict[str, Any] = {}
+
+    class LLM:
+        def __init__(self, model: str, **settings: Any):
+            seen.update(model=model, **settings)
+
+        def get_tokenizer(self) -> Any:
+            return types.SimpleNamespace(all_special_ids=[0])
+
+        def generate(self, prompts: list[Any], settings: Any, lora_request: Any = None) -> list[Any]:
+            start = 10 if lora_request else 20
+            answers = [[start, start + 1, 0, 3] for _ in prompts]
+            return [types.SimpleNamespace(outputs=[types.SimpleNamespace(token_ids=one)]) for one in answers]
+
+    vllm, request = types.ModuleType("vllm"), types.ModuleType("vllm.lora.request")
+    vllm.__spec__ = types.SimpleNamespace()  # type: ignore[assignment]
+    vllm.LLM, vllm.SamplingParams = LLM, types.SimpleNamespace  # type: ignore[attr-defined]
+    request.LoRARequest = lambda *words: words  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "vllm", vllm)
+    monkeypatch.setitem(sys.modules, "vllm.lora", types.ModuleType("vllm.lora"))
+    monkeypatch.setitem(sys.modules, "vllm.lora.request", request)
+    model = TunedModel(str(adapter), str(tiny_qwen2), adapter=True)
+    engines = open_engines(model, None, True, "vllm")
+    answers = {name: engine.answers([[1], [2]], Sampling(4), lambda count: None) for name, engine in engines.items()}
+    assert answers == {"base": [[20, 21]] * 2, "tuned": [[10, 11]] * 2}
+    assert (seen["model"], seen["enable_lora"], seen["max_lora_rank"]) == (str(tiny_qwen2), True, 2)
+
+
+def test_vllm_that_is_not_installed(tiny_qwen2: Path) -> None:
+    with pytest.raises(SpecError, match="--engine vllm: vLLM is not installed"):
+        open_engines(TunedModel(str(tiny_qwen2), None), None, False, "vllm")

@@ -1,0 +1,129 @@
+"""What the verification of an export lets pass, and what it finds."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from raymb import verify
+from raymb.errors import RunFailed
+from raymb.verify import FAILED, Request, Written, check, exported_line, finish
+
+
+@pytest.fixture
+def exported(tiny_qwen2: Path, tmp_path: Path) -> Request:
+    """An export that is the base itself, and what a model with these weights says of three rows."""
+    from transformers import AutoModelForCausalLM
+
+    model = shutil.copytree(tiny_qwen2, tmp_path / ".hf.partial")
+    lengths = [9, 7, 12]
+    ids = torch.randint(1, 300, (3, 12), generator=torch.Generator().manual_seed(0))
+    loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+    with torch.no_grad():
+        rows = zip(ids, lengths, strict=True)
+        logits = torch.stack([loaded(input_ids=row[None, :length]).logits[0, -5:] for row, length in rows])
+    save_file({"ids": ids, "lengths": torch.tensor(lengths), "logits": logits}, tmp_path / "reference.safetensors")
+    reference = str(tmp_path / "reference.safetensors")
+    return Request(str(tiny_qwen2), str(tiny_qwen2), str(model), "", reference, "fp32", False, None)
+
+
+def _change_tensor(model: Path) -> None:
+    tensors = load_file(model / "model.safetensors")
+    tensors["model.layers.2.self_attn.k_proj.bias"] += 0.1
+    save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
+
+
+def _leave_tensor_out(model: Path) -> None:
+    tensors = load_file(model / "model.safetensors")
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
+
+
+def _change_config(model: Path) -> None:
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 0.1}))
+
+
+def _change_tokenizer(model: Path) -> None:
+    file = model / "tokenizer.json"
+    content = json.loads(file.read_text(encoding="utf-8"))
+    names = content["model"]["vocab"]
+    names["A"], names["B"] = names["B"], names["A"]
+    file.write_text(json.dumps(content), encoding="utf-8")
+
+
+def _lose_generation_config(model: Path) -> None:
+    (model / "generation_config.json").unlink()
+
+
+def _bring_template(model: Path) -> None:
+    (model / "chat_template.jinja").write_text("{{ messages }}")
+
+
+def test_a_right_one_passes(exported: Request) -> None:
+    found = check(exported)
+    assert found["problems"] == [] and found["error"] <= 1e-6
+    assert (found["tolerance"], found["rows"], found["positions"]) == (1e-4, 3, 15)
+
+
+@pytest.mark.parametrize(
+    ("damage", "problem"),
+    [
+        (_change_tensor, "model: its logits differ from the trained Megatron model's by .*, and 1e-04 is allowed"),
+        (_leave_tensor_out, "1 tensors are not those of .*, first model.layers.1.mlp.up_proj.weight: None instead of"),
+        (_change_config, "config.json: rms_norm_eps is 0.1 instead of 1e-06"),
+        (_change_tokenizer, "the tokenizer's vocabulary in .* is not that of"),
+        (_lose_generation_config, "generation_config.json is missing"),
+        (_bring_template, "the tokenizer's chat template in .* is not that of"),
+    ],
+)
+def test_what_is_found(damage: Callable[[Path], None], problem: str, exported: Request) -> None:
+    import re
+
+    damage(Path(exported.model))
+    problems = check(exported)["problems"]
+    assert len(problems) == 1 and re.match(problem, problems[0]), problems
+
+
+def test_too_big_for_this_machine(exported: Request, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verify, "_bytes_free", lambda: 1 << 10)
+    found = check(exported)
+    assert found["problems"] == [] and found["error"] is None
+    line = exported_line({**found, "directories": ["/runs/x/hf"]})
+    assert line.startswith("warning: hf/: tensors and tokenizer verified, logits not: loading it takes 0.0 GiB")
+
+
+def test_one_that_passes_takes_the_place_of_the_older(exported: Request, tmp_path: Path) -> None:
+    target = tmp_path / "hf"
+    target.mkdir()
+    (target / "old").write_text("")
+    findings = finish(Written({target: Path(exported.model)}, exported, 1), lambda: None)
+    assert findings["directories"] == [str(target)] and findings["error"] <= 1e-6
+    assert (target / "config.json").exists() and not (target / "old").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["hf"]
+    assert "hf/ verified: logits within" in exported_line(findings)
+
+
+def test_one_that_fails_is_marked_and_the_older_stays(exported: Request, tmp_path: Path) -> None:
+    target = tmp_path / "hf"
+    target.mkdir()
+    (target / "old").write_text("")
+    _change_tensor(Path(exported.model))
+    with pytest.raises(RunFailed, match="the export is not what it should be: model: its logits differ") as failed:
+        finish(Written({target: Path(exported.model)}, exported, 1), lambda: None)
+    assert failed.value.hint == f"it is left in {tmp_path / 'hf-failed'}"
+    assert (target / "old").exists()
+    assert (tmp_path / "hf-failed" / FAILED).read_text().startswith("- model: its logits differ")
+    assert (tmp_path / "hf-failed" / "model.safetensors").exists()
+
+
+def test_one_that_cannot_be_loaded(exported: Request, tmp_path: Path) -> None:
+    (Path(exported.model) / "config.json").write_text("{}")
+    with pytest.raises(RunFailed, match="it cannot be loaded: "):
+        finish(Written({tmp_path / "hf": Path(exported.model)}, exported, 1), lambda: None)
