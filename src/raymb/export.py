@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import shutil
 import sys
+import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -114,12 +117,14 @@ def write_alone(job: Job) -> Written:
     """Load the job's load_dir and write, in this process alone."""
     from raymb.worker import activate_alone
 
-    activate_alone(job)
-    from raymb.bridge.export import write_results
-    from raymb.bridge.from_checkpoint import load_model
+    warnings.simplefilter("ignore")
+    with contextlib.redirect_stdout(io.StringIO()):  # Megatron prints; the standard output is for what was asked
+        activate_alone(job)
+        from raymb.bridge.export import write_results
+        from raymb.bridge.from_checkpoint import load_model
 
-    hf_bridge, model = load_model(job)
-    return write_results(hf_bridge, model, job)
+        hf_bridge, model = load_model(job)
+        return write_results(hf_bridge, model, job)
 
 
 def main() -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
+import torch
 from megatron.bridge.models.conversion.auto_bridge import AutoBridge
 from megatron.bridge.training.checkpointing import (
     _generate_model_state_dict,
@@ -13,12 +15,16 @@ from megatron.bridge.training.checkpointing import (
     get_pg_collection,
 )
 from megatron.core import dist_checkpointing, parallel_state
+from megatron.core.dist_checkpointing.mapping import ShardedTensorFactory
 from megatron.core.dist_checkpointing.strategies.torch import TorchDistLoadShardedStrategy
 from megatron.core.utils import unwrap_model
 
 from raymb.bridge.adapters import Adapters, make_adapters
 from raymb.bridge.config import build_config
 from raymb.job import Job
+
+_LARGE = 1 << 27
+"""Bytes."""
 
 
 def load_model(job: Job) -> tuple[AutoBridge, list[Any]]:
@@ -53,10 +59,28 @@ def _load_weights(directory: str, model: list[Any], adapters: Adapters | None) -
     wanted = _generate_model_state_dict(model, {"metadata": metadata}, pg_collection=get_pg_collection(model))
     if adapters is not None:
         wanted = apply_peft_adapter_filter_to_state_dict(wanted, adapters)
-    state: Any = dist_checkpointing.load(
-        wanted, directory, TorchDistLoadShardedStrategy(), strict="assume_ok_unexpected"
-    )
-    delete_extra_state(state)
     names = ["model"] if len(model) == 1 else [f"model{index}" for index in range(len(model))]
-    for chunk, name in zip(model, names, strict=True):
-        _load_model_state_dict(chunk, state[name], strict=adapters is None)
+    for part in _in_parts({name: wanted[name] for name in names}):
+        state: Any = dist_checkpointing.load(
+            part, directory, TorchDistLoadShardedStrategy(), strict="assume_ok_unexpected"
+        )
+        delete_extra_state(state)
+        for chunk, name in zip(model, names, strict=True):
+            _load_model_state_dict(chunk, state.pop(name, {}), strict=False)
+        del state
+        gc.collect()
+
+
+def _in_parts(wanted: dict[str, Any]) -> list[dict[str, Any]]:
+    """The same in three parts, to hold little besides the model. First what Megatron joins out of pieces (gate and up),
+    which is there three times meanwhile; then what is large, because torch's reader holds a tensor four times."""
+
+    def part_of(entry: Any) -> int:
+        data = getattr(entry, "data", None)
+        large = isinstance(data, torch.Tensor) and data.numel() * data.element_size() >= _LARGE
+        return 0 if isinstance(entry, ShardedTensorFactory) else 1 if large else 2
+
+    return [
+        {name: {key: entry for key, entry in of.items() if part_of(entry) == part} for name, of in wanted.items()}
+        for part in range(3)
+    ]
