@@ -172,7 +172,7 @@ def test_a_version_that_nobody_knows_is_no_crash(monkeypatch: pytest.MonkeyPatch
         raise fingerprints.importlib.metadata.PackageNotFoundError(package)
 
     monkeypatch.setattr("importlib.metadata.version", version)
-    assert fingerprints._installed("torch") is None
+    assert fingerprints.installed_version("torch") is None
 
 
 # Packed rows in another layout

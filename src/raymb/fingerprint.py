@@ -62,7 +62,7 @@ def take_fingerprint(spec: RunSpec, model: str, *, rows: str, preparation: str) 
         },
         "seed": {"seed": spec.train.seed},
         "peft": {} if spec.peft.peft == "none" else spec.peft.model_dump(mode="json", exclude={"lora_dropout"}),
-        "versions": {"raymb": __version__, **{name: _installed(name) for name in (*_EXACT, *_LOOSE)}},
+        "versions": {"raymb": __version__, **{name: installed_version(name) for name in (*_EXACT, *_LOOSE)}},
     }
 
 
@@ -215,7 +215,7 @@ def _json(files: ModelFiles, name: str) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _installed(package: str) -> str | None:
+def installed_version(package: str) -> str | None:
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from raymb import __version__
+from raymb.fingerprint import installed_version
 from raymb.run_dir import read_object
 
 CARD, CURVE = "README.md", "loss.png"
@@ -108,10 +110,9 @@ def _settings(spec: dict[str, Any], plan: dict[str, Any]) -> Iterator[Row]:
             yield name, ", ".join(map(str, value)) if isinstance(value, list) else value
     for name in ("precision", "recompute", "seed"):
         yield name, spec.get("train", {}).get(name)
-    from importlib.metadata import version
-
-    for package in ("raymb", "megatron-bridge", "megatron-core", "torch", "transformers"):
-        yield package, version(package)
+    yield "raymb", __version__
+    for package in ("megatron-bridge", "megatron-core", "torch", "transformers"):
+        yield package, installed_version(package)
 
 
 def _table(title: str, rows: Iterator[Row]) -> Iterator[str]:

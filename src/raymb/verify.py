@@ -25,9 +25,10 @@ import raymb
 from raymb.bridge.tensor_files import tensor_differences, tensor_shapes, tensor_types
 from raymb.errors import RunFailed, last_line
 
-TOLERANCES = {"fp32": 1e-4, "bf16": 5e-2}
+TOLERANCES = {"fp32": 1e-4, "bf16": 5e-2, "merged": 2e-1}
 """Of a position's logits: the root mean square of the difference from Megatron's over that of Megatron's spread. bf16
-where the model computes in it, or the export has tensors of 16 bits."""
+where the model computes in it, or the export has tensors of 16 bits; merged where such tensors have taken adapters in,
+of which they lose what is smaller than their last bit (6e-2 was seen after 12 steps, with a base of random weights)."""
 _SHARE = 0.9
 """Of the positions must hold it: with 16 bits, a router may send a token to another expert."""
 FAILED = "VERIFICATION_FAILED.txt"
@@ -180,7 +181,7 @@ def check(request: Request) -> dict[str, Any]:
         model, problems = load(request)
         found["problems"] += problems
         error, found["rows"], found["positions"] = _error(model, Path(request.reference))
-        tolerance = _tolerance(Path(directory), request.precision)
+        tolerance = _tolerance(Path(directory), request.precision, merged=place == "model" and bool(request.adapter))
         found["error"] = max(error, found["error"] or 0.0)
         found["tolerance"] = max(tolerance, found["tolerance"] or 0.0)
         if not error <= tolerance:
@@ -193,9 +194,9 @@ def check(request: Request) -> dict[str, Any]:
     return found
 
 
-def _tolerance(directory: Path, precision: str) -> float:
+def _tolerance(directory: Path, precision: str, merged: bool) -> float:
     rounded = {"BF16", "F16"} & set(tensor_types(directory).values())
-    return TOLERANCES["bf16" if rounded else precision]
+    return TOLERANCES["merged" if rounded and merged else "bf16" if rounded else precision]
 
 
 def _file_problems(directory: str, request: Request) -> Iterator[str]:
@@ -258,14 +259,13 @@ def _whole(request: Request) -> tuple[Any, list[str]]:
 
 
 def _with_adapter(request: Request) -> tuple[Any, list[str]]:
-    from peft import PeftModel, get_peft_model_state_dict
+    from peft import PeftConfig, get_peft_model
 
     base, _ = _load(request.base, request)
-    model = PeftModel.from_pretrained(base, request.adapter)
-    written = tensor_shapes(Path(request.adapter))
-    loaded = {name: list(tensor.shape) for name, tensor in get_peft_model_state_dict(model).items()}
-    wrong = sorted(name for name in written.keys() | loaded.keys() if written.get(name) != loaded.get(name))
-    return model, [f"PEFT does not load {len(wrong)} tensors as they are, first {wrong[0]}"] if wrong else []
+    model: Any = get_peft_model(base, PeftConfig.from_pretrained(request.adapter))
+    loaded = model.load_adapter(request.adapter, "default")
+    kinds = {"missing": [name for name in loaded.missing_keys if "lora_" in name], "unknown": loaded.unexpected_keys}
+    return model, [f"adapter: {len(names)} {kind} tensors, first {names[0]}" for kind, names in kinds.items() if names]
 
 
 def _error(model: Any, reference: Path) -> tuple[float, int, int]:

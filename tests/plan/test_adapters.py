@@ -71,6 +71,15 @@ def test_families_with_other_projections() -> None:
         (DENSE, "q_proj", {"peft": "dora"}, "q_proj with --peft dora: Megatron keeps q_proj, k_proj, v_proj in one"),
         (EXPERTS, "gate_proj", {}, "the experts of Qwen3MoeForCausalLM keep gate_proj, up_proj in one matrix"),
         (EXPERTS, "q_proj,k_proj,v_proj", {"peft": "dora"}, "--peft dora: Bridge 0.6.2 has no DoRA for the experts"),
+        (EXPERTS, "gate_proj,up_proj", {}, "PEFT loads adapters of an expert's gate_proj and up_proj only together"),
+        (replace(EXPERTS, model_type="glm4_moe"), "all-linear", {}, "PEFT 0.21 does not load adapters of the experts"),
+        (EXPERTS, "gate", {"tensor_parallel_size": 2}, "must be 1 with adapters on gate, which Bridge 0.6.2 trains"),
+        (
+            EXPERTS,
+            "all-linear",
+            {"tensor_parallel_size": 2, "expert_tensor_parallel_size": 2},
+            "--expert_tensor_parallel_size 2 must be 1 with --peft",
+        ),
         (DENSE, "q_proj", {"lora_rank": 6, "tensor_parallel_size": 4}, "--lora_rank 6 must be a multiple of --tensor"),
     ],
 )

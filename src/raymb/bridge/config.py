@@ -131,6 +131,8 @@ def _model(job: Job, hf_bridge: AutoBridge, accelerator: Accelerator, precision:
         "cross_entropy_fusion_impl": "te",
         **accelerator.model_settings(),
     }
+    if plan["adapters"] and getattr(provider, "moe_router_enable_expert_bias", False):
+        settings["moe_router_bias_update_rate"] = 0.0  # part of the model, which is frozen and not exported
     for name, value in settings.items():
         setattr(provider, name, value)
     return provider

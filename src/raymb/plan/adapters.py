@@ -52,8 +52,12 @@ _LATENT = [
 _GATE_UP = _Matrix("linear_fc1", {"gate_proj": "linear_fc1_gate", "up_proj": "linear_fc1_up"})
 _UP = _Matrix("linear_fc1", {"up_proj": "linear_fc1"})
 _DOWN = _Matrix("linear_fc2", {"down_proj": "linear_fc2"})
+_ROUTER = _Matrix("router", {"gate": "router"})
+"""Chooses a token's experts; not among all-linear, as for PEFT."""
 _WITHOUT_GATE = {"nemotron"}
 """Model types whose feed-forward layer is up, activation, down."""
+_EXPERTS_FOR_PEFT = {"olmoe", "qwen3_moe"}
+"""Mixtures whose experts' adapters PEFT loads as they were trained (docs/adapters.md)."""
 ALL = "all-linear"
 
 
@@ -83,7 +87,8 @@ def problems_with(peft: Peft, shape: ModelShape) -> list[str]:
 
 def _matrices(shape: ModelShape) -> list[_Matrix]:
     attention = [*_latent(shape), _OUT] if shape.attention == "mla" else [_QKV, _OUT]
-    return [*attention, _UP if shape.model_type in _WITHOUT_GATE else _GATE_UP, _DOWN]
+    router = [_ROUTER] if shape.num_experts else []
+    return [*attention, _UP if shape.model_type in _WITHOUT_GATE else _GATE_UP, _DOWN, *router]
 
 
 def _latent(shape: ModelShape) -> list[_Matrix]:
@@ -94,7 +99,7 @@ def _latent(shape: ModelShape) -> list[_Matrix]:
 
 def _parts(matrix: _Matrix, asked: list[str]) -> list[str]:
     """Hugging Face's names of those parts of a matrix that are asked for, by whichever name."""
-    everything = ALL in asked or matrix.module in asked
+    everything = (ALL in asked and matrix is not _ROUTER) or matrix.module in asked
     return [part for part, name in matrix.parts.items() if everything or part in asked or name in asked]
 
 
@@ -135,7 +140,24 @@ def _fused(peft: Peft, shape: ModelShape) -> Iterator[str]:
             )
 
 
+def _attention(shape: ModelShape) -> list[str]:
+    matrices = [*_latent(shape), _OUT] if shape.attention == "mla" else [_QKV, _OUT]
+    return [name for matrix in matrices for name in matrix.parts]
+
+
 def _experts(peft: Peft, shape: ModelShape) -> Iterator[str]:
+    asked = peft.lora_target_modules
+    forward = [*_parts(_GATE_UP, asked), *_parts(_DOWN, asked)]
+    if shape.num_experts and forward and shape.model_type not in _EXPERTS_FOR_PEFT:
+        yield (
+            f"--lora_target_modules {','.join(asked)}: PEFT 0.21 does not load adapters of the experts of "
+            f"{shape.architecture}; set it to {','.join(_attention(shape))}, or some of them"
+        )
+    elif shape.num_experts and _parts(_GATE_UP, asked) and not _parts(_DOWN, asked):
+        yield (
+            f"--lora_target_modules {','.join(asked)}: PEFT loads adapters of an expert's gate_proj and up_proj only "
+            f"together with down_proj; add it, or leave the two out"
+        )
     if peft.peft == "dora" and shape.num_experts:
         yield (
             f"--peft dora: Bridge 0.6.2 has no DoRA for the experts of {shape.architecture} (peft/dora.py); "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from raymb.model_shape import ModelShape
 from raymb.plan import rules
+from raymb.plan.adapters import targets_of
 from raymb.spec.sections import RunSpec
 
 TOKENS_IN_A_MICRO_BATCH = 16384
@@ -28,6 +29,7 @@ def resolve(spec: RunSpec, shape: ModelShape, backend: str, num_workers: int) ->
     expert = size("expert_parallel_size", fits if shape.num_experts else "the model has no experts")
     model_parallel = tensor * pipeline * context
     data = num_workers // model_parallel if num_workers % model_parallel == 0 else 0
+    adapters = spec.peft.peft != "none"
     expert_tensor = parallel.expert_tensor_parallel_size
     # One chunk a stage is the plain schedule; Megatron calls that "no virtual pipeline".
     virtual = parallel.virtual_pipeline_parallel_size
@@ -45,7 +47,7 @@ def resolve(spec: RunSpec, shape: ModelShape, backend: str, num_workers: int) ->
         virtual=virtual,
         context=context,
         expert=expert,
-        expert_tensor=expert_tensor or rules.default_expert_tensor(shape, tensor),
+        expert_tensor=expert_tensor or (1 if adapters else rules.default_expert_tensor(shape, tensor)),
         expert_tensor_given=expert_tensor is not None,
         data=data,
         sequence_parallel=sequence_parallel,
@@ -55,7 +57,8 @@ def resolve(spec: RunSpec, shape: ModelShape, backend: str, num_workers: int) ->
         global_batch_size=spec.train.global_batch_size,
         seq_length=spec.data.seq_length,
         packing=spec.data.packing,
-        adapter_rank=None if spec.peft.peft == "none" else spec.peft.lora_rank,
+        adapter_rank=spec.peft.lora_rank if adapters else None,
+        adapter_targets=tuple(targets_of(spec.peft, shape).hugging_face) if adapters else (),
     )
     return layout, chosen
 

@@ -30,13 +30,14 @@ class Layout:
     seq_length: int
     packing: bool = False
     adapter_rank: int | None = None
+    adapter_targets: tuple[str, ...] = ()
 
 
 def broken_rules(layout: Layout, shape: ModelShape) -> list[str]:
     """A sentence for every broken rule: the values, the rule, the flag to change. Empty if the layout can train."""
     checks = (
         *(_world, _batch, _heads, _feed_forward, _stages, _virtual_stages, _virtual_batch, _sequence, _packing),
-        *(_experts, _expert_world, _expert_sequence, _family, _adapter_rank),
+        *(_experts, _expert_world, _expert_sequence, _family, _adapters),
     )
     return [text for check in checks for text in check(layout, shape)]
 
@@ -256,8 +257,25 @@ def _family(layout: Layout, shape: ModelShape) -> Iterator[str]:
             yield f"{flag} {size} must be 1 for {shape.architecture}: {why}; set {flag} to 1"
 
 
-def _adapter_rank(layout: Layout, shape: ModelShape) -> Iterator[str]:
-    if layout.adapter_rank is not None and layout.adapter_rank % layout.tensor:
+_NOT_WITH_TENSOR_PARALLEL = ("gate", "q_a_proj", "kv_a_proj_with_mqa")
+"""What every tensor parallel worker has whole: the router, and the compressing projections of latent attention."""
+
+
+def _adapters(layout: Layout, shape: ModelShape) -> Iterator[str]:
+    if layout.adapter_rank is None:
+        return
+    if shape.num_experts and layout.expert_tensor > 1:
+        yield (
+            f"--expert_tensor_parallel_size {layout.expert_tensor} must be 1 with --peft: Bridge 0.6.2 does not add up "
+            f"the parts of an expert's adapter (peft/utils.py); set it to 1"
+        )
+    wrong = [name for name in layout.adapter_targets if name in _NOT_WITH_TENSOR_PARALLEL]
+    if wrong and layout.tensor > 1:
+        yield (
+            f"--tensor_parallel_size {layout.tensor} must be 1 with adapters on {', '.join(wrong)}, which Bridge 0.6.2 "
+            f"trains otherwise than PEFT then; leave them out of --lora_target_modules, or set it to 1"
+        )
+    if layout.adapter_rank % layout.tensor:
         yield (
             f"--lora_rank {layout.adapter_rank} must be a multiple of --tensor_parallel_size {layout.tensor}: "
             f"tensor parallel workers share an adapter's rank"
