@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from raymb import verify
+from raymb.bridge.merge import merge
 from raymb.errors import RunFailed
-from raymb.verify import FAILED, Request, Written, check, exported_line, finish
+from raymb.reference import Reference
+from raymb.verify import Request, check
+from raymb.written import FAILED, Written, exported_line, finish
 
 
 @pytest.fixture
@@ -36,6 +40,13 @@ def exported(tiny_qwen2: Path, tmp_path: Path) -> Request:
 def _change_tensor(model: Path) -> None:
     tensors = load_file(model / "model.safetensors")
     tensors["model.layers.2.self_attn.k_proj.bias"] += 0.1
+    save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
+
+
+def _swap_layers(model: Path) -> None:
+    tensors = load_file(model / "model.safetensors")
+    first, last = (f"model.layers.{index}.mlp.down_proj.weight" for index in (0, 3))
+    tensors[first], tensors[last] = tensors[last], tensors[first]
     save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
 
 
@@ -89,6 +100,47 @@ def test_what_is_found(damage: Callable[[Path], None], problem: str, exported: R
     damage(Path(exported.model))
     problems = check(exported)["problems"]
     assert len(problems) == 1 and re.match(problem, problems[0]), problems
+
+
+def test_what_bf16_cannot_tell_apart(exported: Request, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(verify.TOLERANCES, "bf16", 1e-6)  # a model that answers to rounding with more than is allowed
+    found = check(replace(exported, precision="bf16"))
+    assert found["problems"] == [] and 1e-3 < found["error"] <= found["tolerance"] < 0.1
+    _swap_layers(Path(exported.model))
+    (problem,) = check(replace(exported, precision="bf16"))["problems"]
+    assert problem.startswith("model: its logits differ from the trained Megatron model's by")
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_a_merged_model_is_what_peft_makes(dtype: str, exported: Request, tiny_qwen2: Path, tmp_path: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    base = AutoModelForCausalLM.from_pretrained(tiny_qwen2, dtype=torch.float32)
+    tuned = get_peft_model(base, LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False))
+    tuned.save_pretrained(tmp_path / "adapter")
+    AutoTokenizer.from_pretrained(tiny_qwen2).save_pretrained(tmp_path / "adapter")
+    tensors = load_file(exported.reference)
+    before = Reference.read(Path(exported.reference))
+    save_file({**tensors, "logits": before.answers(tuned)}, exported.reference)
+    shutil.rmtree(exported.model)
+    Path(exported.model).mkdir()
+    merge(tiny_qwen2, tmp_path / "adapter", Path(exported.model), dtype)
+    request = replace(exported, adapter=str(tmp_path / "adapter"))
+    found = check(request)
+    assert found["problems"] == [] and found["error"] <= (1e-4 if dtype == "fp32" else 1e-2)
+    trained, now = found["losses"]
+    assert (trained == now) == (dtype == "fp32") and now == pytest.approx(trained, rel=0.01)
+    _change_tensor(Path(exported.model))
+    (problem,) = check(request)["problems"]
+    assert problem.startswith("model: its logits differ from PEFT's merged model's by")
+
+
+def test_a_type_that_loses_much_is_said() -> None:
+    record = {"directories": ["/runs/x/hf"], "error": 0.0, "tolerance": 1e-4, "rows": 4, "losses": [2.0, 2.001]}
+    assert exported_line(record).endswith("on 4 rows (1e-04 allowed)")
+    line = exported_line({**record, "losses": [2.0, 2.1]})
+    assert "it has a loss of 2.1000 there instead of 2.0000 (--export_dtype fp32 keeps" in line
 
 
 def test_too_big_for_this_machine(exported: Request, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,7 +41,7 @@ _EXAMPLES = 3
 
 
 @dataclass(frozen=True)
-class Wish:
+class Evaluation:
     """
     Args:
         split: train, validation or test.
@@ -64,7 +64,7 @@ class Wish:
     overwrite: bool = False
 
 
-def evaluate(model: TunedModel, wish: Wish, console: Console) -> dict[str, Any]:
+def evaluate(model: TunedModel, wish: Evaluation, console: Console) -> dict[str, Any]:
     """Score, write SPLIT.json (numbers) and SPLIT.jsonl (an answer a line), and print both in part.
 
     Raises:
@@ -101,7 +101,7 @@ def evaluate(model: TunedModel, wish: Wish, console: Console) -> dict[str, Any]:
     return result
 
 
-def _rows(model: TunedModel, wish: Wish, console: Console) -> RowFile:
+def _rows(model: TunedModel, wish: Evaluation, console: Console) -> RowFile:
     directory = Path(model.data.get("path", ""))
     if wish.dataset is not None:
         from raymb.data.prepare import prepare
@@ -132,7 +132,7 @@ def _spec(model: TunedModel, dataset: str) -> RunSpec:
 
 def _answered(
     model: TunedModel,
-    wish: Wish,
+    wish: Evaluation,
     asker: Asker,
     samples: list[Sample],
     found: dict[str, dict[str, float]],
@@ -170,7 +170,7 @@ def _answered(
     ]
 
 
-def _scored(answers: Sequence[str], expected: Sequence[str], wish: Wish) -> dict[str, float]:
+def _scored(answers: Sequence[str], expected: Sequence[str], wish: Evaluation) -> dict[str, float]:
     found: dict[str, float] = {}
     if "exact_match" in wish.metrics:
         found["exact_match"] = scores.exact_match(answers, expected)

@@ -9,6 +9,7 @@ import os
 import shutil
 import sys
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from raymb.fingerprint import described, differences, model_group
 from raymb.job import Job
 from raymb.model_card import write_card
 from raymb.reshape import smallest_plan
-from raymb.verify import Written, exported_line, finish
+from raymb.written import Written, exported_line, finish
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def export(wish: Wish, console: Console) -> dict[str, Any]:
     """Write the directories, verified, with a model card.
 
     Returns:
-        raymb.verify.finish's findings.
+        raymb.written.finish's findings.
 
     Raises:
         RunDirError: no run there, no such checkpoint, a broken one, another base model, or a directory in the way.
@@ -67,12 +68,18 @@ def export(wish: Wish, console: Console) -> dict[str, Any]:
     if wish.ray:
         findings = _on_ray(job, wish, console)
     else:
-        job = exporting_job(job)
-        with console.status("loading the checkpoint and writing"):
-            written = write_alone(job)
-        with console.status("verifying in a fresh process"):
-            findings = finish(written, lambda: None)
+        with console.status("") as status:
+            findings = _alone(exporting_job(job), status.update)
         console.print(exported_line(findings), highlight=False, soft_wrap=True)
+    return findings
+
+
+def _alone(job: Job, say: Callable[[str], None]) -> dict[str, Any]:
+    """In this process."""
+    say("loading the checkpoint and writing")
+    written = _write_alone(job)
+    say("verifying in a fresh process")
+    findings = finish(written, lambda: None)
     _write_cards(job, findings)
     return findings
 
@@ -104,7 +111,9 @@ def _on_ray(job: Job, wish: Wish, console: Console) -> dict[str, Any]:
             monitor.close()
     records = [json.loads(line) for line in home.metrics.read_text(encoding="utf-8").splitlines()]
     shutil.rmtree(home.path)
-    return next(one for one in records if one["kind"] == "export")
+    findings = next(one for one in records if one["kind"] == "export")
+    _write_cards(job, findings)
+    return findings
 
 
 def _write_cards(job: Job, findings: dict[str, Any]) -> None:
@@ -113,7 +122,7 @@ def _write_cards(job: Job, findings: dict[str, Any]) -> None:
         write_card(Path(directory), Path(job.run_dir), {**findings, "step": step}, adapter=directory == job.adapter_dir)
 
 
-def write_alone(job: Job) -> Written:
+def _write_alone(job: Job) -> Written:
     """Load the job's load_dir and write, in this process alone."""
     from raymb.worker import activate_alone
 
@@ -132,9 +141,7 @@ def main() -> None:
     os.nice(19)
     try:
         job = exporting_job(Job.from_json(sys.stdin.read()))
-        findings = finish(write_alone(job), lambda: None)
-        _write_cards(job, findings)
-        print(json.dumps(findings), flush=True)
+        print(json.dumps(_alone(job, lambda phase: None)), flush=True)
     except RaymbError as error:
         sys.exit(f"error: {error}".replace("\n", "; "))
 

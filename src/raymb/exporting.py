@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import os
 import queue
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -16,9 +12,10 @@ from typing import Any
 
 from raymb.bridge import checkpoint
 from raymb.bridge.remote_checkpoints import RemoteCheckpoints
+from raymb.child import Child
 from raymb.errors import RaymbError, RunFailed, last_line
 from raymb.job import Job
-from raymb.verify import Written, communicate, finish, path_of_raymb
+from raymb.written import Written, finish
 
 Emit = Callable[[dict[str, Any]], None]
 
@@ -40,12 +37,13 @@ class Exports:
         self.remote = RemoteCheckpoints.of(job)
         self.waiting: queue.SimpleQueue[int | None] = queue.SimpleQueue()
         self.in_use: set[int] = set()
-        self.process: subprocess.Popen[str] | None = None
+        self.child: Child | None = None
         self.closed = False
         self.thread = threading.Thread(target=self._run, name="raymb-exports", daemon=True)
-        self.thread.start()
-        for step in reversed(checkpoint.steps_of(job.checkpoint_dir)):  # a former start may not have come to it
-            self.saved(step)
+        if job.spec.checkpoint.save_hf_interval:
+            self.thread.start()
+            for step in reversed(checkpoint.steps_of(job.checkpoint_dir)):  # a former start may not have come to it
+                self.saved(step)
 
     def saved(self, step: int) -> None:
         """A checkpoint is whole."""
@@ -82,8 +80,8 @@ class Exports:
         """Leave what is not done."""
         self.closed = True
         self.waiting.put(None)
-        if self.process is not None:
-            self.process.kill()
+        if self.child is not None:
+            self.child.kill()
 
     def _run(self) -> None:
         while (step := self.waiting.get()) is not None and not self.closed:
@@ -100,24 +98,13 @@ class Exports:
         directory = checkpoint.iteration_dir(job.checkpoint_dir, step)
         if self.remote is not None:
             self.remote.fetch_here(directory)
-        settings = {**os.environ, "PYTHONPATH": path_of_raymb(), "CUDA_VISIBLE_DEVICES": ""}
-        with (
-            open(log, "w", encoding="utf-8") as errors,
-            subprocess.Popen(
-                [sys.executable, "-m", "raymb.export"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=errors,
-                text=True,
-                env=settings,
-            ) as self.process,
-        ):
-            given = replace(job, load_dir=directory, hf_dir=model, adapter_dir=adapter)
-            output, _ = communicate(self.process, self.beat, given.to_json())
-        if self.process.returncode:
-            raise RunFailed(last_line(log.read_text(encoding="utf-8", errors="replace")), f"its log: {log}")
-        log.unlink()
-        self._done(step, json.loads(output.strip().splitlines()[-1]))
+        self.child = Child("raymb.export", {"CUDA_VISIBLE_DEVICES": ""})
+        given = replace(job, load_dir=directory, hf_dir=model, adapter_dir=adapter)
+        findings, errors = self.child.result(given.to_json(), self.beat)
+        if findings is None:
+            log.write_text(errors, encoding="utf-8")
+            raise RunFailed(last_line(errors), f"its log: {log}")
+        self._done(step, findings)
 
     def _done(self, step: int, findings: dict[str, Any]) -> None:
         if self.remote is not None:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from raymb import __version__
 from raymb.fingerprint import installed_version
+from raymb.model_files import HUB_ID
 from raymb.run_dir import read_object
 
 CARD, CURVE = "README.md", "loss.png"
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _SAMPLE = "HuggingFaceTB/SmolLM2-135M-Instruct"
 """What `--hf_model_path sample` is."""
 Row = tuple[str, object]
@@ -55,7 +54,7 @@ def _records(file: Path, last: int) -> list[dict[str, Any]]:
 
 
 def _shown(base: str) -> str:
-    return _SAMPLE if base == "sample" else base if _HUB_ID.fullmatch(base) else Path(base).name
+    return _SAMPLE if base == "sample" else base if HUB_ID.fullmatch(base) else Path(base).name
 
 
 def _metadata(base: str, spec: dict[str, Any], adapter: bool) -> str:
@@ -64,11 +63,11 @@ def _metadata(base: str, spec: dict[str, Any], adapter: bool) -> str:
 
     sets = [str(one).partition(":")[0] for one in spec.get("data", {}).get("dataset", [])]
     data = ModelCardData(
-        base_model=base if _HUB_ID.fullmatch(base) else None,
+        base_model=base if HUB_ID.fullmatch(base) else None,
         library_name="peft" if adapter else "transformers",
         pipeline_tag="text-generation",
         tags=["raymb", "megatron-bridge", "sft", *(["lora"] if adapter else [])],
-        datasets=[one for one in sets if _HUB_ID.fullmatch(one)] or None,
+        datasets=[one for one in sets if HUB_ID.fullmatch(one)] or None,
     )
     return data.to_yaml()
 

@@ -36,6 +36,7 @@ from raymb.remote import Remote, storage_root
 from raymb.spec import RunSpec, spec_to_json
 
 ITERATION = re.compile(r"iter_(\d{7,})")
+_EXPORT = re.compile(r"(hf|adapter)-step-\d+(-failed)?")
 POINTERS = ("latest", "best", "latest_train_state.pt", "latest_checkpointed_iteration.txt")
 """raymb's, Bridge's and Megatron's files that name a checkpoint."""
 LEFT_OUT = "left_out_steps.json"
@@ -278,8 +279,8 @@ def _delete_old_run(run: RunDir) -> None:
         run.tensorboard,
         run.failures,
         run.checkpoints / "reshaped",
-        *run.path.glob("hf-*"),
-        *run.path.glob("adapter-*"),
+        *(run.path / f"{name}-failed" for name in ("hf", "adapter")),
+        *(path for path in run.path.glob("*-step-*") if _EXPORT.fullmatch(path.name)),
         run.path / "evaluation",
         *steps,
     ):

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from raymb.errors import RunDirError
+from raymb.model_files import HUB_ID
 from raymb.run_dir import read_object
-
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 @dataclass(frozen=True)
@@ -52,7 +50,7 @@ def find_tuned_model(name: str, base: str | None = None) -> TunedModel:
         return _adapter(path, base)
     if (path / "config.json").exists():
         return TunedModel(str(path), base)
-    if not path.exists() and _HUB_ID.fullmatch(name):
+    if not path.exists() and HUB_ID.fullmatch(name):
         return TunedModel(name, base)
     problem = (
         "has no job.json (a run), config.json (a model) or adapter_config.json" if path.exists() else "is not there"

@@ -1,37 +1,33 @@
 """Whether an export is what it should be, found out by transformers and PEFT in a process that knows no Megatron.
 
-    python -m raymb.verify REQUEST.json     prints the findings as its last line, in JSON
-
-A directory that passes takes its place; one that does not is left as DIRECTORY-failed, with VERIFICATION_FAILED.txt.
+python -m raymb.verify < REQUEST     prints the findings as its last line, in JSON
 """
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import json
 import math
 import os
-import shutil
-import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import raymb
-from raymb.bridge.tensor_files import tensor_differences, tensor_shapes, tensor_types
-from raymb.errors import RunFailed, last_line
+from raymb.bridge.tensor_files import tensor_differences, tensor_shapes, tensor_types, type_to_write
 
-TOLERANCES = {"fp32": 1e-4, "bf16": 5e-2, "merged": 2e-1}
-"""Of a position's logits: the root mean square of the difference from Megatron's over that of Megatron's spread. bf16
-where the model computes in it, or the export has tensors of 16 bits; merged where such tensors have taken adapters in,
-of which they lose what is smaller than their last bit (6e-2 was seen after 12 steps, with a base of random weights)."""
-_SHARE = 0.9
-"""Of the positions must hold it: with 16 bits, a router may send a token to another expert."""
-FAILED = "VERIFICATION_FAILED.txt"
+if TYPE_CHECKING:
+    import torch
+
+    from raymb.reference import Reference
+
+TOLERANCES = {"fp32": 1e-4, "merged": 1e-2, "bf16": 5e-2}
+"""Of reference.distance. fp32: computed in it, from the same weights. merged: likewise, but rounded to 16 bits after
+sums in another order. bf16: computed in it; more for a model that answers to rounding with more, see _NOISE."""
+_NOISE = 3.0
+"""Times the distance that computing in bf16 instead of fp32 makes in transformers alone is Megatron's to have."""
 _OF_A_COPY = ("_name_or_path", "dtype", "torch_dtype", "transformers_version")
 """Entries of config.json that may differ."""
 
@@ -60,101 +56,6 @@ class Request:
         return json.dumps(asdict(self))
 
 
-@dataclass(frozen=True)
-class Written:
-    """Directories that are not verified yet.
-
-    Args:
-        directories: where each is to be, to where it is.
-        request: what the verification is to look at.
-        threads: that it may use.
-    """
-
-    directories: dict[Path, Path]
-    request: Request
-    threads: int
-
-
-def exported_line(record: dict[str, Any]) -> str:
-    """An export's record, in words."""
-    names = " and ".join(f"{Path(place).name}/" for place in record["directories"])
-    if record["error"] is None:
-        return f"warning: {names}: tensors and tokenizer verified, logits not: {record['unmeasured']}"
-    return (
-        f"{names} verified: logits within {record['error']:.1e} of the trained model's on {record['rows']} rows "
-        f"({record['tolerance']:.0e} allowed)"
-    )
-
-
-def finish(written: Written, beat: Callable[[], None]) -> dict[str, Any]:
-    """Verify in a fresh process, and put the directories into their places, where they replace older ones.
-
-    Args:
-        beat: called while it goes on.
-
-    Returns:
-        raymb.verify.check's findings, with `seconds` and the `directories`.
-
-    Raises:
-        RunFailed: they are not what they should be, and are left, marked, as DIRECTORY-failed.
-    """
-    began = time.monotonic()
-    findings = _verified(written, beat)
-    Path(written.request.reference).unlink(missing_ok=True)
-    if findings["problems"]:
-        text = "".join(f"- {problem}\n" for problem in findings["problems"])
-        marked = []
-        for target, partial in written.directories.items():
-            failed = target.with_name(f"{target.name}-failed")
-            (partial / FAILED).write_text(text, encoding="utf-8")
-            _move(partial, failed)
-            marked.append(str(failed))
-        raise RunFailed(
-            f"the export is not what it should be: {'; '.join(findings['problems'])}",
-            f"it is left in {', '.join(marked)}",
-        )
-    for target, partial in written.directories.items():
-        _move(partial, target)
-    seconds = round(time.monotonic() - began, 1)
-    return {**findings, "seconds": seconds, "directories": [str(target) for target in written.directories]}
-
-
-def _verified(written: Written, beat: Callable[[], None]) -> dict[str, Any]:
-    request = Path(written.request.reference).with_suffix(".json")
-    request.write_text(written.request.to_json(), encoding="utf-8")
-    settings = {**os.environ, "PYTHONPATH": path_of_raymb(), "OMP_NUM_THREADS": str(written.threads)}
-    command = [sys.executable, "-m", "raymb.verify", request]
-    pipe = subprocess.PIPE
-    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=settings) as process:
-        try:
-            output, errors = communicate(process, beat)
-        finally:
-            process.kill()
-            request.unlink()
-    if process.returncode:
-        return {"problems": [f"it cannot be loaded: {last_line(errors)}"]}
-    return json.loads(output.strip().splitlines()[-1])
-
-
-def path_of_raymb() -> str:
-    """PYTHONPATH of a process that runs the same raymb as this one."""
-    return os.pathsep.join(filter(None, (str(Path(raymb.__file__).parents[1]), os.environ.get("PYTHONPATH"))))
-
-
-def communicate(process: subprocess.Popen[str], beat: Callable[[], None], given: str | None = None) -> tuple[str, str]:
-    """Popen.communicate, with a beat a second."""
-    while True:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            return process.communicate(given, timeout=1.0)
-        given = None  # it is on its way
-        beat()
-
-
-def _move(partial: Path, target: Path) -> None:
-    shutil.rmtree(target, ignore_errors=True)
-    os.replace(partial, target)
-
-
 def check(request: Request) -> dict[str, Any]:
     """The findings.
 
@@ -163,8 +64,9 @@ def check(request: Request) -> dict[str, Any]:
         error: the largest of the positions' errors that count; None where it was not measured; unmeasured: why.
         tolerance: the largest error allowed.
         rows, positions: what was compared.
+        losses: nats a token there, of the trained Megatron model and of the export.
     """
-    found: dict[str, Any] = dict.fromkeys(("error", "tolerance", "rows", "positions", "unmeasured"))
+    found: dict[str, Any] = dict.fromkeys(("error", "tolerance", "rows", "positions", "losses", "unmeasured"))
     found["problems"] = [
         problem for place in (request.model, request.adapter) if place for problem in _file_problems(place, request)
     ]
@@ -174,29 +76,68 @@ def check(request: Request) -> dict[str, Any]:
     if need > free:
         found["unmeasured"] = f"loading it takes {need / 2**30:.1f} GiB of memory, and {free / 2**30:.1f} GiB are free"
         return found
-    for place, load in (("adapter", _with_adapter), ("model", _whole)):
-        directory = getattr(request, place)
-        if not directory:
-            continue
-        model, problems = load(request)
-        found["problems"] += problems
-        error, found["rows"], found["positions"] = _error(model, Path(request.reference))
-        tolerance = _tolerance(Path(directory), request.precision, merged=place == "model" and bool(request.adapter))
-        found["error"] = max(error, found["error"] or 0.0)
-        found["tolerance"] = max(tolerance, found["tolerance"] or 0.0)
-        if not error <= tolerance:
-            found["problems"].append(
-                f"{place}: its logits differ from the trained Megatron model's by {error:.2e}, "
-                f"and {tolerance:.0e} is allowed"
-            )
-        del model
-        gc.collect()
+    from raymb.reference import Reference
+
+    reference = Reference.read(Path(request.reference))
+    compared = list(_compared(request, reference))
+    found["problems"] = [problem for one in compared for problem in one.problems]
+    found["error"] = max(one.error for one in compared)
+    found["tolerance"] = max(one.tolerance for one in compared)
+    found["rows"], found["positions"] = len(reference.ids), reference.logits.shape[:2].numel()
+    found["losses"] = [round(reference.loss(logits), 4) for logits in (reference.trained, compared[-1].answers)]
     return found
 
 
-def _tolerance(directory: Path, precision: str, merged: bool) -> float:
-    rounded = {"BF16", "F16"} & set(tensor_types(directory).values())
-    return TOLERANCES["merged" if rounded and merged else "bf16" if rounded else precision]
+@dataclass(frozen=True)
+class Compared:
+    """A model's answers (logits) beside the expected ones."""
+
+    answers: torch.Tensor
+    error: float
+    tolerance: float
+    problems: list[str]
+
+
+def _compared(request: Request, reference: Reference) -> Iterator[Compared]:
+    """An adapter beside the Megatron model, a merged model beside PEFT's, any other beside the Megatron model."""
+    of, tolerance = "the trained Megatron model's", TOLERANCES[request.precision]
+    if request.adapter:
+        model, problems = _with_adapter(request)
+        yield _beside(reference, model, problems, f"adapter: its logits differ from {of}", tolerance)
+        if request.model:
+            merged, rounded = _merged(model, Path(request.model))
+            reference = replace(reference, logits=reference.answers(merged))
+            of, tolerance = "PEFT's merged model's", max(tolerance, TOLERANCES["merged"] if rounded else 0.0)
+            del merged
+        del model
+        gc.collect()
+    if request.model:
+        yield _beside(reference, *_load(request.model, request), f"model: its logits differ from {of}", tolerance)
+
+
+def _beside(reference: Reference, model: Any, problems: list[str], differ: str, tolerance: float) -> Compared:
+    from raymb.reference import computing_in_fp32, distance
+
+    answers = reference.answers(model)
+    error = distance(answers, reference.logits)
+    if error > tolerance == TOLERANCES["bf16"]:
+        with computing_in_fp32(model):
+            tolerance = max(tolerance, _NOISE * distance(answers, reference.answers(model)))
+    if not error <= tolerance:
+        problems = [*problems, f"{differ} by {error:.2e}, and {tolerance:.0e} is allowed"]
+    return Compared(answers, error, tolerance, problems)
+
+
+def _merged(model: Any, directory: Path) -> tuple[Any, bool]:
+    """(PEFT's own merged model with its weights in the types of the export's, whether they have fewer bits than 32)."""
+    import torch
+
+    merged = model.merge_and_unload()
+    types = {name: getattr(torch, type_to_write("source", stored)) for name, stored in tensor_types(directory).items()}
+    usual = Counter(types.values()).most_common(1)[0][0]
+    for name, one in merged.named_parameters():
+        one.data = one.data.to(types.get(name, usual)).to(one.dtype)
+    return merged, usual != torch.float32
 
 
 def _file_problems(directory: str, request: Request) -> Iterator[str]:
@@ -254,10 +195,6 @@ def _load(path: str, request: Request) -> tuple[Any, list[str]]:
     return model, [f"{len(names)} {kind.replace('_', ' ')}, first {names[0]}" for kind, names in kinds.items() if names]
 
 
-def _whole(request: Request) -> tuple[Any, list[str]]:
-    return _load(request.model, request)
-
-
 def _with_adapter(request: Request) -> tuple[Any, list[str]]:
     from peft import PeftConfig, get_peft_model
 
@@ -268,24 +205,9 @@ def _with_adapter(request: Request) -> tuple[Any, list[str]]:
     return model, [f"adapter: {len(names)} {kind} tensors, first {names[0]}" for kind, names in kinds.items() if names]
 
 
-def _error(model: Any, reference: Path) -> tuple[float, int, int]:
-    """(error that the wanted share of positions does not exceed, rows, positions)."""
-    import torch
-    from safetensors.torch import load_file
-
-    expected, errors = load_file(reference), []
-    with torch.inference_mode():
-        for ids, length, wanted in zip(expected["ids"], expected["lengths"], expected["logits"], strict=True):
-            logits = model.eval()(input_ids=ids[None, : int(length)]).logits[0, -len(wanted) :].float()
-            spread = (wanted - wanted.mean(-1, keepdim=True)).norm(dim=-1)
-            errors.append((logits - wanted).norm(dim=-1) / spread)
-    ranked = torch.cat(errors).nan_to_num(nan=math.inf).sort().values
-    return ranked[min(len(ranked) - 1, int(_SHARE * len(ranked)))].item(), len(errors), len(ranked)
-
-
 def main() -> None:
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    request = Request(**json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))
+    request = Request(**json.load(sys.stdin))
     print(json.dumps(check(request)), flush=True)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from raymb.data.samples import samples_in
 from raymb.data.store import RowFile
 from tests.models import write_rows
 from tests.smoke.fault_table import Row, update
@@ -109,7 +110,7 @@ def samples_of(run: Path, part: str) -> list[tuple[list[int], list[int]]]:
     """The (ids, trained) samples of a part of a run's rows, in their order."""
     job = json.loads((run / "job.json").read_text())
     rows = RowFile(Path(job["data_dir"], f"{part}.arrow"))
-    return [sample for index in range(len(rows)) for sample in _samples(rows[index])]
+    return [(sample.ids, sample.trained) for sample in samples_in(rows)]
 
 
 def batches_of(run: Path) -> list[list[tuple[list[int], list[int]]]]:
@@ -123,14 +124,10 @@ def batches_of(run: Path) -> list[list[tuple[list[int], list[int]]]]:
     size = job["plan"]["global_batch_size"]
     assert job["plan"]["train_iters"] * size <= len(rows)
     steps = [order[start : start + size] for start in range(0, job["plan"]["train_iters"] * size, size)]
-    return [[sample for index in step for sample in _samples(rows[index])] for step in steps]
-
-
-def _samples(row: dict[str, Any]) -> list[tuple[list[int], list[int]]]:
-    ends = row["lengths"].cumsum().tolist()
-    begins = [0, *ends[:-1]]
-    ids, trained = row["input_ids"].tolist(), row["trained"].tolist()
-    return [(ids[begin:end], trained[begin:end]) for begin, end in zip(begins, ends, strict=True)]
+    samples: list[list[tuple[list[int], list[int]]]] = [[] for _ in range(len(rows))]
+    for sample in samples_in(rows):
+        samples[sample.row - 1].append((sample.ids, sample.trained))
+    return [[sample for index in step for sample in samples[index]] for step in steps]
 
 
 def worst_deviation(metrics: list[dict[str, Any]], oracle: list[dict[str, Any]]) -> float:

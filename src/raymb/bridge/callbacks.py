@@ -23,7 +23,7 @@ from raymb.early_stopping import has_stalled
 from raymb.job import Job
 from raymb.progress import Progress
 from raymb.stopping import StopTogether
-from raymb.verify import Written
+from raymb.written import Written
 
 Emit = Callable[[dict[str, Any]], None]
 

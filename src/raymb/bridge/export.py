@@ -18,11 +18,13 @@ from raymb.bridge.config import precision_of
 from raymb.bridge.export_adapter import write_adapter
 from raymb.bridge.merge import merge
 from raymb.bridge.reference import write_reference
+from raymb.bridge.rounding import as_written
 from raymb.bridge.tensor_files import TensorFiles, converted, tensor_types, trimmed, type_to_write
 from raymb.data.store import read_manifest
 from raymb.errors import RunFailed
 from raymb.job import Job
-from raymb.verify import Request, Written
+from raymb.verify import Request
+from raymb.written import Written
 
 
 def write_results(hf_bridge: AutoBridge, model: list[Any], job: Job) -> Written:
@@ -40,19 +42,21 @@ def write_results(hf_bridge: AutoBridge, model: list[Any], job: Job) -> Written:
     directories = {path: path.with_name(f".{path.name}.partial") for path in map(Path, wanted)}
     first = next(iter(directories.values()))
     reference = first.with_name(f"{first.name}.reference.safetensors")
+    template = _template(job)
     with _or_nothing([*directories.values(), reference]):
         if dist.get_rank() == 0:
             for partial in directories.values():
                 shutil.rmtree(partial, ignore_errors=True)
                 partial.mkdir(parents=True)
         dist.barrier()
-        write_reference(model, job, reference)
+        rounding = as_written(hf_bridge, model, job) if whole else contextlib.nullcontext(False)
+        write_reference(model, job, reference, rounding)
         if whole:
             _write_model(hf_bridge, model, job, first)
         else:
             _write_adapter(hf_bridge, model, job, *directories.values())
         if dist.get_rank() == 0:
-            _write_settings(job, directories)
+            _write_settings(job, directories, template)
         dist.barrier()
     request = Request(
         base=job.model_path,
@@ -62,7 +66,7 @@ def write_results(hf_bridge: AutoBridge, model: list[Any], job: Job) -> Written:
         reference=str(reference),
         precision=precision_of(job),
         trust_remote_code=job.spec.model.trust_remote_code,
-        chat_template=_template(job),
+        chat_template=template,
     )
     return Written(directories, request, job.threads)
 
@@ -92,9 +96,8 @@ def _write_adapter(hf_bridge: AutoBridge, model: list[Any], job: Job, target: Pa
             merge(Path(job.base_files()), target, merged, job.spec.checkpoint.export_dtype)
 
 
-def _write_settings(job: Job, directories: dict[Path, Path]) -> None:
+def _write_settings(job: Job, directories: dict[Path, Path], template: str | None) -> None:
     """The tuned model is asked in the words that it was tuned with, and config.json names the type of its tensors."""
-    template = _template(job)
     for partial in directories.values():
         if template:
             (partial / "chat_template.jinja").write_text(template, encoding="utf-8")

@@ -9,7 +9,6 @@ import torch
 from megatron.bridge.models.conversion.auto_bridge import AutoBridge
 from megatron.bridge.training.checkpointing import (
     _generate_model_state_dict,
-    _load_model_state_dict,
     apply_peft_adapter_filter_to_state_dict,
     delete_extra_state,
     get_pg_collection,
@@ -21,6 +20,7 @@ from megatron.core.utils import unwrap_model
 
 from raymb.bridge.adapters import Adapters, make_adapters
 from raymb.bridge.config import build_config
+from raymb.errors import RunFailed
 from raymb.job import Job
 
 _LARGE = 1 << 27
@@ -60,15 +60,26 @@ def _load_weights(directory: str, model: list[Any], adapters: Adapters | None) -
     if adapters is not None:
         wanted = apply_peft_adapter_filter_to_state_dict(wanted, adapters)
     names = ["model"] if len(model) == 1 else [f"model{index}" for index in range(len(model))]
+    missing = [set(chunk.state_dict()) for chunk in model]
     for part in _in_parts({name: wanted[name] for name in names}):
         state: Any = dist_checkpointing.load(
             part, directory, TorchDistLoadShardedStrategy(), strict="assume_ok_unexpected"
         )
         delete_extra_state(state)
-        for chunk, name in zip(model, names, strict=True):
-            _load_model_state_dict(chunk, state.pop(name, {}), strict=False)
+        for index, (chunk, name) in enumerate(zip(model, names, strict=True)):
+            outcome = chunk.load_state_dict(state.pop(name, {}), strict=False)
+            missing[index] &= set(outcome.missing_keys)
+            assert not outcome.unexpected_keys, outcome.unexpected_keys
         del state
         gc.collect()
+    lacking = [name for name in set().union(*missing) if _is_needed(name, adapters)]
+    if lacking:
+        raise RunFailed(f"{directory} has no {', '.join(sorted(lacking)[:3])} ({len(lacking)} tensors are missing)")
+
+
+def _is_needed(name: str, adapters: Adapters | None) -> bool:
+    """Whether a checkpoint must have this entry of a model."""
+    return "_extra_state" not in name and (adapters is None or adapters.adapter_key_filter(name))
 
 
 def _in_parts(wanted: dict[str, Any]) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -21,19 +22,26 @@ _ROWS, _TOKENS, _NUMBERS = 4, 64, 1 << 24
 """Rows, tokens of a row at most, and logits at most, which are 64 MiB."""
 
 
-def write_reference(model: list[Any], job: Job, file: Path) -> None:
+def write_reference(
+    model: list[Any], job: Job, file: Path, as_written: contextlib.AbstractContextManager[bool]
+) -> None:
     """Write safetensors: ids [rows, tokens], lengths [rows], and of the last positions of each row logits
-    [rows, positions, vocabulary] in fp32. Collective; rank 0 writes.
+    [rows, positions, vocabulary] in fp32; if rounding changes the weights also `trained`, the logits without it.
+    Collective; rank 0 writes.
 
     Args:
         model: this rank's chunks, in any layout.
+        as_written: in it the weights are those of the files; yields whether that changes any.
     """
     rows = _held_out(job)
     positions = max(1, min(min(map(len, rows)), _NUMBERS // (len(rows) * job.vocab_size)))
     trains = [chunk.training for chunk in model]
     for chunk in model:
         chunk.eval()
-    logits = _logits(model, job, rows, positions)
+    logits = {"logits": _logits(model, job, rows, positions)}
+    with as_written as rounded:
+        if rounded:
+            logits = {"trained": logits["logits"], "logits": _logits(model, job, rows, positions)}
     for chunk, was in zip(model, trains, strict=True):
         chunk.train(was)
     if dist.get_rank() == 0:
@@ -41,7 +49,7 @@ def write_reference(model: list[Any], job: Job, file: Path) -> None:
 
         longest = max(map(len, rows))
         ids = torch.tensor([row + [job.pad_id] * (longest - len(row)) for row in rows])
-        save_file({"ids": ids, "lengths": torch.tensor([len(row) for row in rows]), "logits": logits.cpu()}, file)
+        save_file({"ids": ids, "lengths": torch.tensor([len(row) for row in rows]), **logits}, file)
 
 
 def _held_out(job: Job) -> list[list[int]]:
@@ -91,4 +99,4 @@ def _logits(model: list[Any], job: Job, rows: list[list[int]], positions: int) -
         dist.all_reduce(logits, group=copy_group)
     pipeline: Any = parallel_state.get_pipeline_model_parallel_group()
     dist.broadcast(logits, src=parallel_state.get_pipeline_model_parallel_last_rank(), group=pipeline)
-    return logits
+    return logits.cpu()

@@ -39,14 +39,14 @@ def command(
 
     from raymb.engines import Sampling
     from raymb.errors import SpecError
-    from raymb.evaluate import Wish, evaluate
+    from raymb.evaluate import Evaluation, evaluate
     from raymb.scores import default_metrics
     from raymb.tuned_model import find_tuned_model
 
     if engine not in ENGINES:
         raise SpecError(f"--engine {engine}: {', '.join(ENGINES)} is expected")
     found = find_tuned_model(model, base)
-    wish = Wish(
+    wish = Evaluation(
         split=split or ("train" if dataset else "validation"),
         dataset=dataset,
         metrics=metrics.split(",") if metrics else default_metrics(),

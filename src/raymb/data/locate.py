@@ -13,6 +13,7 @@ from urllib.parse import parse_qs
 from raymb.data.presets import PRESETS
 from raymb.data.sources import FORMATS, Dialogues, File, HubSplit, Source, kind_of
 from raymb.errors import DataError
+from raymb.model_files import HUB_ID
 
 PARTS = ("train", "validation", "test")
 _OTHER_NAMES = {"train": ("training",), "validation": ("valid", "val", "dev", "eval"), "test": ()}
@@ -21,7 +22,6 @@ _WAYS_OUT = (
     f"(owner/name), one of {', '.join(PRESETS)}, or sample (the dialogues of the chatterbot-corpus package)"
 )
 _WEIGHT = re.compile(r"(.+):(\d+(?:\.\d*)?|\.\d+)")
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _HUB_SETTINGS = ("config", "split", "revision")
 
 
@@ -77,13 +77,13 @@ def _parts(name: str, chat: bool) -> Mapping[str, Sequence[Source]]:
     if hub_id in PRESETS:
         preset = PRESETS[hub_id]
         return _hub(name, preset.hub_id, {**preset.settings, **_settings(name, query)}, preset.row)
-    if kind_of(name) is None and _HUB_ID.fullmatch(hub_id) and not name.startswith((".", "/", "~")):
+    if kind_of(name) is None and HUB_ID.fullmatch(hub_id) and not name.startswith((".", "/", "~")):
         return _hub(name, hub_id, _settings(name, query), None)
     raise DataError(f"--dataset {name}: no such file or directory", _WAYS_OUT)
 
 
 def _names_hub_data(word: str) -> bool:
-    return word in PRESETS or bool(_HUB_ID.fullmatch(word))
+    return word in PRESETS or bool(HUB_ID.fullmatch(word))
 
 
 def _file(name: str) -> File:

@@ -19,7 +19,7 @@ from raymb.telemetry.hub import Receiver
 from raymb.telemetry.progress import Terminal
 from raymb.telemetry.sinks import JsonLines, TensorBoard
 from raymb.telemetry.steps import StepJoiner
-from raymb.verify import exported_line
+from raymb.written import exported_line
 
 Record = dict[str, Any]
 _SECONDS_BETWEEN_TOUCHES = 10.0

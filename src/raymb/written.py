@@ -1,0 +1,96 @@
+"""What an export has written, until it is verified: then it takes its place, or is marked and left beside it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from raymb.child import Child
+from raymb.errors import RunFailed, last_line
+from raymb.verify import Request
+
+_NOTABLE = 0.005
+"""Share of the loss that an export may lose without a word."""
+FAILED = "VERIFICATION_FAILED.txt"
+
+
+@dataclass(frozen=True)
+class Written:
+    """Directories that are not verified yet.
+
+    Args:
+        directories: where each is to be, to where it is.
+        request: what the verification is to look at.
+        threads: that it may use.
+    """
+
+    directories: dict[Path, Path]
+    request: Request
+    threads: int
+
+
+def finish(written: Written, beat: Callable[[], None]) -> dict[str, Any]:
+    """Verify in a fresh process, and put the directories into their places, where they replace older ones.
+
+    Args:
+        beat: called while it goes on.
+
+    Returns:
+        raymb.verify.check's findings, with `seconds` and the `directories`.
+
+    Raises:
+        RunFailed: they are not what they should be, and are left, marked, as DIRECTORY-failed.
+    """
+    began = time.monotonic()
+    verifying = Child("raymb.verify", {"OMP_NUM_THREADS": str(written.threads)})
+    findings, errors = verifying.result(written.request.to_json(), beat)
+    findings = findings or {"problems": [f"it cannot be loaded: {last_line(errors)}"]}
+    Path(written.request.reference).unlink(missing_ok=True)
+    if problems := findings["problems"]:
+        raise RunFailed(
+            f"the export is not what it should be: {'; '.join(problems)}",
+            f"it is left in {', '.join(_mark(written, problems))}",
+        )
+    for target, partial in written.directories.items():
+        _move(partial, target)
+    seconds = round(time.monotonic() - began, 1)
+    return {**findings, "seconds": seconds, "directories": [str(target) for target in written.directories]}
+
+
+def exported_line(record: dict[str, Any]) -> str:
+    """An export's record, in words."""
+    names = " and ".join(f"{Path(place).name}/" for place in record["directories"])
+    if record["error"] is None:
+        return f"warning: {names}: tensors and tokenizer verified, logits not: {record['unmeasured']}"
+    line = (
+        f"{names} verified: logits within {record['error']:.1e} of the trained model's on {record['rows']} rows "
+        f"({record['tolerance']:.0e} allowed)"
+    )
+    trained, exported = record["losses"]
+    if abs(exported - trained) > _NOTABLE * trained:
+        line += (
+            f"; rounded to its type, it has a loss of {exported:.4f} there instead of {trained:.4f} "
+            "(--export_dtype fp32 keeps what was trained)"
+        )
+    return line
+
+
+def _mark(written: Written, problems: list[str]) -> list[str]:
+    """Where the directories are left, each with a file that says why."""
+    places = []
+    for target, partial in written.directories.items():
+        failed = target.with_name(f"{target.name}-failed")
+        (partial / FAILED).write_text("".join(f"- {problem}\n" for problem in problems), encoding="utf-8")
+        _move(partial, failed)
+        places.append(str(failed))
+    return places
+
+
+def _move(partial: Path, target: Path) -> None:
+    shutil.rmtree(target, ignore_errors=True)
+    os.replace(partial, target)
