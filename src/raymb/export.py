@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import logging
 import os
 import shutil
 import sys
@@ -127,6 +128,7 @@ def _write_alone(job: Job) -> Written:
     from raymb.worker import activate_alone
 
     warnings.simplefilter("ignore")
+    logging.disable(logging.WARNING)  # what raymb has to say it says itself
     with contextlib.redirect_stdout(io.StringIO()):  # Megatron prints; the standard output is for what was asked
         activate_alone(job)
         from raymb.bridge.export import write_results

@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from raymb.bridge.tensor_files import tensor_shapes
+from tests.families import make_model
 from tests.smoke.conftest import (
     MAIN_FLAGS,
     batches_of,
@@ -173,3 +175,35 @@ def test_a_run_that_is_killed_or_stopped_ends_as_one_in_peace(
         assert curve(run) == curve(whole / "run")
         for name in ("adapter/adapter_model.safetensors", "hf/model.safetensors"):
             assert (run / name).read_bytes() == (whole / "run" / name).read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("family", "targets", "layout"),
+    [
+        ("Qwen3-MoE", "all-linear,gate", {"expert_parallel_size": 2}),
+        ("Qwen3-MoE", "all-linear,gate", {"pipeline_parallel_size": 2}),
+        ("Qwen3-MoE", "all-linear", {"tensor_parallel_size": 2}),
+        ("DeepSeek-V3", "q_b_proj,kv_b_proj,o_proj", {"tensor_parallel_size": 2}),
+    ],
+)
+def test_adapters_of_mixtures(
+    family: str, targets: str, layout: dict[str, int], finetune: Callable[..., Path], tmp_path: Path
+) -> None:
+    """PEFT loads what was trained: experts and router, or compressed attention."""
+    run = finetune(
+        hf_model_path=make_model(family, tmp_path / "model"),
+        num_workers=2,
+        peft="lora",
+        lora_rank=4,
+        lora_target_modules=targets,
+        learning_rate=1e-2,
+        train_iters=3,
+        **layout,
+    )
+    (record,) = read_metrics(run, "export")
+    assert record["error"] <= 1e-4
+    losses = [one["loss"] for one in read_metrics(run)]
+    assert losses[2] < losses[0]
+    names = "".join(tensor_shapes(run / "adapter"))
+    assert (".experts." in names, ".mlp.gate." in names) == (family == "Qwen3-MoE", "gate" in targets.split(","))
