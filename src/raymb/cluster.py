@@ -23,6 +23,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # noq
 from rich.console import Console
 
 from raymb.errors import ClusterError
+from raymb.gpus import Gpu, gpu_of_device
 from raymb.spec import RunSpec
 
 
@@ -59,6 +60,11 @@ class Cluster:
         if asked != "auto":
             return asked
         return "cuda" if ray.cluster_resources().get("GPU", 0) > 0 else "cpu"
+
+    def gpu(self) -> Gpu | None:
+        """What GPUs the cluster has, if Ray names them and there is one kind."""
+        names = [name.partition(":")[2] for name in ray.cluster_resources() if name.startswith("accelerator_type:")]
+        return gpu_of_device(names[0]) if len(names) == 1 else None
 
     def resources_of_a_worker(self, backend: str, cpus: float | str, num_workers: int) -> Resources:
         """Share the CPUs of the cluster among CPU workers unless the user says how many each gets."""

@@ -107,7 +107,8 @@ def _settings(spec: dict[str, Any], plan: dict[str, Any]) -> Iterator[Row]:
     for section in ("optimizer", "peft") if plan.get("adapters") else ("optimizer",):
         for name, value in spec.get(section, {}).items():
             yield name, ", ".join(map(str, value)) if isinstance(value, list) else value
-    for name in ("precision", "recompute", "seed"):
+    yield "recompute", plan.get("recompute")
+    for name in ("precision", "seed"):
         yield name, spec.get("train", {}).get(name)
     yield "raymb", __version__
     for package in ("megatron-bridge", "megatron-core", "torch", "transformers"):

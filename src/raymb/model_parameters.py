@@ -32,6 +32,22 @@ def parameter_count(shape: ModelShape, config: Mapping[str, Any]) -> int:
     return total
 
 
+def sparse_layers(shape: ModelShape, config: Mapping[str, Any]) -> int:
+    """Layers with experts."""
+    return sum(_is_sparse(shape, config, layer) for layer in range(shape.num_layers))
+
+
+def shared_experts_size(shape: ModelShape, config: Mapping[str, Any]) -> int:
+    """Feed-forward size of what every token passes besides its experts; 0 where there is nothing."""
+    several = int(config.get("n_shared_experts") or 0) * (shape.moe_intermediate_size or 0)
+    return int(config.get("shared_expert_intermediate_size") or several)
+
+
+def is_gated(model_type: str) -> bool:
+    """Whether the feed-forward layer has a gate beside its up projection."""
+    return model_type not in _UNGATED_MLP
+
+
 def _attention(shape: ModelShape, config: Mapping[str, Any]) -> int:
     if shape.attention == "mla":
         return _latent_attention(shape, config)
@@ -63,7 +79,7 @@ def _latent_attention(shape: ModelShape, config: Mapping[str, Any]) -> int:
 
 def _dense_mlp(shape: ModelShape, config: Mapping[str, Any]) -> int:
     hidden, inner = shape.hidden_size, shape.intermediate_size
-    gated = shape.model_type not in _UNGATED_MLP
+    gated = is_gated(shape.model_type)
     bias = (2 * inner if gated else inner) + hidden if config.get("mlp_bias") else 0
     return (3 if gated else 2) * hidden * inner + bias
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from raymb.errors import ModelError
 from raymb.model_files import ModelFiles
-from raymb.model_parameters import HAS_EXACT_COUNT, parameter_count
+from raymb.model_parameters import HAS_EXACT_COUNT, parameter_count, shared_experts_size, sparse_layers
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,10 @@ class ModelShape:
     num_experts: int | None = None
     experts_per_token: int | None = None
     moe_intermediate_size: int | None = None
+    sparse_layers: int = 0
+    """Layers with experts."""
+    shared_experts_size: int = 0
+    """Feed-forward size of the experts that every token passes."""
     parameter_count: int = 0
     parameter_count_is_exact: bool = False
     has_chat_template: bool = False
@@ -92,8 +96,13 @@ class ModelShape:
             moe_intermediate_size=_moe_size(read, experts, intermediate),
             needs_remote_code="auto_map" in config,
         )
-        exact = shape.model_type in HAS_EXACT_COUNT
-        return replace(shape, parameter_count=parameter_count(shape, text), parameter_count_is_exact=exact)
+        return replace(
+            shape,
+            sparse_layers=sparse_layers(shape, text),
+            shared_experts_size=shared_experts_size(shape, text) if shape.num_experts else 0,
+            parameter_count=parameter_count(shape, text),
+            parameter_count_is_exact=shape.model_type in HAS_EXACT_COUNT,
+        )
 
 
 def read_model_shape(hf_model_path: str, revision: str | None = None) -> ModelShape:

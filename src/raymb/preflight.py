@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from raymb import mirror, run_dir
 from raymb.errors import ModelError, RunDirError, SpecError
 from raymb.fingerprint import Fingerprint, take_fingerprint
+from raymb.gpus import Gpu, gpu_named, gpu_of_device
 from raymb.model_shape import ModelShape, read_model_shape
 from raymb.plan import Plan, make_plan
 from raymb.remote import check_writable
@@ -48,12 +49,13 @@ def preflight(spec: RunSpec, console: Console | None = None) -> Preflight:
     shape = checked_shape(spec)
     # Twice: the layout needs no data and is cheap, so its mistakes come before minutes of reading.
     backend = local_backend(spec)
-    plan = make_plan(spec, shape, backend=backend)
+    gpu = local_gpu(spec)
+    plan = make_plan(spec, shape, backend=backend, gpu=gpu)
     check_writable(spec.run.storage_path)
     run = run_dir.RunDir.of(spec, _name(spec, plan))
     mirror.pull(run)
     prepared = prepared_rows(spec, shape, plan, console, multiple=rows_multiple(run, spec, plan))
-    plan = make_plan(spec, shape, rows=prepared.rows("train"), backend=backend)
+    plan = make_plan(spec, shape, rows=prepared.rows("train"), backend=backend, gpu=gpu)
     checked = Preflight(spec, shape, plan, prepared)
     run_dir.check_claim(run, spec, fingerprint(checked))
     return checked
@@ -103,6 +105,16 @@ def rows_multiple(run: run_dir.RunDir, spec: RunSpec, plan: Plan) -> int:
     )
 
 
+def as_packed(spec: RunSpec, plan: Plan) -> RunSpec:
+    """The spec with the sizes fixed that packed rows have been prepared for; what GPUs there are may be known now."""
+    if not spec.data.packing:
+        return spec
+    sizes = {"context_parallel_size": plan.context_parallel_size}
+    if plan.context_parallel_size > 1:
+        sizes["tensor_parallel_size"] = plan.tensor_parallel_size
+    return spec.model_copy(update={"parallel": spec.parallel.model_copy(update=sizes)})
+
+
 def checked_shape(spec: RunSpec) -> ModelShape:
     """The model's shape, once the overrides are known to name fields of the ConfigContainer.
 
@@ -135,6 +147,20 @@ def local_backend(spec: RunSpec) -> str:
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "all").strip() in ("", "-1", "NoDevFiles")
     has_gpu = not hidden and any(Path(device).exists() for device in ("/dev/nvidiactl", "/dev/dxg"))
     return "cuda" if has_gpu else "cpu"
+
+
+def local_gpu(spec: RunSpec) -> Gpu | None:
+    """What --gpu names, else this machine's first GPU; None where there is none, or one that nothing is known of.
+
+    Raises:
+        SpecError: --gpu names none.
+    """
+    if spec.cluster.gpu != "auto":
+        return gpu_named(spec.cluster.gpu)
+    if local_backend(spec) != "cuda":
+        return None
+    files = sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))  # nvidia-smi takes a second
+    return gpu_of_device(files[0].read_text(encoding="utf-8")) if files else None
 
 
 def model_path(spec: RunSpec) -> str:

@@ -22,7 +22,7 @@ from raymb.spec.sections import RunSpec
 DENSE = ModelShape.from_config(QWEN2_4_LAYERS)
 MOE = ModelShape.from_config(QWEN3_MOE_4_LAYERS)
 
-OF_A_SIZE = {"num_workers", "data_parallel_size", "expert_data_parallel_size", "micro_batches"}
+OF_A_SIZE = {"num_workers", "data_parallel_size", "expert_data_parallel_size", "micro_batches", "memory", "step_time"}
 """Keys of a plan in which the sizes of an elastic run may differ."""
 
 
@@ -30,7 +30,7 @@ def spec_of(**flags: object) -> RunSpec:
     return load_spec({"hf_model_path": "some/model"} | {name: str(value) for name, value in flags.items()})
 
 
-def plans_of(shape: ModelShape = DENSE, *, backend: str = "cuda", rows: int | None = None, **flags) -> dict[int, Plan]:
+def plans_of(shape: ModelShape = DENSE, *, backend: str = "cpu", rows: int | None = None, **flags) -> dict[int, Plan]:
     return usable_plans(spec_of(**flags), shape, rows=rows, backend=backend)
 
 
@@ -85,7 +85,7 @@ def test_sizes_differ_in_data_parallel_and_accumulation_only(shape, flags, backe
 
 
 def test_a_fixed_size_has_one_plan_and_todays_errors():
-    assert plans_of(num_workers=4) == {4: make_plan(spec_of(num_workers=4), DENSE, backend="cuda")}
+    assert plans_of(num_workers=4) == {4: make_plan(spec_of(num_workers=4), DENSE, backend="cpu")}
     assert plans_of(num_workers=4)[4].elastic is None
     assert [text.partition(" must")[0] for text in problems_of(num_workers=7, tensor_parallel_size=2)] == [
         "--num_workers 7"
@@ -109,12 +109,12 @@ def test_without_a_size_the_plan_is_the_largest_usable_one():
         ):
             make_plan(spec, DENSE, backend="cpu", num_workers=size)
     with pytest.raises(PlanError, match="2 workers are no usable size of --num_workers 4; the usable ones: 4"):
-        make_plan(spec_of(num_workers=4), DENSE, num_workers=2)
+        make_plan(spec_of(num_workers=4), DENSE, backend="cpu", num_workers=2)
 
 
 @pytest.mark.parametrize(("batch", "expected", "of"), [(64, 4, 16), (24, 1, 8), (16, 1, 16)])
 def test_auto_micro_batch_is_the_least_of_the_sizes_choices_and_says_so(batch, expected, of):
-    plans = plans_of(num_workers="4:16", global_batch_size=batch)
+    plans = plans_of(num_workers="4:16", global_batch_size=batch, backend="cuda")
     assert {plan.micro_batch_size for plan in plans.values()} == {expected}
     (reason,) = {plan.chosen["micro_batch_size"] for plan in plans.values()}
     assert reason.startswith(f"{expected}: one for all sizes")

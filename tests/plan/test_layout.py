@@ -67,30 +67,12 @@ def test_workers_a_node_and_nodes():
 @pytest.mark.parametrize(("workers", "batch"), list(itertools.product(range(1, 9), range(1, 33))))
 def test_a_plan_is_made_exactly_where_the_arithmetic_allows_it(workers, batch):
     """auto micro batch: any global batch that divides by the data parallel size trains, and no other."""
-    flags = {"num_workers": workers, "tensor_parallel_size": 2, "global_batch_size": batch}
+    flags = {"num_workers": workers, "tensor_parallel_size": 2, "pipeline_parallel_size": 1, "global_batch_size": batch}
     if workers % 2 == 0 and batch % (workers // 2) == 0:
         plan = plan_of(**flags)
         assert batch == plan.micro_batch_size * (workers // 2) * plan.micro_batches
     else:
         assert problems_of(**flags)
-
-
-@pytest.mark.parametrize(("workers", "batch", "length", "expected"), [(1, 64, 512, 8), (1, 12, 512, 4), (2, 6, 512, 1)])
-def test_auto_micro_batch_is_the_largest_power_of_two_that_divides(workers, batch, length, expected):
-    assert plan_of(num_workers=workers, global_batch_size=batch, seq_length=length).micro_batch_size == expected
-
-
-def test_auto_micro_batch_holds_few_enough_tokens():
-    shape = ModelShape.from_config(QWEN2_4_LAYERS | {"max_position_embeddings": 1 << 20})
-    assert [plan_of(shape, global_batch_size=64, seq_length=length).micro_batch_size for length in (2048, 4096)] == [
-        8,
-        4,
-    ]
-    assert plan_of(shape, global_batch_size=64, seq_length=1 << 20).micro_batch_size == 1
-
-
-def test_auto_micro_batch_fills_the_pipeline():
-    assert plan_of(num_workers=4, pipeline_parallel_size=4, global_batch_size=8).micro_batches == 4
 
 
 def test_auto_on_cpu():
@@ -99,19 +81,22 @@ def test_auto_on_cpu():
 
 
 def test_every_auto_is_explained_and_nothing_else():
-    assert set(plan_of().chosen) == {
-        "tensor_parallel_size",
-        "pipeline_parallel_size",
-        "context_parallel_size",
-        "expert_parallel_size",
-        "sequence_parallel",
-        "micro_batch_size",
+    given = {
+        "tensor_parallel_size": 2,
+        "pipeline_parallel_size": 1,
+        "virtual_pipeline_parallel_size": 1,
+        "context_parallel_size": 1,
+        "expert_parallel_size": 1,
+        "sequence_parallel": "false",
+        "micro_batch_size": 2,
+        "recompute": "none",
+        "optimizer_offload": 0,
     }
-    given = {"tensor_parallel_size": 2, "pipeline_parallel_size": 1, "context_parallel_size": 1}
-    given |= {"expert_parallel_size": 1, "sequence_parallel": "false", "micro_batch_size": 2, "num_workers": 2}
-    plan = plan_of(**given)
+    assert set(plan_of().chosen) == set(given)
+    plan = plan_of(num_workers=2, **given)
     assert plan.chosen == {}
     assert (plan.sequence_parallel, plan.micro_batch_size) == (False, 2)
+    assert set(plan_of(backend="cpu").chosen) < set(given)
 
 
 def test_experts_have_a_grid_of_their_own_and_are_no_factor_of_data_parallel():
@@ -168,7 +153,11 @@ def test_one_virtual_chunk_is_the_plain_schedule():
 
 BROKEN = [
     ({"num_workers": 7, "tensor_parallel_size": 2}, "--num_workers 7 must be a multiple of", "6 or 8"),
-    ({"num_workers": 4, "global_batch_size": 10}, "--global_batch_size 10 must be a multiple of", "8 or 12"),
+    (
+        {"num_workers": 4, "global_batch_size": 10, "tensor_parallel_size": 1, "pipeline_parallel_size": 1},
+        "--global_batch_size 10 must be a multiple of",
+        "8 or 12",
+    ),
     ({"num_workers": 3, "tensor_parallel_size": 3}, "must divide the model's 8 attention heads", "1, 2, 4, 8"),
     ({"num_workers": 3, "tensor_parallel_size": 3}, "divisor or a multiple of the model's 4 key/value groups", "1, 2"),
     ({"num_workers": 5, "tensor_parallel_size": 5}, "must divide the model's feed-forward size 96", "1, 2, 4, 8"),
@@ -245,7 +234,8 @@ def test_a_broken_expert_rule(flags, rule, way_out):
 def test_the_cpu_backend_lays_out_as_cuda_does(shape, flags):
     flags = flags | {"num_workers": 2, "micro_batch_size": 1}
     on_cpu, on_cuda = (plan_of(shape, backend=backend, **flags).to_dict() for backend in ("cpu", "cuda"))
-    assert on_cpu == on_cuda | {"backend": "cpu"}
+    of_gpus = ("backend", "gpu", "memory", "step_time", "chosen")
+    assert on_cpu == on_cuda | {name: on_cpu[name] for name in of_gpus}
 
 
 @pytest.mark.parametrize(
@@ -290,14 +280,16 @@ def test_the_spec_names_the_backend_unless_the_caller_knows_it():
 
 
 def test_the_plan_is_json_and_the_table_shows_its_arithmetic(capsys):
-    plan = plan_of(MOE, num_workers=8, tensor_parallel_size=2, pipeline_parallel_size=2, rows=80)
+    flags = {"num_workers": 8, "tensor_parallel_size": 2, "pipeline_parallel_size": 2, "expert_parallel_size": 1}
+    flags["micro_batch_size"] = 2
+    plan = plan_of(MOE, rows=80, **flags)
     assert json.loads(json.dumps(plan.to_dict()))["chosen"] == plan.chosen
     text = " | ".join(f"{name}: {value}" for name, value in plan_rows(plan, MOE, "some/[model]"))
     for part in ("some/[model] (Qwen3MoeForCausalLM)", "8 = 2 x 2 x 1 x 2", "8 = 2 x 2 x 2", "expert grid: 8 = 2 x 1"):
         assert part in text
     assert f"{plan.parameters:,} parameters" in text
     assert "80 rows: 10.00 steps an epoch, 10.00 epochs" in text
-    print_plan(plan, MOE, "some/[model]")
+    print_plan(plan, MOE, load_spec({"hf_model_path": "some/[model]"} | {k: str(v) for k, v in flags.items()}))
     assert "[model]" in capsys.readouterr().out
 
 

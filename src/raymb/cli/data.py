@@ -48,10 +48,10 @@ def _prepared(spec: RunSpec) -> Prepared:
     from rich.console import Console
 
     from raymb.plan import make_plan
-    from raymb.preflight import checked_shape, local_backend, prepared_rows
+    from raymb.preflight import checked_shape, local_backend, local_gpu, prepared_rows
 
     shape = checked_shape(spec)
-    plan = make_plan(spec, shape, backend=local_backend(spec))
+    plan = make_plan(spec, shape, backend=local_backend(spec), gpu=local_gpu(spec))
     return prepared_rows(spec, shape, plan, Console(stderr=True))
 
 

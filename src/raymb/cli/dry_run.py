@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 def print_dry_run(checked: Preflight) -> None:
     """Print to standard output; secret-looking environment variables are left out."""
-    print_plan(checked.plan, checked.shape, checked.spec.model.hf_model_path)
+    print_plan(checked.plan, checked.shape, checked.spec)
     print(f"\n{checked.prepared.summary()}")
     print("\n# the resolved spec, as YAML for --config")
     print(spec_as_yaml(checked.spec), end="")

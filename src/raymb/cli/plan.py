@@ -1,4 +1,4 @@
-"""`raymb plan`: the layout and every broken rule, from config.json alone."""
+"""`raymb plan`: the layout, its memory and speed, or every broken rule, from config.json alone."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ def command(
     spec: RunSpec,
     json: bool = typer.Option(False, "--json", help="Print the plan as one JSON object.", show_default=False),
 ) -> int:
-    """Show how the workers would share the work, without starting anything. Takes finetune's flags."""
+    """Show how the workers would share the work, without starting anything. Takes finetune's flags; --gpu plans for a
+    cluster that one is not on."""
     from raymb.plan import make_plan
-    from raymb.preflight import checked_shape, local_backend
+    from raymb.preflight import checked_shape, local_backend, local_gpu
 
-    shape = checked_shape(spec)
-    plan = make_plan(spec, shape, backend=local_backend(spec))
+    shape, gpu = checked_shape(spec), local_gpu(spec)
+    backend = "cuda" if spec.run.backend == "auto" and gpu is not None else local_backend(spec)
+    plan = make_plan(spec, shape, backend=backend, gpu=gpu)
     if json:
         from json import dumps
 
@@ -24,5 +26,5 @@ def command(
     else:
         from raymb.plan.table import print_plan
 
-        print_plan(plan, shape, spec.model.hf_model_path)
+        print_plan(plan, shape, spec)
     return 0

@@ -22,7 +22,7 @@ def resolve(spec: RunSpec, shape: ModelShape, backend: str, num_workers: int) ->
             chosen[flag] = f"1: {reason}"
         return 1 if value == "auto" else value
 
-    fits = "data parallel is the fastest when the model fits; memory is not estimated yet"
+    fits = "CPU workers share memory and cores, so copies of the model are the fastest"
     tensor = size("tensor_parallel_size", fits)
     pipeline = size("pipeline_parallel_size", fits)
     context = size("context_parallel_size", fits)
@@ -32,8 +32,8 @@ def resolve(spec: RunSpec, shape: ModelShape, backend: str, num_workers: int) ->
     adapters = spec.peft.peft != "none"
     expert_tensor = parallel.expert_tensor_parallel_size
     # One chunk a stage is the plain schedule; Megatron calls that "no virtual pipeline".
-    virtual = parallel.virtual_pipeline_parallel_size
-    virtual = None if virtual == 1 else virtual
+    asked = parallel.virtual_pipeline_parallel_size
+    virtual = None if asked in ("auto", 1) else int(asked)
     sequence_parallel, why = _sequence_parallel(parallel.sequence_parallel, tensor)
     if why:
         chosen["sequence_parallel"] = why
@@ -57,6 +57,8 @@ def resolve(spec: RunSpec, shape: ModelShape, backend: str, num_workers: int) ->
         global_batch_size=spec.train.global_batch_size,
         seq_length=spec.data.seq_length,
         packing=spec.data.packing,
+        recompute="none" if spec.train.recompute == "auto" else spec.train.recompute,
+        optimizer_offload=0.0 if spec.optimizer.optimizer_offload == "auto" else spec.optimizer.optimizer_offload,
         adapter_rank=spec.peft.lora_rank if adapters else None,
         adapter_targets=tuple(targets_of(spec.peft, shape).hugging_face) if adapters else (),
     )

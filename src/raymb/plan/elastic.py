@@ -16,8 +16,14 @@ Resolved = tuple[rules.Layout, dict[str, str]]
 """A layout without `auto`, and the reason of every choice by flag."""
 
 
-def usable_layouts(spec: RunSpec, shape: ModelShape, backend: str) -> tuple[dict[int, Resolved], list[str]]:
-    """({workers: layout that breaks no rule}, the broken rules where there is none); the smallest size comes first."""
+def usable_layouts(
+    spec: RunSpec, shape: ModelShape, backend: str, largest: int | None = None
+) -> tuple[dict[int, Resolved], list[str]]:
+    """({workers: layout that breaks no rule}, the broken rules where there is none); the smallest size comes first.
+
+    Args:
+        largest: micro batch that `auto` may choose.
+    """
     low, high = worker_range(spec.parallel)
     if not is_elastic(spec):
         resolved = resolve(spec, shape, backend, high)
@@ -30,7 +36,7 @@ def usable_layouts(spec: RunSpec, shape: ModelShape, backend: str) -> tuple[dict
         if low <= size <= high and not rules.broken_rules(resolved[0], shape)
     }
     if usable:
-        return _with_one_micro_batch_size(usable), []
+        return _with_one_micro_batch_size(usable, largest), []
     return {}, _why_none(spec, shape, backend, candidates)
 
 
@@ -50,12 +56,19 @@ def _model_parallel(layout: rules.Layout) -> int:
     return layout.tensor * layout.pipeline * layout.context
 
 
-def _with_one_micro_batch_size(usable: dict[int, Resolved]) -> dict[int, Resolved]:
+def _with_one_micro_batch_size(usable: dict[int, Resolved], largest: int | None) -> dict[int, Resolved]:
     """Where it was `auto`, every size takes the least of their choices: a power of 2, so it suits all of them."""
     reasons = {size: chosen["micro_batch_size"] for size, (_, chosen) in usable.items() if "micro_batch_size" in chosen}
+    least = min(layout.micro_batch_size for layout, _ in usable.values())
+    largest = 1 << (largest.bit_length() - 1) if largest else None
+    if reasons and largest and largest < least:
+        why = f"{largest}: the largest that fits into a GPU's memory at every size"
+        return {
+            size: (replace(layout, micro_batch_size=largest), chosen | {"micro_batch_size": why})
+            for size, (layout, chosen) in usable.items()
+        }
     if len(set(reasons.values())) <= 1:
         return usable
-    least = min(layout.micro_batch_size for layout, _ in usable.values())
     size = next(size for size, (layout, _) in usable.items() if layout.micro_batch_size == least)
     reason = reasons[size].removeprefix(f"{least}: ")
     why = f"{least}: one for all sizes, so the least of their choices; that of {size} workers is {reason}"

@@ -7,10 +7,14 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from raymb.errors import PlanError
+from raymb.gpus import USUAL, Gpu, gpu_named
 from raymb.model_shape import ModelShape
 from raymb.plan import rules
 from raymb.plan.adapters import Targets, problems_with, targets_of
+from raymb.plan.automatic import automatic, per_node, too_large
 from raymb.plan.elastic import is_elastic, usable_layouts
+from raymb.plan.memory import estimate
+from raymb.plan.speed import step_time
 from raymb.spec.sections import RunSpec
 
 
@@ -25,7 +29,8 @@ class Plan:
     row is padded to sample_multiple tokens. chosen has a reason for every flag that was `auto`. workers_per_node and
     nodes are None unless --gpus_per_node was given. elastic holds every usable size of an elastic run, ascending, and
     num_workers is one of them; None where the size is fixed. adapters: which matrices have one; None without --peft.
-    backend is `auto` while nobody has looked at the cluster.
+    backend is `auto` while nobody has looked at the cluster. gpu: what memory (raymb.plan.memory.Memory, bytes of the
+    fullest GPU) and step_time (raymb.plan.speed.StepTime, seconds) are estimated for; all three None on CPUs.
     """
 
     backend: str
@@ -59,6 +64,11 @@ class Plan:
     epochs: float | None
     padded_vocab_size: int
     parameters: int
+    recompute: str = "none"
+    optimizer_offload: float = 0.0
+    gpu: str | None = None
+    memory: dict[str, int] | None = None
+    step_time: dict[str, float] | None = None
     adapters: Targets | None = None
     chosen: dict[str, str] = field(default_factory=dict)
 
@@ -79,6 +89,7 @@ def make_plan(
     rows: int | None = None,
     backend: str = "auto",
     num_workers: int | None = None,
+    gpu: Gpu | None = None,
 ) -> Plan:
     """Resolve every `auto` and check every rule.
 
@@ -88,11 +99,12 @@ def make_plan(
         rows: training rows in the data set, if it has been read.
         backend: cuda or cpu where known; `auto` takes the spec's, and CUDA's rules while that is `auto` too.
         num_workers: which of an elastic run's sizes; default: the largest usable one.
+        gpu: what the workers have, where somebody knows.
 
     Raises:
         PlanError: with every broken rule.
     """
-    plans = usable_plans(spec, shape, rows=rows, backend=backend)
+    plans = usable_plans(spec, shape, rows=rows, backend=backend, gpu=gpu)
     size = max(plans) if num_workers is None else num_workers
     if size not in plans:
         usable = ", ".join(str(size) for size in plans)
@@ -102,7 +114,7 @@ def make_plan(
 
 
 def usable_plans(
-    spec: RunSpec, shape: ModelShape, *, rows: int | None = None, backend: str = "auto"
+    spec: RunSpec, shape: ModelShape, *, rows: int | None = None, backend: str = "auto", gpu: Gpu | None = None
 ) -> dict[int, Plan]:
     """The plan of every size in --num_workers that breaks no rule, by number of workers, the smallest first.
 
@@ -110,13 +122,20 @@ def usable_plans(
     plan where the size is fixed.
 
     Args:
-        spec, shape, rows, backend: as for make_plan.
+        spec, shape, rows, backend, gpu: as for make_plan.
 
     Raises:
         PlanError: no size is usable; with every broken rule.
     """
     backend = spec.run.backend if backend == "auto" else backend
-    layouts, problems = usable_layouts(spec, shape, backend)
+    chip, reasons, largest = None, {}, None
+    if backend != "cpu":
+        chip = gpu or gpu_named(USUAL)
+        choice = automatic(spec, shape, chip)
+        spec, reasons, largest = choice.spec, choice.reasons, choice.micro_batch_size
+    layouts, problems = usable_layouts(spec, shape, backend, largest)
+    if gpu is not None and chip is not None:
+        problems += too_large(spec, shape, gpu, layouts)
     problems += problems_with(spec.peft, shape)
     batch, packing = spec.train.global_batch_size, spec.data.packing
     if rows is not None and rows < batch:
@@ -129,7 +148,7 @@ def usable_plans(
         raise PlanError(problems)
     elastic = list(layouts) if is_elastic(spec) else None
     return {
-        size: _plan(spec, shape, layout, chosen, rows=rows, backend=backend, elastic=elastic)
+        size: _plan(spec, shape, layout, reasons | chosen, rows=rows, backend=backend, elastic=elastic, gpu=chip)
         for size, (layout, chosen) in layouts.items()
     }
 
@@ -143,17 +162,18 @@ def _plan(
     rows: int | None,
     backend: str,
     elastic: list[int] | None,
+    gpu: Gpu | None,
 ) -> Plan:
     """The plan of a layout that breaks no rule."""
     train_iters = _train_iters(spec, rows, layout.global_batch_size)
     samples = train_iters * layout.global_batch_size if train_iters else None
-    per_node = spec.cluster.gpus_per_node
+    node = spec.cluster.gpus_per_node
     return Plan(
         backend=backend,
         num_workers=layout.num_workers,
         elastic=elastic,
-        workers_per_node=min(per_node, layout.num_workers) if per_node else None,
-        nodes=math.ceil(layout.num_workers / per_node) if per_node else None,
+        workers_per_node=min(node, layout.num_workers) if node else None,
+        nodes=math.ceil(layout.num_workers / node) if node else None,
         tensor_parallel_size=layout.tensor,
         pipeline_parallel_size=layout.pipeline,
         virtual_pipeline_parallel_size=layout.virtual,
@@ -180,6 +200,11 @@ def _plan(
         epochs=samples / rows if samples and rows else None,
         padded_vocab_size=math.ceil(shape.vocab_size / layout.tensor) * layout.tensor,
         parameters=shape.parameter_count,
+        recompute=layout.recompute,
+        optimizer_offload=layout.optimizer_offload,
+        gpu=gpu.name if gpu else None,
+        memory=estimate(layout, shape).to_dict() if gpu else None,
+        step_time=step_time(layout, shape, gpu, per_node(spec, layout.num_workers)).to_dict() if gpu else None,
         adapters=None if spec.peft.peft == "none" else targets_of(spec.peft, shape),
         chosen=chosen,
     )

@@ -29,6 +29,8 @@ class Layout:
     global_batch_size: int
     seq_length: int
     packing: bool = False
+    recompute: str = "none"
+    optimizer_offload: float = 0.0
     adapter_rank: int | None = None
     adapter_targets: tuple[str, ...] = ()
 

@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from raymb.gpus import gpu_named
 from raymb.model_shape import ModelShape
+from raymb.plan.automatic import GIB, described, opened, searched
 from raymb.plan.layout import Plan
+from raymb.spec.sections import RunSpec
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+_MUCH = 1.5
+"""Times as fast, from which on another layout is named without being asked for."""
+_OTHERS = 4
+"""Layouts that are shown besides."""
 
-def print_plan(plan: Plan, shape: ModelShape, model: str) -> None:
+
+def print_plan(plan: Plan, shape: ModelShape, spec: RunSpec) -> None:
     """Print to standard output, as wide as the terminal.
 
     Args:
         plan: the resolved layout.
         shape: the model's sizes.
-        model: what the user gave to --hf_model_path.
+        spec: what the user asked for.
     """
     from rich.console import Console
     from rich.table import Table
@@ -25,9 +34,11 @@ def print_plan(plan: Plan, shape: ModelShape, model: str) -> None:
     table = Table(show_header=False, box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column(no_wrap=True, style="bold")
     table.add_column(overflow="fold")
-    for name, value in plan_rows(plan, shape, model):
+    for name, value in plan_rows(plan, shape, spec.model.hf_model_path):
         table.add_row(name, value)
     _add_choices(table, plan)
+    for index, line in enumerate(_others(plan, shape, spec)):
+        table.add_row("other layouts" if index == 0 else "", line)
     # Model paths and reasons hold [ and ], which are no markup; numbers are not to be coloured one by one.
     Console(markup=False, highlight=False).print(table)
 
@@ -51,8 +62,69 @@ def plan_rows(plan: Plan, shape: ModelShape, model: str) -> list[tuple[str, str]
         rows.append(
             ("data", f"{plan.rows:,} {packed}rows: {plan.steps_per_epoch:.2f} steps an epoch, {plan.epochs:.2f} epochs")
         )
+    rows += _estimates(plan)
     rows.append(("backend", plan.backend if plan.backend != "auto" else "auto (CUDA when the cluster has GPUs)"))
     return rows
+
+
+def _estimates(plan: Plan) -> list[tuple[str, str]]:
+    """Memory and speed on GPUs."""
+    if plan.gpu is None or plan.memory is None or plan.step_time is None:
+        return []
+    parts = {name: size for name, size in plan.memory.items() if name != "total" and size >= GIB // 20}
+    shown = ", ".join(f"{name} {size / GIB:.1f}" for name, size in parts.items())
+    times = plan.step_time
+    seconds = times["total"]
+    rate = plan.global_batch_size * plan.seq_length / seconds / plan.num_workers
+    most = sorted((name for name in times if name != "total"), key=lambda name: -times[name])[:3]
+    shares = ", ".join(f"{name} {times[name] / seconds:.0%}" for name in most if times[name] >= 0.005 * seconds)
+    total, there = plan.memory["total"] / GIB, gpu_named(plan.gpu).memory / GIB
+    return [
+        ("memory a GPU", f"about {total:.1f} GiB of {there:.1f} ({plan.gpu}): {shown}"),
+        ("a step", f"about {seconds:.3g} s, {rate:,.0f} tokens/s a GPU: {shares}"),
+    ]
+
+
+def estimate_line(plan: Plan) -> str:
+    """What a run on GPUs is expected to take, in one line; empty on CPUs."""
+    if plan.gpu is None or plan.memory is None or plan.step_time is None:
+        return ""
+    total, there = plan.memory["total"] / GIB, gpu_named(plan.gpu).memory / GIB
+    sizes = {"TP": plan.tensor_parallel_size, "PP": plan.pipeline_parallel_size, "DP": plan.data_parallel_size}
+    words = " x ".join(f"{short}{size}" for short, size in sizes.items())
+    seconds = plan.step_time["total"]
+    return f"{words}: by estimate {total:.1f} GiB of {there:.1f} a GPU ({plan.gpu}), {seconds:.3g} s a step"
+
+
+def better_line(plan: Plan, shape: ModelShape, spec: RunSpec) -> str:
+    """The layout that `auto` would have chosen, where the user's choices cost much time; else empty."""
+    if plan.gpu is None or plan.step_time is None or plan.elastic:
+        return ""
+    best = searched(opened(spec), shape, gpu_named(plan.gpu), plan.num_workers)[0]
+    ratio = plan.step_time["total"] / best.time.total
+    if ratio < _MUCH or not best.fits(gpu_named(plan.gpu)):
+        return ""
+    return f"by estimate {described(best.layout)} is {ratio:.2g} times as fast as this layout (raymb plan shows more)"
+
+
+def _others(plan: Plan, shape: ModelShape, spec: RunSpec) -> Iterator[str]:
+    """The best of the other layouts, and what would be the better one where the user has chosen."""
+    if plan.gpu is None or plan.step_time is None:
+        return
+    gpu, seconds = gpu_named(plan.gpu), plan.step_time["total"]
+    mine = plan.tensor_parallel_size, plan.pipeline_parallel_size, plan.context_parallel_size, plan.expert_parallel_size
+    seen = {mine}
+    for one in searched(opened(spec), shape, gpu, plan.num_workers):
+        sizes = one.layout.tensor, one.layout.pipeline, one.layout.context, one.layout.expert
+        if sizes in seen or len(seen) > _OTHERS:
+            continue
+        seen.add(sizes)
+        needs, ratio = f"{one.memory.total / GIB:.1f} GiB", one.time.total / seconds
+        compared = f"{ratio:.2g} times as long" if ratio >= 1 else f"{1 / ratio:.2g} times as fast"
+        if one.fits(gpu):
+            yield f"{described(one.layout)}: {needs}, about {one.time.total:.3g} s a step, {compared}"
+        else:
+            yield f"{described(one.layout)}: {needs} do not fit"
 
 
 def _training(plan: Plan) -> str:
@@ -129,5 +201,10 @@ def _sizes(plan: Plan, shape: ModelShape) -> str:
 
 
 def _add_choices(table: Table, plan: Plan) -> None:
-    for index, (flag, reason) in enumerate(plan.chosen.items()):
-        table.add_row("auto chose" if index == 0 else "", f"--{flag} {reason}")
+    """A line for each reason, with all choices that it is the reason of."""
+    by_reason: dict[str, list[str]] = {}
+    for flag, text in plan.chosen.items():
+        value, _, reason = text.partition(": ")
+        by_reason.setdefault(reason, []).append(f"--{flag} {value}")
+    for index, (reason, choices) in enumerate(by_reason.items()):
+        table.add_row("auto chose" if index == 0 else "", f"{', '.join(choices)}: {reason}")

@@ -105,8 +105,8 @@ class Parallel(Section):
     """TP: how many workers share each layer's matrices."""
     pipeline_parallel_size: AutoSize = bridge("model.pipeline_model_parallel_size", default="auto")
     """PP: how many stages the layers are cut into."""
-    virtual_pipeline_parallel_size: Size | None = bridge("model.virtual_pipeline_model_parallel_size", default=None)
-    """VPP: model chunks on each pipeline stage (interleaved schedule)."""
+    virtual_pipeline_parallel_size: AutoSize = bridge("model.virtual_pipeline_model_parallel_size", default="auto")
+    """VPP: model chunks on each pipeline stage (interleaved schedule); 1 for the plain schedule."""
     context_parallel_size: AutoSize = bridge("model.context_parallel_size", default="auto")
     """CP: how many workers share one sequence."""
     expert_parallel_size: AutoSize = bridge("model.expert_model_parallel_size", default="auto")
@@ -138,10 +138,10 @@ class Train(Section):
     """Samples in one forward and backward pass of a worker."""
     precision: Literal["auto", "bf16", "fp32"] = bridge("mixed_precision", "model.bf16", "model.fp16", default="auto")
     """auto: bf16 on CUDA, fp32 on CPU."""
-    recompute: Literal["none", "selective", "full"] = bridge(
-        "model.recompute_granularity", "model.recompute_method", "model.recompute_num_layers", default="none"
+    recompute: Literal["auto", "none", "selective", "full"] = bridge(
+        "model.recompute_granularity", "model.recompute_method", "model.recompute_num_layers", default="auto"
     )
-    """Recompute activations in the backward pass, to save memory."""
+    """Recompute activations in the backward pass, to save memory: of attention alone, or of whole layers."""
     seed: int = bridge("rng.seed", "dataset.seed", default=1234, ge=1)
     """Seed of data order and dropout."""
 
@@ -181,6 +181,10 @@ class Optimizer(Section):
     """Adam's epsilon."""
     clip_grad: float = bridge("optimizer.clip_grad", default=1.0, ge=0)
     """Clip the global gradient norm to this; 0 for no clipping."""
+    optimizer_offload: Annotated[float, Field(ge=0, le=1)] | Auto = bridge(
+        "optimizer.optimizer_cpu_offload", "optimizer.optimizer_offload_fraction", default="auto"
+    )
+    """Share of the optimizer's state that is kept, and of its work that is done, on the host: memory for time."""
 
 
 class Evaluation(Section):
@@ -267,8 +271,10 @@ class Cluster(Section):
     """Ray cluster to join; default: the RAY_ADDRESS variable, else a local one is started."""
     cpus_per_worker: Annotated[float, Field(gt=0)] | Auto = "auto"
     """CPUs that Ray reserves for a worker. auto: 1, or less where CPU workers outnumber the cluster's CPUs."""
+    gpu: str = "auto"
+    """GPU to plan for, such as h100-80gb, h200, a100-80gb, l4; auto: the one at hand, else h100-80gb."""
     gpus_per_node: Size | None = None
-    """Workers that a node holds, for the plan to say how many nodes it takes; Ray places the workers."""
+    """Workers that a node holds, for the plan; Ray places the workers. Default: 8, or all workers if there are less."""
     omp_num_threads: Size | None = None
     """OMP_NUM_THREADS of a worker; default: the CPUs of the machine shared among its workers (CPU), 1 (CUDA)."""
     wait_for_resources: float = Field(default=60.0, ge=0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from raymb.telemetry.chips import peak_tflops
+from raymb.gpus import gpu_of_device
 
 Record = dict[str, Any]
 
@@ -53,7 +53,7 @@ class StepJoiner:
         }
         if any("skipped" in item for item in gathered):
             record["skipped"] = True
-        peak = peak_tflops(self.chip)
-        if peak:
-            record["mfu"] = known["tflops_per_worker"] / peak
+        gpu = gpu_of_device(self.chip)
+        if gpu is not None:
+            record["mfu"] = known["tflops_per_worker"] / gpu.tflops
         return record

@@ -1,10 +1,11 @@
-"""Peak rates by torch's names of devices."""
+"""GPUs by torch's names of devices, and by raymb's."""
 
 from __future__ import annotations
 
 import pytest
 
-from raymb.telemetry.chips import peak_tflops
+from raymb.errors import SpecError
+from raymb.gpus import GPUS, gpu_named, gpu_of_device
 
 
 @pytest.mark.parametrize(
@@ -26,9 +27,18 @@ from raymb.telemetry.chips import peak_tflops
     ],
 )
 def test_known_chip(name: str, peak: float) -> None:
-    assert peak_tflops(name) == peak
+    gpu = gpu_of_device(name)
+    assert gpu is not None and gpu.tflops == peak
 
 
 @pytest.mark.parametrize("name", ["", "cpu", "NVIDIA A10", "NVIDIA GeForce RTX 4090", "NVIDIA H1000"])
 def test_unknown_chip_has_no_peak(name: str) -> None:
-    assert peak_tflops(name) is None
+    assert gpu_of_device(name) is None
+
+
+def test_names_of_raymb() -> None:
+    assert gpu_named("H100-80GB").tflops == 989.4 and gpu_named("a100-40gb").memory < gpu_named("a100-80gb").memory
+    assert len({gpu.name for gpu in GPUS}) == len(GPUS)
+    assert gpu_of_device("NVIDIA A100-SXM4-40GB") == gpu_named("a100-40gb")
+    with pytest.raises(SpecError, match="--gpu h99 is not known"):
+        gpu_named("h99")

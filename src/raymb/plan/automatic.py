@@ -1,0 +1,150 @@
+"""`auto` on GPUs: the search's choice put into the spec, and what an explicit choice costs beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from raymb.gpus import Gpu
+from raymb.model_shape import ModelShape
+from raymb.plan.choose import resolve
+from raymb.plan.memory import estimate
+from raymb.plan.rules import Layout
+from raymb.plan.search import Candidate, candidates
+from raymb.spec.sections import RunSpec, worker_range
+
+NODE = 8
+"""GPUs of a node where nobody says."""
+ERROR = 0.15
+"""Of the estimate, at most."""
+GIB = 1 << 30
+_MOST_SIZES = 64
+"""Sizes of an elastic run that are tried."""
+_FIELDS = {
+    "tensor_parallel_size": "tensor",
+    "pipeline_parallel_size": "pipeline",
+    "virtual_pipeline_parallel_size": "virtual",
+    "context_parallel_size": "context",
+    "expert_parallel_size": "expert",
+    "sequence_parallel": "sequence_parallel",
+    "micro_batch_size": "micro_batch_size",
+    "recompute": "recompute",
+    "optimizer_offload": "optimizer_offload",
+}
+"""Flag to the layout's field."""
+_SECTIONS = {"micro_batch_size": "train", "recompute": "train", "optimizer_offload": "optimizer"}
+_OF_EVERY_SIZE = [flag for flag in _FIELDS if flag != "micro_batch_size"]
+
+
+def per_node(spec: RunSpec, workers: int) -> int:
+    return spec.cluster.gpus_per_node or min(NODE, workers)
+
+
+def searched(spec: RunSpec, shape: ModelShape, gpu: Gpu, workers: int) -> list[Candidate]:
+    """Every layout of so many workers, the best first (raymb.plan.search.candidates)."""
+    start = resolve(spec, shape, "cuda", workers)[0]
+    return candidates(spec, start, shape, gpu, per_node(spec, workers))
+
+
+@dataclass(frozen=True)
+class Automatic:
+    """What the search says.
+
+    Args:
+        spec: with its choices in the place of `auto`.
+        reasons: of each choice, by flag.
+        micro_batch_size: the largest that fits, for elastic runs, whose own stays open.
+    """
+
+    spec: RunSpec
+    reasons: dict[str, str]
+    micro_batch_size: int | None = None
+
+
+def automatic(spec: RunSpec, shape: ModelShape, gpu: Gpu) -> Automatic:
+    """Choose. Where no layout obeys the rules the spec comes back as it is, for the rules to say why. The layout of an
+    elastic run is that of its smallest size, which has to hold the model."""
+    low, high = worker_range(spec.parallel)
+    elastic = isinstance(spec.parallel.num_workers, str)
+    if elastic and spec.parallel.virtual_pipeline_parallel_size == "auto":
+        spec = _with(spec, {"virtual_pipeline_parallel_size": 1})  # chunks would rule sizes out
+    flags = _OF_EVERY_SIZE if elastic else list(_FIELDS)
+    open_flags = [flag for flag in flags if getattr(_section(spec, flag), flag) == "auto"]
+    found: list[Candidate] = []
+    for workers in range(low, min(high, low + _MOST_SIZES) + 1):
+        found = searched(spec, shape, gpu, workers) or found
+        if found and found[0].fits(gpu):
+            break
+    if not found or not open_flags:
+        return Automatic(spec, {}, found[0].layout.micro_batch_size if found else None)
+    best, count = found[0], sum(one.fits(gpu) for one in found)
+    values = {flag: getattr(best.layout, _FIELDS[flag]) for flag in open_flags}
+    values = {flag: 1 if value is None else value for flag, value in values.items()}
+    if spec.parallel.pipeline_parallel_size == "auto" and best.layout.first_stage and not _uneven(spec):
+        values["num_layers_in_first_stage"] = best.layout.first_stage
+        values["num_layers_in_last_stage"] = best.layout.last_stage
+    fits = f"the fastest of {count} layouts that fit into {gpu.name}" if count > 1 else f"the one that fits {gpu.name}"
+    why = fits if best.fits(gpu) else f"the smallest layout; none fits into {gpu.name} with room to spare"
+    reasons = {flag: f"{_shown(value)}: {why}" for flag, value in values.items()}
+    return Automatic(_with(spec, values), reasons, best.layout.micro_batch_size)
+
+
+def _uneven(spec: RunSpec) -> bool:
+    return spec.parallel.num_layers_in_first_stage is not None or spec.parallel.num_layers_in_last_stage is not None
+
+
+def too_large(
+    spec: RunSpec, shape: ModelShape, gpu: Gpu, layouts: dict[int, tuple[Layout, dict[str, str]]]
+) -> list[str]:
+    """A sentence if not even the largest of these sizes can hold the model, whatever the estimate's error."""
+    if not layouts:
+        return []
+    layout = layouts[max(layouts)][0]
+    memory = estimate(layout, shape)
+    if memory.total <= gpu.memory * (1 + ERROR):
+        return []
+    parts = sorted(memory.to_dict().items(), key=lambda part: -part[1])[1:4]
+    largest = ", ".join(f"{name} {size / GIB:.1f}" for name, size in parts)
+    better = [one for one in searched(opened(spec), shape, gpu, layout.num_workers) if one.fits(gpu)]
+    way_out = f"{described(better[0].layout)} fits" if better else "no layout of so many fits: give more --num_workers"
+    return [
+        f"{described(layout)} takes about {memory.total / GIB:.1f} GiB a GPU ({largest}), and --gpu {gpu.name} has "
+        f"{gpu.memory / GIB:.1f}; {way_out}"
+    ]
+
+
+def opened(spec: RunSpec) -> RunSpec:
+    """The spec with `auto` for everything that the search chooses."""
+    stages = {"num_layers_in_first_stage": None, "num_layers_in_last_stage": None}
+    return _with(spec, {**dict.fromkeys(_FIELDS, "auto"), **stages})
+
+
+def _section(spec: RunSpec, flag: str) -> object:
+    return getattr(spec, _SECTIONS.get(flag, "parallel"))
+
+
+def _with(spec: RunSpec, values: Mapping[str, object]) -> RunSpec:
+    sections: dict[str, dict[str, object]] = {}
+    for flag, value in values.items():
+        sections.setdefault(_SECTIONS.get(flag, "parallel"), {})[flag] = value
+    return spec.model_copy(
+        update={name: getattr(spec, name).model_copy(update=update) for name, update in sections.items()}
+    )
+
+
+def _shown(value: object) -> str:
+    return {True: "on", False: "off"}.get(value, str(value)) if isinstance(value, bool) else str(value)
+
+
+def described(layout: Layout) -> str:
+    """A layout in a few words."""
+    sizes = {"TP": layout.tensor, "PP": layout.pipeline, "CP": layout.context, "EP": layout.expert, "DP": layout.data}
+    words = [f"{short}{size}" for short, size in sizes.items() if size > 1] or ["DP1"]
+    if layout.virtual:
+        words.append(f"VPP{layout.virtual}")
+    words = [" x ".join(words), f"micro batch {layout.micro_batch_size}"]
+    if layout.recompute != "none":
+        words.append(f"recompute {layout.recompute}")
+    if layout.optimizer_offload:
+        words.append(f"{layout.optimizer_offload:.0%} of the optimizer on the host")
+    return ", ".join(words)

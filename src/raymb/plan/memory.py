@@ -1,0 +1,175 @@
+"""Bytes that a layout takes on the fullest of its GPUs, part by part.
+
+Terms follow Megatron-Core 0.19's layers on Transformer Engine in bf16, with flash attention and the distributed
+optimizer. The two fitted constants (_NORMS, _LOGITS) come from measured peaks; docs/performance.md compares.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+from raymb.model_parameters import is_gated
+from raymb.model_shape import ModelShape
+from raymb.plan.rules import Layout
+
+_BF16, _FP32 = 2, 4
+_NORMS = 8
+"""Activations of hidden size that a layer keeps a token: inputs and outputs of two norms, residuals, their sums."""
+_LOGITS = 2.9
+"""Tensors of vocabulary size in bf16 a token, with fused cross entropy: logits, their copy by batch, their gradient."""
+_CONTEXT = int(0.9 * (1 << 30))
+"""CUDA's context, cuBLAS' and cuDNN's workspaces."""
+_CHANNELS = int(0.15 * (1 << 30))
+"""NCCL's buffers of a group of workers."""
+FRAGMENTATION = 0.03
+"""Share of a GPU's memory that the allocator cannot use, with expandable segments."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one GPU. optimizer: fp32 weights and Adam's two moments. activations: of all micro-batches in flight.
+    logits: with their loss and gradient. buffers: one layer's backward pass. context: CUDA and NCCL, outside of torch's
+    allocator."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+    logits: int
+    buffers: int
+    context: int
+
+    @property
+    def allocated(self) -> int:
+        """What torch.cuda.max_memory_allocated() says at its highest."""
+        return self.total - self.context
+
+    @property
+    def total(self) -> int:
+        return sum(asdict(self).values())
+
+    def to_dict(self) -> dict[str, int]:
+        return {**asdict(self), "total": self.total}
+
+
+def estimate(layout: Layout, shape: ModelShape) -> Memory:
+    """The fullest stage's memory, in bf16 training.
+
+    Args:
+        layout: breaks no rule.
+        shape: the model's sizes.
+    """
+    stages = {0, layout.pipeline - 1, min(1, layout.pipeline - 1)}
+    return max((_of_stage(layout, shape, stage) for stage in stages), key=lambda memory: memory.total)
+
+
+def _of_stage(layout: Layout, shape: ModelShape, stage: int) -> Memory:
+    last = stage == layout.pipeline - 1
+    layers = layers_of_stage(layout, shape, stage)
+    dense, experts = _weights(layout, shape, stage, layers)
+    trained = (dense, experts) if layout.adapter_rank is None else (_adapters(layout, shape, layers), 0)
+    adapters = 0 if layout.adapter_rank is None else trained[0]
+    shares = layout.data * layout.context, expert_data(layout)
+    moments = sum(12 * count / share for count, share in zip(trained, shares, strict=True))
+    tokens = layout.micro_batch_size * layout.seq_length // layout.context
+    of_layer = tokens * activations_a_token(layout, shape)
+    kept = tokens * _BF16 * shape.hidden_size / _norm_share(layout) if layout.recompute == "full" else of_layer
+    in_flight = _layers_in_flight(layout, layers, stage)
+    logits = _LOGITS * _BF16 * tokens * shape.vocab_size / layout.tensor if last else 0
+    groups = sum(size > 1 for size in (layout.tensor, layout.pipeline, layout.context, layout.expert, layout.data))
+    return Memory(
+        weights=int(_BF16 * (dense + experts + adapters)),
+        gradients=int(_FP32 * sum(trained)),
+        optimizer=int(moments * (1 - layout.optimizer_offload)),
+        activations=int(in_flight * kept),
+        logits=int(logits),
+        buffers=int(of_layer if layout.recompute == "full" else 0),
+        context=_CONTEXT + groups * _CHANNELS,
+    )
+
+
+def layers_of_stage(layout: Layout, shape: ModelShape, stage: int) -> int:
+    given = {0: layout.first_stage, layout.pipeline - 1: layout.last_stage}
+    if given.get(stage) is not None:
+        return given[stage] or 0
+    uneven = [size for size in (layout.first_stage, layout.last_stage) if size is not None]
+    return (shape.num_layers - sum(uneven)) // max(1, layout.pipeline - len(uneven))
+
+
+def _layers_in_flight(layout: Layout, layers: int, stage: int) -> float:
+    """Layers' worth of activations that a stage holds at its fullest, in 1F1B or interleaved order."""
+    micro_batches = layout.global_batch_size // (layout.micro_batch_size * layout.data)
+    if not layout.virtual:
+        return layers * min(layout.pipeline - stage, micro_batches)
+    chunks = 2 * (layout.pipeline - stage - 1) + (layout.virtual - 1) * layout.pipeline + 1
+    return layers / layout.virtual * min(chunks, micro_batches * layout.virtual)
+
+
+def expert_data(layout: Layout) -> int:
+    """Workers that hold the same experts of the same stage."""
+    return max(1, layout.num_workers // (layout.expert_tensor * layout.expert * layout.pipeline))
+
+
+def embedding(shape: ModelShape) -> int:
+    return shape.vocab_size * shape.hidden_size
+
+
+def expert_weights(shape: ModelShape) -> int:
+    """Of the routed experts of all layers."""
+    inner = shape.moe_intermediate_size or 0
+    return shape.sparse_layers * (shape.num_experts or 0) * 3 * shape.hidden_size * inner
+
+
+def dense_weights(shape: ModelShape) -> int:
+    """Of all layers, but for routed experts."""
+    tables = embedding(shape) * (1 if shape.tie_word_embeddings else 2)
+    return shape.parameter_count - tables - expert_weights(shape)
+
+
+def _weights(layout: Layout, shape: ModelShape, stage: int, layers: int) -> tuple[float, float]:
+    """(weights that all data parallel workers have, routed experts' weights) of a worker of a stage."""
+    share = layers / shape.num_layers
+    dense = share * dense_weights(shape) / layout.tensor
+    tables = 0
+    if stage == 0:
+        tables += 1
+    if stage == layout.pipeline - 1 and not (shape.tie_word_embeddings and layout.pipeline == 1):
+        tables += 1  # an output layer of its own, or the last stage's copy of the tied one
+    experts = share * expert_weights(shape) / (layout.expert * layout.expert_tensor)
+    return dense + tables * embedding(shape) / layout.tensor, experts
+
+
+def _adapters(layout: Layout, shape: ModelShape, layers: int) -> float:
+    """Trained numbers of a worker."""
+    hidden, query, keys = shape.hidden_size, shape.num_attention_heads * shape.head_dim, _keys(shape)
+    inner, copies = shape.intermediate_size, 1.0
+    if shape.num_experts:
+        inner, copies = shape.moe_intermediate_size or inner, shape.num_experts / layout.expert
+    sizes = {"q_proj": hidden + query, "k_proj": hidden + keys, "v_proj": hidden + keys, "o_proj": query + hidden}
+    feed_forward = {name: copies * (hidden + inner) for name in ("gate_proj", "up_proj", "down_proj")}
+    numbers = sum({**sizes, **feed_forward}.get(name, 2 * hidden) for name in layout.adapter_targets)
+    return layers * (layout.adapter_rank or 0) * numbers / layout.tensor
+
+
+def _keys(shape: ModelShape) -> int:
+    return shape.num_kv_heads * shape.head_dim
+
+
+def _norm_share(layout: Layout) -> int:
+    """Workers that share what lies between the tensor parallel matrices."""
+    return layout.tensor if layout.sequence_parallel else 1
+
+
+def activations_a_token(layout: Layout, shape: ModelShape) -> float:
+    """Bytes that one layer keeps of one token of this worker until its backward pass, without recomputation."""
+    hidden, query, keys = shape.hidden_size, shape.num_attention_heads * shape.head_dim, _keys(shape)
+    if shape.attention == "mla":
+        keys = query
+    # Joint projection, its rotated queries and keys, attention's output.
+    attention = (query + 2 * keys) + (query + keys) + query
+    sparse = shape.sparse_layers / shape.num_layers
+    per_unit = 3 if is_gated(shape.model_type) else 2  # what enters the activation function, and what leaves it
+    dense = per_unit * ((1 - sparse) * shape.intermediate_size + sparse * shape.shared_experts_size)
+    tensor_parallel = (attention + dense) / layout.tensor
+    routed = sparse * (shape.experts_per_token or 0) * (2 * hidden + 3 * (shape.moe_intermediate_size or 0))
+    return _BF16 * (_NORMS * hidden / _norm_share(layout) + tensor_parallel + routed / layout.expert_tensor)

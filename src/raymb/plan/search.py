@@ -1,0 +1,139 @@
+"""Every layout that obeys the rules, what it takes and how long a step is: the fastest that fits comes first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import product
+
+from raymb.gpus import Gpu
+from raymb.model_shape import ModelShape
+from raymb.plan.memory import Memory, estimate
+from raymb.plan.rules import Layout, broken_rules, default_expert_tensor, divisors
+from raymb.plan.speed import StepTime, step_time
+from raymb.spec.sections import RunSpec
+
+USABLE = 0.9
+"""Share of a GPU's memory that an automatic layout may take by estimate, which may be wrong by as much as the rest."""
+SAME = 0.01
+"""Step times that differ by less count as equal; the one with less memory wins."""
+_LONG = 8192
+"""Tokens of a sequence from which on it may be shared (context parallel)."""
+_LARGEST_MICRO_BATCH = 32
+_MOST_STAGES = 64
+_SAVING = (("none", 0.0), ("full", 0.0), ("none", 1.0), ("full", 1.0))
+"""(recomputation, share of the optimizer on the host), the fastest first."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    layout: Layout
+    memory: Memory
+    time: StepTime
+
+    def fits(self, gpu: Gpu) -> bool:
+        return self.memory.total <= USABLE * gpu.memory
+
+
+def candidates(spec: RunSpec, start: Layout, shape: ModelShape, gpu: Gpu, per_node: int) -> list[Candidate]:
+    """Those that fit, the fastest first, then those that do not, the smallest first.
+
+    Args:
+        spec: what is not `auto` in it stays.
+        start: its layout with 1 for every size that is `auto`.
+        per_node: GPUs of a node.
+    """
+    found = []
+    for layout in _layouts(spec, start, shape, per_node):
+        if broken_rules(layout, shape):
+            continue
+        for candidate in _savings(spec, layout, shape, gpu, per_node):
+            found.append(candidate)
+            if candidate.fits(gpu):
+                break
+    fitting = sorted((one for one in found if one.fits(gpu)), key=lambda one: one.time.total)
+    rest = sorted((one for one in found if not one.fits(gpu)), key=lambda one: one.memory.total)
+    return [*_thrifty_first(fitting), *rest]
+
+
+def _thrifty_first(fitting: list[Candidate]) -> list[Candidate]:
+    equal = [one for one in fitting if one.time.total <= fitting[0].time.total * (1 + SAME)]
+    return sorted(equal, key=lambda one: one.memory.total) + fitting[len(equal) :]
+
+
+def _savings(spec: RunSpec, layout: Layout, shape: ModelShape, gpu: Gpu, per_node: int) -> Iterator[Candidate]:
+    asked, offload = spec.train.recompute, spec.optimizer.optimizer_offload
+    for recompute, share in _SAVING if layout.adapter_rank is None else _SAVING[:2]:
+        recompute = recompute if asked == "auto" else asked
+        share = share if offload == "auto" else float(offload)
+        one = replace(layout, recompute=recompute, optimizer_offload=share)
+        yield Candidate(one, estimate(one, shape), step_time(one, shape, gpu, per_node))
+        if asked != "auto" and offload != "auto":
+            return
+
+
+def _layouts(spec: RunSpec, start: Layout, shape: ModelShape, per_node: int) -> Iterator[Layout]:
+    """Every combination of sizes that multiply up."""
+    parallel, workers = spec.parallel, start.num_workers
+
+    def sizes(asked: int | str | None, automatic: list[int]) -> list[int]:
+        return [one for one in ([asked] if isinstance(asked, int) else automatic) if workers % one == 0]
+
+    powers = [1 << exponent for exponent in range(15)]
+    tensors = sizes(parallel.tensor_parallel_size, [one for one in powers if one <= per_node])
+    pipelines = sizes(parallel.pipeline_parallel_size, divisors(workers))
+    contexts = sizes(parallel.context_parallel_size, powers[:5] if start.seq_length >= _LONG else [1])
+    experts = sizes(parallel.expert_parallel_size, divisors(shape.num_experts) if shape.num_experts else [1])
+    for tensor, pipeline, context, expert in product(tensors, pipelines, contexts, experts):
+        whole = tensor * pipeline * context
+        if workers % whole or pipeline > min(shape.num_layers, _MOST_STAGES):
+            continue
+        adapters = start.adapter_rank is not None
+        inner = start.expert_tensor if start.expert_tensor_given else default_expert_tensor(shape, tensor)
+        asked = parallel.sequence_parallel
+        layout = replace(
+            start,
+            tensor=tensor,
+            pipeline=pipeline,
+            context=context,
+            expert=expert,
+            expert_tensor=1 if adapters and not start.expert_tensor_given else inner,
+            data=workers // whole,
+            sequence_parallel=tensor > 1 if asked == "auto" else bool(asked),
+        )
+        for staged in _stages(layout, shape, parallel.pipeline_parallel_size == "auto"):
+            yield from _batches(spec, staged, shape)
+
+
+def _stages(layout: Layout, shape: ModelShape, free: bool) -> Iterator[Layout]:
+    """With as many layers on every stage, or a few less on the first and the last, which have the vocabulary, too.
+
+    Args:
+        free: whether nobody has said how many stages there are to be.
+    """
+    given = layout.first_stage is not None or layout.last_stage is not None
+    if given or not free or shape.num_layers % layout.pipeline == 0:
+        yield layout
+        return
+    middle, inner = -(-shape.num_layers // layout.pipeline), layout.pipeline - 2
+    outer, odd = divmod(shape.num_layers - inner * middle, 2)
+    if inner > 0 and outer > 0 and not odd:
+        yield replace(layout, first_stage=outer, last_stage=outer)
+
+
+def _batches(spec: RunSpec, layout: Layout, shape: ModelShape) -> Iterator[Layout]:
+    """With every micro-batch size and every number of chunks a stage."""
+    asked, virtual = spec.train.micro_batch_size, spec.parallel.virtual_pipeline_parallel_size
+    if isinstance(asked, int):
+        micro = [asked]
+    elif layout.packing:
+        micro = [1]
+    else:
+        micro = [size for size in divisors(layout.global_batch_size) if size <= _LARGEST_MICRO_BATCH]
+    per_stage = shape.num_layers // layout.pipeline
+    chunks = [None, *(size for size in (2, 3, 4, 6) if layout.pipeline > 1 and per_stage % size == 0)]
+    if virtual != "auto":
+        chunks = [None if virtual == 1 else virtual]
+    for size, count in product(micro, chunks):
+        if layout.global_batch_size % (size * layout.data) == 0:
+            yield replace(layout, micro_batch_size=size, virtual=count)

@@ -1,0 +1,176 @@
+"""Seconds that a step takes in a layout: what the chips compute, what they wait for, in a handful of terms.
+
+Good for an order among layouts, and for what a bad one costs; docs/performance.md compares with measured steps.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+from raymb.gpus import Gpu
+from raymb.model_shape import ModelShape
+from raymb.plan.memory import (
+    activations_a_token,
+    dense_weights,
+    embedding,
+    expert_data,
+    expert_weights,
+    layers_of_stage,
+)
+from raymb.plan.rules import Layout
+
+_MATRIX = 0.52
+"""Of the peak rate in large matrix products."""
+_ATTENTION = 0.4
+"""The same in flash attention, forward and backward."""
+_TRAFFIC = 6.0
+"""Times that what a layer keeps goes to memory and back outside of matrix products."""
+_LOGITS_TRAFFIC = 8.0
+"""Bytes-of-bf16 passes over the logits."""
+_LAUNCH = {False: 1.5e-3, True: 4.2e-3}
+"""Seconds that Python takes to launch a layer's kernels, forward and backward: without and with tensor parallel."""
+_LINK, _LATENCY = 0.35, 25e-6
+"""Share of a link that collectives reach, and seconds that each of them takes at least."""
+_NETWORK, _SLOW_NETWORK = 50e9, 12.5e9
+"""Bytes/s a GPU between nodes: where GPUs have NVLink (400 Gbit/s each), and where they do not."""
+_HOST = 2.0e9
+"""Numbers a second that an optimizer on the host updates, with their way there and back."""
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """Seconds: compute (with recomputation), launch (where Python is slower than the GPU), tensor, context and expert
+    parallel waiting, pipeline bubble and its exchange, data parallel waiting, optimizer."""
+
+    compute: float
+    launch: float
+    tensor: float
+    context: float
+    expert: float
+    pipeline: float
+    data: float
+    optimizer: float
+
+    @property
+    def total(self) -> float:
+        return sum(asdict(self).values())
+
+    def to_dict(self) -> dict[str, float]:
+        return {**asdict(self), "total": self.total}
+
+
+def step_time(layout: Layout, shape: ModelShape, gpu: Gpu, per_node: int) -> StepTime:
+    """
+    Args:
+        layout: breaks no rule.
+        per_node: GPUs of a node.
+    """
+    micro_batches = layout.global_batch_size // (layout.micro_batch_size * layout.data)
+    tokens = layout.micro_batch_size * layout.seq_length / layout.context
+    stage = max({0, layout.pipeline - 1}, key=lambda stage: _compute(layout, shape, gpu, stage, tokens))
+    layers = layers_of_stage(layout, shape, stage)
+    parts = {
+        "compute": _compute(layout, shape, gpu, stage, tokens),
+        "tensor": layers * _tensor(layout, shape, gpu, per_node, tokens),
+        "context": layers * _context(layout, shape, gpu, per_node, tokens),
+        "expert": layers * _expert(layout, shape, gpu, per_node, tokens),
+    }
+    launching = layers * _LAUNCH[layout.tensor > 1] * _passes(layout) / 3
+    parts["launch"] = max(0.0, launching - sum(parts.values()))
+    of_micro_batch = sum(parts.values())
+    idle = (layout.pipeline - 1) / (layout.virtual or 1)
+    crossing = _bandwidth(gpu, layout.num_workers // layout.pipeline * 2, per_node)
+    exchanged = 2 * tokens * shape.hidden_size * 2 / layout.tensor / crossing * micro_batches * (layout.virtual or 1)
+    return StepTime(
+        **{name: micro_batches * seconds for name, seconds in parts.items()},
+        pipeline=idle * of_micro_batch + (exchanged if layout.pipeline > 1 else 0.0),
+        data=_data(layout, shape, gpu, per_node),
+        optimizer=_optimizer(layout, shape, gpu),
+    )
+
+
+def _compute(layout: Layout, shape: ModelShape, gpu: Gpu, stage: int, tokens: float) -> float:
+    """Of one micro-batch, forward and backward, on one stage."""
+    peak, layers = gpu.tflops * 1e12, layers_of_stage(layout, shape, stage)
+    matrices = 2 * _passes(layout) * tokens * _active_weights(shape) / shape.num_layers / layout.tensor
+    query = shape.num_attention_heads * shape.head_dim / layout.tensor
+    attention = (3.5 + (1 if layout.recompute == "full" else 0)) * 2 * layout.seq_length * query * tokens
+    traffic = _TRAFFIC * tokens * activations_a_token(layout, shape)
+    of_layer = matrices / (_MATRIX * peak) + attention / (_ATTENTION * peak) + traffic / gpu.bandwidth
+    seconds = layers * of_layer
+    if stage == layout.pipeline - 1:
+        numbers = tokens * shape.vocab_size / layout.tensor
+        products = 2 * (2 if layout.adapter_rank else 3) * numbers * shape.hidden_size
+        seconds += products / (_MATRIX * peak) + _LOGITS_TRAFFIC * 2 * numbers / gpu.bandwidth
+    accumulated = _local_weights(layout, shape) if layout.adapter_rank is None else 0.0
+    return seconds + 10 * accumulated / gpu.bandwidth  # fp32 gradients are read and written, bf16 ones read
+
+
+def _local_weights(layout: Layout, shape: ModelShape) -> float:
+    """Of an average stage's worker, but for its experts."""
+    tables = embedding(shape) * (1 if shape.tie_word_embeddings and layout.pipeline == 1 else 2)
+    return (dense_weights(shape) / layout.pipeline + tables / min(2, layout.pipeline)) / layout.tensor
+
+
+def _passes(layout: Layout) -> int:
+    """Forward, gradients of inputs, gradients of weights unless they are frozen, forward again."""
+    return (2 if layout.adapter_rank else 3) + (1 if layout.recompute == "full" else 0)
+
+
+def _active_weights(shape: ModelShape) -> float:
+    """That a token passes, but for the tables."""
+    share = (shape.experts_per_token or 0) / (shape.num_experts or 1)
+    return dense_weights(shape) + expert_weights(shape) * share
+
+
+def _bandwidth(gpu: Gpu, workers: int, per_node: int) -> float:
+    """Bytes/s that neighbours among so many workers in a row have."""
+    network = _NETWORK if gpu.link >= 300e9 else _SLOW_NETWORK
+    return _LINK * gpu.link if workers <= per_node else _LINK * 2 * min(network, gpu.link)
+
+
+def _tensor(layout: Layout, shape: ModelShape, gpu: Gpu, per_node: int, tokens: float) -> float:
+    """A layer's gathers and scatters: four forward, six backward."""
+    if layout.tensor == 1:
+        return 0.0
+    moved = tokens * shape.hidden_size * 2 * (layout.tensor - 1) / layout.tensor
+    return 10 * (moved / _bandwidth(gpu, layout.tensor, per_node) + _LATENCY)
+
+
+def _context(layout: Layout, shape: ModelShape, gpu: Gpu, per_node: int, tokens: float) -> float:
+    """Keys and values go round once forward, and with their gradients backward; half of it under computation."""
+    if layout.context == 1:
+        return 0.0
+    sent = tokens * 2 * shape.num_kv_heads * shape.head_dim * 2 / layout.tensor * (layout.context - 1)
+    return 0.5 * 3 * sent / _bandwidth(gpu, layout.tensor * layout.context, per_node) + 3 * layout.context * _LATENCY
+
+
+def _expert(layout: Layout, shape: ModelShape, gpu: Gpu, per_node: int, tokens: float) -> float:
+    """Tokens to their experts and back, forward and backward."""
+    if not shape.num_experts or layout.expert * layout.expert_tensor == 1:
+        return 0.0
+    group = layout.expert * layout.expert_tensor
+    moved = tokens / layout.tensor * (shape.experts_per_token or 1) * shape.hidden_size * 2 * (group - 1) / group
+    seconds = 4 * (moved * layout.expert_tensor / _bandwidth(gpu, group, per_node) + _LATENCY)
+    return shape.sparse_layers / shape.num_layers * seconds
+
+
+def _data(layout: Layout, shape: ModelShape, gpu: Gpu, per_node: int) -> float:
+    """Gradients in fp32 are scattered, weights in bf16 gathered."""
+    if layout.adapter_rank is not None:
+        return 0.0
+    group = layout.data * layout.context
+    dense = _local_weights(layout, shape)
+    experts = expert_weights(shape) / layout.pipeline / layout.expert / layout.expert_tensor
+    inner = layout.num_workers // layout.pipeline
+    bandwidth = _bandwidth(gpu, inner, per_node)
+    shares = ((dense, group), (experts, expert_data(layout)))
+    return sum(6 * weights * (size - 1) / size / bandwidth for weights, size in shares if size > 1)
+
+
+def _optimizer(layout: Layout, shape: ModelShape, gpu: Gpu) -> float:
+    if layout.adapter_rank is not None:
+        return 1e-3
+    mine = _local_weights(layout, shape) / (layout.data * layout.context)
+    mine += expert_weights(shape) / layout.pipeline / layout.expert / layout.expert_tensor / expert_data(layout)
+    return mine * (30 / gpu.bandwidth + layout.optimizer_offload / _HOST)
