@@ -119,9 +119,11 @@ def test_workers_that_do_not_train_yet_are_not_waited_for() -> None:
 
 
 def test_before_ray_train_has_its_handler_ctrl_c_counts_and_is_pythons() -> None:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs start without it
     train = Train(grace=60, trains=False)
     with pytest.raises(KeyboardInterrupt), train.interrupts.noted():
         _send(signal.SIGINT)
+    signal.signal(signal.SIGINT, before)
     assert train.interrupts.received == 1
 
 

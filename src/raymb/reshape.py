@@ -72,6 +72,8 @@ def smallest_plan(plan: dict[str, Any], manifest: dict[str, Any]) -> dict[str, A
         "micro_batch_size": 1,
         "micro_batches": plan["global_batch_size"] // copies,
         "sequence_parallel": False,
+        "recompute": "none",
+        "optimizer_offload": 0.0,
     }
 
 

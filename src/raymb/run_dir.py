@@ -11,6 +11,7 @@ STORAGE_PATH/EXPERIMENT_NAME/
     hf/               the tuned model as a Hugging Face directory
     adapter/          the tuned adapters (--peft) as a PEFT directory
     hf-step-50/, adapter-step-50/   those of --save_hf_interval; hf-failed/: what its verification did not pass
+    profile/          traces of --profile_steps
     evaluation/       what `raymb evaluate` wrote
     logs/             one file a worker
     (and Ray Train's own small files)
@@ -278,6 +279,7 @@ def _delete_old_run(run: RunDir) -> None:
         run.logs,
         run.tensorboard,
         run.failures,
+        run.path / "profile",
         run.checkpoints / "reshaped",
         *(run.path / f"{name}-failed" for name in ("hf", "adapter")),
         *(path for path in run.path.glob("*-step-*") if _EXPORT.fullmatch(path.name)),

@@ -13,6 +13,7 @@ import contextlib
 import logging
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -161,10 +162,19 @@ def _worker_environment(job: Job) -> dict[str, str]:
         "OMP_NUM_THREADS": str(job.threads),
         "CUDA_DEVICE_MAX_CONNECTIONS": "1",  # Megatron's overlap of communication with matrix products relies on it
         "TOKENIZERS_PARALLELISM": "false",
-        "PYTORCH_ALLOC_CONF": "expandable_segments:True",
+        **({"PYTORCH_ALLOC_CONF": "expandable_segments:True"} if job.spec.performance.expandable_segments else {}),
+        **_compile_cache(job),
     }
     passed_on = {name: value for name, value in os.environ.items() if name.startswith(_PASSED_ON) and value}
     return {**defaults, **passed_on, **job.spec.cluster.env}
+
+
+def _compile_cache(job: Job) -> dict[str, str]:
+    """A first step that finds its kernels compiled saves 40 s. Every node sees the storage path."""
+    if not job.spec.performance.compile_cache or job.backend == "cpu":
+        return {}
+    home = Path(job.run_dir).parent / "_compiled"
+    return {"TORCHINDUCTOR_CACHE_DIR": str(home / "inductor"), "TRITON_CACHE_DIR": str(home / "triton")}
 
 
 _PASSED_ON = (

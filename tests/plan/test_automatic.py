@@ -71,6 +71,8 @@ MEASURED_MEMORY = [
     (layout_of(data=4), 38.2),
     (layout_of(data=4, micro=16), 71.8),
     (layout_of(data=2, micro=16), 73.3),
+    (layout_of(data=4, fused_loss=False), 53.1),
+    (layout_of(data=2, fused_loss=False), 54.6),
 ]
 """Peaks of torch's allocator in GB, Qwen2.5-0.5B's shape at 2048 tokens in bf16 (docs/performance.md)."""
 MEASURED_SECONDS = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import subprocess
@@ -46,6 +47,7 @@ def trained(ray_cluster: None, tiny_qwen2: Path, rows: Path, tmp_path_factory: p
         "eval_interval": 2,
         "eval_iters": 2,
         "export_checkpoint": "best",
+        "profile_steps": "2:3",
     }
     assert main(["finetune", *words_of(given)]) == 0
     return Path(given["storage_path"], "run")
@@ -69,6 +71,13 @@ def test_exports_on_the_way_and_of_the_best(trained: Path) -> None:
     assert f"| step | {best} |" in card and f"{losses[best]:.4f}" in card
     assert (trained / "hf-step-4" / "README.md").exists()
     assert not [path.name for path in trained.iterdir() if path.name.startswith(".hf")]
+
+
+def test_a_window_of_steps_is_profiled(trained: Path) -> None:
+    with gzip.open(trained / "profile" / "steps-2-3.json.gz", "rt") as stream:
+        events = json.load(stream)["traceEvents"]
+    assert sum(event.get("name") == "aten::mm" for event in events) > 10
+    assert "Self CPU" in (trained / "profile" / "steps-2-3.txt").read_text()
 
 
 def test_ray_workers_write_the_same(trained: Path, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from raymb.bridge import checkpoint, export
 from raymb.bridge.adapters import trainable_parameters
 from raymb.bridge.bad_loss import BadLossGuard, LossSum
 from raymb.bridge.forward import TokenCounter
+from raymb.bridge.profiling import Profile, window
 from raymb.bridge.remote_checkpoints import RemoteCheckpoints
 from raymb.bridge.saving import Saving, largest_of_all
 from raymb.early_stopping import has_stalled
@@ -55,6 +56,9 @@ def make_callbacks(
     callbacks: list[Callback] = [Phases(saving.progress), metrics, guard, Validations(job, saving, emit), Stops(stop)]
     if job.plan["adapters"]:
         callbacks.append(TellAdapters(job, emit))
+    steps = job.spec.performance.profile_steps
+    if steps and torch.distributed.get_rank() == 0:
+        callbacks.append(Profile(job, *window(steps)))
     return callbacks
 
 

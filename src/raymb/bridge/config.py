@@ -63,7 +63,7 @@ def build_config(
         validation=_validation(job),
         optimizer=_optimizer(job, precision),
         scheduler=_scheduler(job),
-        ddp=_ddp(),
+        ddp=_ddp(job),
         dataset=_dataset(job),
         logger=LoggerConfig(log_interval=job.spec.run.log_interval, log_loss_scale_to_tensorboard=False),
         tokenizer=_tokenizer(job),
@@ -127,7 +127,7 @@ def _model(job: Job, hf_bridge: AutoBridge, accelerator: Accelerator, precision:
         **_interleaving(plan["virtual_pipeline_parallel_size"]),
         **_recompute(plan.get("recompute", "none")),
         # 13 % less step time at a vocabulary of 152,000, and no second copy of the logits.
-        "cross_entropy_loss_fusion": True,
+        "cross_entropy_loss_fusion": job.spec.performance.fused_cross_entropy,
         "cross_entropy_fusion_impl": "te",
         **accelerator.model_settings(),
     }
@@ -215,12 +215,14 @@ def _scheduler(job: Job) -> SchedulerConfig:
     )
 
 
-def _ddp() -> DistributedDataParallelConfig:
+def _ddp(job: Job) -> DistributedDataParallelConfig:
     return DistributedDataParallelConfig(
         use_distributed_optimizer=True,
         grad_reduce_in_fp32=True,
         average_in_collective=False,  # required by calculate_per_token_loss
         check_for_nan_in_grad=False,  # raymb.bridge.bad_loss looks, at no cost
+        overlap_grad_reduce=job.spec.performance.overlap_grad_reduce,
+        overlap_param_gather=job.spec.performance.overlap_param_gather,
     )
 
 

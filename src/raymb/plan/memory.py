@@ -15,8 +15,9 @@ from raymb.plan.rules import Layout
 _BF16, _FP32 = 2, 4
 _NORMS = 8
 """Activations of hidden size that a layer keeps a token: inputs and outputs of two norms, residuals, their sums."""
-_LOGITS = 2.9
-"""Tensors of vocabulary size in bf16 a token, with fused cross entropy: logits, their copy by batch, their gradient."""
+_LOGITS = {True: 2.9, False: 5.9}
+"""Tensors of vocabulary size in bf16 a token. With fused cross entropy: logits, their copy by batch, their gradient;
+without it their fp32 copy and its gradient, too."""
 _CONTEXT = int(0.9 * (1 << 30))
 """CUDA's context, cuBLAS' and cuDNN's workspaces."""
 _CHANNELS = int(0.15 * (1 << 30))
@@ -75,7 +76,7 @@ def _of_stage(layout: Layout, shape: ModelShape, stage: int) -> Memory:
     of_layer = tokens * activations_a_token(layout, shape)
     kept = tokens * _BF16 * shape.hidden_size / _norm_share(layout) if layout.recompute == "full" else of_layer
     in_flight = _layers_in_flight(layout, layers, stage)
-    logits = _LOGITS * _BF16 * tokens * shape.vocab_size / layout.tensor if last else 0
+    logits = _LOGITS[layout.fused_loss] * _BF16 * tokens * shape.vocab_size / layout.tensor if last else 0
     groups = sum(size > 1 for size in (layout.tensor, layout.pipeline, layout.context, layout.expert, layout.data))
     return Memory(
         weights=int(_BF16 * (dense + experts + adapters)),

@@ -31,6 +31,7 @@ class Layout:
     packing: bool = False
     recompute: str = "none"
     optimizer_offload: float = 0.0
+    fused_loss: bool = True
     adapter_rank: int | None = None
     adapter_targets: tuple[str, ...] = ()
 

@@ -6,7 +6,7 @@ import re
 import string
 from collections.abc import Iterator
 
-from raymb.spec.sections import Checkpoint, Data, Parallel, Peft, RunSpec, worker_range
+from raymb.spec.sections import Checkpoint, Data, Parallel, Peft, Performance, RunSpec, worker_range
 
 
 def conflicts(spec: RunSpec) -> list[str]:
@@ -17,6 +17,7 @@ def conflicts(spec: RunSpec) -> list[str]:
         *_train(spec),
         *_adapters(spec.peft, spec.checkpoint),
         *_exports(spec),
+        *_performance(spec.performance),
         *_storage(spec),
     ]
 
@@ -70,6 +71,14 @@ def _exports(spec: RunSpec) -> Iterator[str]:
             "--export_checkpoint best needs validations: --eval_interval and --eval_iters more than 0, or "
             "--best_metric train_loss"
         )
+
+
+def _performance(performance: Performance) -> Iterator[str]:
+    if performance.overlap_param_gather and not performance.overlap_grad_reduce:
+        yield "--overlap_param_gather needs --overlap_grad_reduce, too"
+    first, _, last = (performance.profile_steps or "1:1").partition(":")
+    if int(first) > int(last):
+        yield f"--profile_steps {first}:{last} is FIRST:LAST, and {first} is more than {last}; write {last}:{first}"
 
 
 def _storage(spec: RunSpec) -> Iterator[str]:

@@ -232,6 +232,23 @@ class Checkpoint(Section):
     seed or versions. Repeatable."""
 
 
+class Performance(Section):
+    fused_cross_entropy: bool = bridge(
+        "model.cross_entropy_loss_fusion", "model.cross_entropy_fusion_impl", default=True
+    )
+    """Loss by Transformer Engine's fused kernel, without a copy of the logits in fp32."""
+    overlap_grad_reduce: bool = bridge("ddp.overlap_grad_reduce", default=False)
+    """Reduce gradients over data parallel workers while the backward pass goes on."""
+    overlap_param_gather: bool = bridge("ddp.overlap_param_gather", default=False)
+    """Gather weights from data parallel workers while the next forward pass begins; needs --overlap_grad_reduce."""
+    expandable_segments: bool = True
+    """Let torch's allocator grow its segments: less memory is lost between them."""
+    compile_cache: bool = True
+    """Keep compiled kernels in STORAGE_PATH/_compiled, where the next start finds them."""
+    profile_steps: str | None = Field(default=None, pattern=r"^[1-9]\d*:[1-9]\d*$")
+    """FIRST:LAST: write a trace of these steps (torch's profiler, rank 0) to profile/ in the run directory."""
+
+
 class Resilience(Section):
     max_failures: int = Field(default=3, ge=0)
     """Restarts after failures before the run gives up; preemptions are counted apart."""
@@ -294,6 +311,7 @@ class RunSpec(Section):
     optimizer: Optimizer = Optimizer()
     evaluation: Evaluation = Evaluation()
     checkpoint: Checkpoint = Checkpoint()
+    performance: Performance = Performance()
     resilience: Resilience = Resilience()
     run: Run = Run()
     cluster: Cluster = Cluster()
