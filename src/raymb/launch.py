@@ -63,7 +63,7 @@ def run(checked: Preflight) -> int:
             check_storage(checked.prepared.path.parent, cluster.joined)
         owned = stack.enter_context(_claimed(place, checked, plan, console))
         with pushing(place, console.print):
-            job = _job(checked, plans, backend, resources, place)
+            job = job_of(checked, plans, backend, resources, place)
             directories.write_atomically(place.job, job.to_json())
             directories.write_atomically(place.data, json.dumps(_data(checked), indent=2) + "\n")
             start_coordinator()
@@ -94,9 +94,14 @@ def _data(checked: Preflight) -> dict[str, Any]:
     return {"path": str(checked.prepared.path), **checked.prepared.manifest}
 
 
-def _job(
+def job_of(
     checked: Preflight, plans: dict[int, Plan], backend: str, resources: Resources, place: directories.RunDir
 ) -> Job:
+    """The run as every worker is told of it.
+
+    Args:
+        plans: by number of workers; the largest is the one to begin with.
+    """
     return Job(
         spec=with_absolute_paths(checked.spec),
         plan=plans[max(plans)].to_dict(),

@@ -74,7 +74,7 @@ MEASURED_MEMORY = [
     (layout_of(data=4, fused_loss=False), 53.1),
     (layout_of(data=2, fused_loss=False), 54.6),
 ]
-"""Peaks of torch's allocator in GB, Qwen2.5-0.5B's shape at 2048 tokens in bf16 (docs/performance.md)."""
+"""Peaks of torch's allocator in GB, Qwen2.5-0.5B's shape at 2048 tokens in bf16 (docs/layout.md)."""
 MEASURED_SECONDS = [
     (layout_of(data=4, micro=16), 0.2999),
     (layout_of(data=4), 0.3054),
@@ -199,3 +199,10 @@ def test_the_table_names_better_layouts(capsys: pytest.CaptureFixture[str]) -> N
     print_plan(make_plan(spec, QWEN_05B, backend="cuda", gpu=gpu_named("h200")), QWEN_05B, spec)
     shown = " ".join(capsys.readouterr().out.split())
     assert "memory a GPU about" in shown and "other layouts DP4, micro batch" in shown and "times as fast" in shown
+
+
+def test_fp32_takes_more_of_both() -> None:
+    layout, gpu = layout_of(), gpu_named("h200")
+    wide = replace(layout, number_bytes=4)
+    assert estimate(wide, QWEN_05B).total > 1.7 * estimate(layout, QWEN_05B).total
+    assert step_time(wide, QWEN_05B, gpu, 8).total > 1.5 * step_time(layout, QWEN_05B, gpu, 8).total

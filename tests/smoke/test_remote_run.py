@@ -32,7 +32,7 @@ def test_a_run_on_s3_survives_the_loss_of_the_machine(
 ) -> None:
     monkeypatch.setenv("RAYMB_CACHE", str(tmp_path / "cache"))
     whole = finetune(experiment_name="whole", **FLAGS)
-    there = {"storage_path": s3, "experiment_name": "run", **FLAGS}
+    there = {"storage_path": s3, "experiment_name": "run", "save_hf_interval": 6, **FLAGS}
     finetune("train.exit_interval=7", **there)
     remote = Remote.of(s3, "run")
     assert remote is not None
@@ -51,6 +51,8 @@ def test_a_run_on_s3_survives_the_loss_of_the_machine(
     curves = [[tuple(record[name] for name in names) for record in read_metrics(run)] for run in (here, whole)]
     assert curves[0] == curves[1]
     assert remote.exists("hf/config.json") and remote.exists("metrics.jsonl") and remote.exists("spec.json")
+    exported = [f"{name}/{file}" for name in ("hf", "hf-step-6") for file in ("README.md", "loss.png", "config.json")]
+    assert [name for name in exported if not remote.exists(name)] == []
     assert remote.listing("logs") == ["worker-00000.log", "worker-00001.log"]
     assert not remote.exists("lock")
     shutil.rmtree(tmp_path / "cache")

@@ -47,7 +47,7 @@ def test_every_tensor_comes_back(
 def _there_and_back(model: Path, rows: Path, home: Path, layout: dict[str, int]) -> Path:
     """Written by workers that have loaded the model and done nothing else; the verification has passed, too."""
     from raymb.cluster import connect
-    from raymb.launch import _job
+    from raymb.launch import job_of
     from raymb.plan import usable_plans
     from raymb.preflight import preflight
     from raymb.run_dir import RunDir
@@ -62,7 +62,7 @@ def _there_and_back(model: Path, rows: Path, home: Path, layout: dict[str, int])
     with connect(spec) as cluster:
         plans = usable_plans(spec, checked.shape, rows=checked.prepared.rows("train"), backend="cpu")
         resources = cluster.resources_of_a_worker("cpu", "auto", max(plans))
-        job = replace(_job(checked, plans, "cpu", resources, place), task="export")
+        job = replace(job_of(checked, plans, "cpu", resources, place), task="export")
         make_trainer(job, cluster, resources, place).fit()
     return place.hf
 

@@ -1,7 +1,7 @@
 """Bytes that a layout takes on the fullest of its GPUs, part by part.
 
-Terms follow Megatron-Core 0.19's layers on Transformer Engine in bf16, with flash attention and the distributed
-optimizer. The two fitted constants (_NORMS, _LOGITS) come from measured peaks; docs/performance.md compares.
+Terms follow Megatron-Core 0.19's layers on Transformer Engine, with flash attention and the distributed optimizer. The
+two fitted constants (_NORMS, _LOGITS) come from measured peaks; docs/layout.md compares.
 """
 
 from __future__ import annotations
@@ -12,18 +12,16 @@ from raymb.model_parameters import is_gated
 from raymb.model_shape import ModelShape
 from raymb.plan.rules import Layout
 
-_BF16, _FP32 = 2, 4
+_FP32 = 4
 _NORMS = 8
 """Activations of hidden size that a layer keeps a token: inputs and outputs of two norms, residuals, their sums."""
 _LOGITS = {True: 2.9, False: 5.9}
-"""Tensors of vocabulary size in bf16 a token. With fused cross entropy: logits, their copy by batch, their gradient;
+"""Tensors of vocabulary size a token. With fused cross entropy: logits, their copy by batch, their gradient;
 without it their fp32 copy and its gradient, too."""
 _CONTEXT = int(0.9 * (1 << 30))
 """CUDA's context, cuBLAS' and cuDNN's workspaces."""
 _CHANNELS = int(0.15 * (1 << 30))
 """NCCL's buffers of a group of workers."""
-FRAGMENTATION = 0.03
-"""Share of a GPU's memory that the allocator cannot use, with expandable segments."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +52,7 @@ class Memory:
 
 
 def estimate(layout: Layout, shape: ModelShape) -> Memory:
-    """The fullest stage's memory, in bf16 training.
+    """The fullest stage's memory.
 
     Args:
         layout: breaks no rule.
@@ -71,15 +69,17 @@ def _of_stage(layout: Layout, shape: ModelShape, stage: int) -> Memory:
     trained = (dense, experts) if layout.adapter_rank is None else (_adapters(layout, shape, layers), 0)
     adapters = 0 if layout.adapter_rank is None else trained[0]
     shares = layout.data * layout.context, expert_data(layout)
-    moments = sum(12 * count / share for count, share in zip(trained, shares, strict=True))
+    optimizer = 12 if layout.number_bytes == 2 else 8  # weights in fp32 besides, and two moments
+    moments = sum(optimizer * count / share for count, share in zip(trained, shares, strict=True))
     tokens = layout.micro_batch_size * layout.seq_length // layout.context
     of_layer = tokens * activations_a_token(layout, shape)
-    kept = tokens * _BF16 * shape.hidden_size / _norm_share(layout) if layout.recompute == "full" else of_layer
+    inputs = tokens * layout.number_bytes * shape.hidden_size / _norm_share(layout)
+    kept = inputs if layout.recompute == "full" else of_layer
     in_flight = _layers_in_flight(layout, layers, stage)
-    logits = _LOGITS[layout.fused_loss] * _BF16 * tokens * shape.vocab_size / layout.tensor if last else 0
+    logits = _LOGITS[layout.fused_loss] * layout.number_bytes * tokens * shape.vocab_size / layout.tensor if last else 0
     groups = sum(size > 1 for size in (layout.tensor, layout.pipeline, layout.context, layout.expert, layout.data))
     return Memory(
-        weights=int(_BF16 * (dense + experts + adapters)),
+        weights=int(layout.number_bytes * (dense + experts + adapters)),
         gradients=int(_FP32 * sum(trained)),
         optimizer=int(moments * (1 - layout.optimizer_offload)),
         activations=int(in_flight * kept),
@@ -173,4 +173,6 @@ def activations_a_token(layout: Layout, shape: ModelShape) -> float:
     dense = per_unit * ((1 - sparse) * shape.intermediate_size + sparse * shape.shared_experts_size)
     tensor_parallel = (attention + dense) / layout.tensor
     routed = sparse * (shape.experts_per_token or 0) * (2 * hidden + 3 * (shape.moe_intermediate_size or 0))
-    return _BF16 * (_NORMS * hidden / _norm_share(layout) + tensor_parallel + routed / layout.expert_tensor)
+    return layout.number_bytes * (
+        _NORMS * hidden / _norm_share(layout) + tensor_parallel + routed / layout.expert_tensor
+    )

@@ -32,6 +32,7 @@ class Layout:
     recompute: str = "none"
     optimizer_offload: float = 0.0
     fused_loss: bool = True
+    number_bytes: int = 2
     adapter_rank: int | None = None
     adapter_targets: tuple[str, ...] = ()
 

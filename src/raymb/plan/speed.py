@@ -1,6 +1,6 @@
 """Seconds that a step takes in a layout: what the chips compute, what they wait for, in a handful of terms.
 
-Good for an order among layouts, and for what a bad one costs; docs/performance.md compares with measured steps.
+Good for an order among layouts, and for what a bad one costs; docs/layout.md compares with measured steps.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def step_time(layout: Layout, shape: ModelShape, gpu: Gpu, per_node: int) -> Ste
 
 def _compute(layout: Layout, shape: ModelShape, gpu: Gpu, stage: int, tokens: float) -> float:
     """Of one micro-batch, forward and backward, on one stage."""
-    peak, layers = gpu.tflops * 1e12, layers_of_stage(layout, shape, stage)
+    peak, layers = gpu.tflops * 2e12 / layout.number_bytes, layers_of_stage(layout, shape, stage)
     matrices = 2 * _passes(layout) * tokens * _active_weights(shape) / shape.num_layers / layout.tensor
     query = shape.num_attention_heads * shape.head_dim / layout.tensor
     attention = (3.5 + (1 if layout.recompute == "full" else 0)) * 2 * layout.seq_length * query * tokens
