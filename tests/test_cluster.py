@@ -99,3 +99,12 @@ def test_waiting_ends_when_the_cluster_grows(have: dict[str, float], monkeypatch
     wait_for(Resources(1.0, 1, 1), 2, 60.0, Console(file=io.StringIO()))
     assert have["GPU"] == 2
     assert asked == [[{"CPU": 1.0, "GPU": 1}] * 2, []]  # asked for once, and given back
+
+
+@pytest.mark.parametrize(
+    ("kinds", "name"), [(["H100"], "h100-80gb"), (["L4"], "l4"), ([], None), (["H100", "L4"], None), (["TPU-v4"], None)]
+)
+def test_the_gpus_of_a_cluster(have: dict[str, float], kinds: list[str], name: str | None) -> None:
+    have.update({f"accelerator_type:{kind}": 1.0 for kind in kinds})
+    gpu = Cluster(joined=True).gpu()
+    assert (gpu and gpu.name) == name

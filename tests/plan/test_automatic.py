@@ -9,7 +9,7 @@ from statistics import median
 import pytest
 from tests.conftest import QWEN2_4_LAYERS
 
-from raymb.errors import PlanError
+from raymb.errors import PlanError, SpecError
 from raymb.gpus import Gpu, gpu_named
 from raymb.model_shape import ModelShape
 from raymb.plan import Plan, make_plan, usable_plans
@@ -18,7 +18,8 @@ from raymb.plan.memory import estimate
 from raymb.plan.rules import Layout, broken_rules
 from raymb.plan.search import USABLE
 from raymb.plan.speed import step_time
-from raymb.plan.table import print_plan
+from raymb.plan.table import better_line, estimate_line, print_plan
+from raymb.preflight import as_packed, local_gpu
 from raymb.spec import load_spec
 from raymb.spec.sections import RunSpec
 
@@ -199,6 +200,35 @@ def test_the_table_names_better_layouts(capsys: pytest.CaptureFixture[str]) -> N
     print_plan(make_plan(spec, QWEN_05B, backend="cuda", gpu=gpu_named("h200")), QWEN_05B, spec)
     shown = " ".join(capsys.readouterr().out.split())
     assert "memory a GPU about" in shown and "other layouts DP4, micro batch" in shown and "times as fast" in shown
+
+
+def test_what_a_run_says_of_its_layout() -> None:
+    flags = {"num_workers": 4, "global_batch_size": 64, "seq_length": 2048}
+    given = {**flags, "tensor_parallel_size": 2, "pipeline_parallel_size": 2, "micro_batch_size": 1}
+    best, slow = plan_of(QWEN_05B, "h200", **flags), plan_of(QWEN_05B, "h200", **given)
+    assert estimate_line(best).startswith("TP1 x PP1 x DP4: by estimate 36.8 GiB of 139.8 a GPU (h200), 0.29")
+    assert better_line(best, QWEN_05B, spec_of(**flags)) == ""
+    assert better_line(slow, QWEN_05B, spec_of(**given)).startswith(
+        "by estimate DP4, micro batch 8 is 11 times as fast"
+    )
+    on_cpus = make_plan(spec_of(**flags), QWEN_05B, backend="cpu")
+    assert estimate_line(on_cpus) == better_line(on_cpus, QWEN_05B, spec_of(**flags)) == ""
+
+
+def test_the_gpu_at_hand() -> None:
+    named = local_gpu(spec_of(gpu="A100-80GB"))
+    assert named is not None and named.name == "a100-80gb"
+    assert local_gpu(spec_of(backend="cpu")) is None
+    with pytest.raises(SpecError, match="--gpu b300 is not known"):
+        local_gpu(spec_of(gpu="b300"))
+
+
+def test_packed_rows_fix_what_they_were_packed_for() -> None:
+    spec = spec_of(num_workers=8, packing=True, context_parallel_size=2, tensor_parallel_size=2, seq_length=1024)
+    plan = make_plan(spec, QWEN_05B, backend="cuda")
+    fixed = as_packed(spec_of(num_workers=8, packing=True), plan)
+    assert (fixed.parallel.context_parallel_size, fixed.parallel.tensor_parallel_size) == (2, 2)
+    assert as_packed(spec_of(num_workers=8), plan).parallel.context_parallel_size == "auto"
 
 
 def test_fp32_takes_more_of_both() -> None:
