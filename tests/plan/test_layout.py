@@ -12,6 +12,7 @@ from tests.conftest import QWEN2_4_LAYERS, QWEN3_MOE_4_LAYERS
 from raymb.errors import PlanError
 from raymb.model_shape import ModelShape
 from raymb.plan import Plan, make_plan
+from raymb.plan.layout import evaluation_batch
 from raymb.plan.table import plan_rows, print_plan
 from raymb.spec import load_spec
 
@@ -297,3 +298,18 @@ def test_padding_is_the_least_multiple_of_tensor_parallel():
     assert [plan_of(num_workers=size, tensor_parallel_size=size).padded_vocab_size for size in (1, 2, 4, 8)] == [
         math.ceil(305 / size) * size for size in (1, 2, 4, 8)
     ]
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"), [(1000, (8, 64)), (64, (8, 64)), (63, (8, 32)), (31, (4, 16)), (5, (1, 4)), (3, (1, 0))]
+)
+def test_a_validation_has_a_batch_that_its_rows_fill(rows, expected):
+    flags = {"tensor_parallel_size": 1, "pipeline_parallel_size": 1}
+    plan = plan_of(num_workers=4, global_batch_size=64, micro_batch_size=8, **flags).to_dict()
+    assert evaluation_batch(plan, 4, rows) == expected
+
+
+def test_a_validation_of_virtual_stages_fills_the_pipeline():
+    flags = {"pipeline_parallel_size": 2, "virtual_pipeline_parallel_size": 2, "micro_batch_size": 2}
+    plan = plan_of(num_workers=2, global_batch_size=16, **flags).to_dict()
+    assert [evaluation_batch(plan, 1, rows) for rows in (16, 7, 3, 1)] == [(2, 16), (2, 4), (1, 2), (1, 0)]

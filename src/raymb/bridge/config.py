@@ -27,6 +27,7 @@ from raymb.bridge.checkpoint import left_out
 from raymb.bridge.dataset import PreparedRowsConfig
 from raymb.errors import SpecError
 from raymb.job import Job
+from raymb.plan.layout import evaluation_batch
 
 
 def precision_of(job: Job) -> str:
@@ -161,20 +162,20 @@ def _recompute(kind: str) -> dict[str, Any]:
 
 
 def _validation(job: Job) -> ValidationConfig:
-    """Validation and test as asked, with a global batch that the held-out rows can fill; none where they cannot."""
+    """Validation and test as asked, with a micro and a global batch that the held-out rows can fill; none where they
+    cannot."""
     evaluation, plan = job.spec.evaluation, job.plan
     # Of an elastic run the largest size's, so that all sizes validate on the same rows.
     copies = max((size["data_parallel_size"] for size in job.plans.values()), default=plan["data_parallel_size"])
-    smallest = plan["micro_batch_size"] * copies
     held_out = [rows for rows in (job.validation_rows, job.test_rows) if rows]
-    batch = min(plan["global_batch_size"], *(rows // smallest * smallest for rows in held_out or [0]))
+    micro, batch = evaluation_batch(plan, copies, min(held_out, default=0))
     if not batch or not evaluation.eval_iters or not (evaluation.eval_interval or job.test_rows):
         return ValidationConfig(eval_interval=None, eval_iters=0)
     return ValidationConfig(
         eval_interval=evaluation.eval_interval or None if job.validation_rows else None,
         eval_iters=evaluation.eval_iters,
         eval_global_batch_size=batch,
-        eval_micro_batch_size=plan["micro_batch_size"],
+        eval_micro_batch_size=micro,
     )
 
 

@@ -227,3 +227,19 @@ def layers_per_stage(layout: rules.Layout, num_layers: int) -> list[int]:
     first = [layout.first_stage] if layout.first_stage is not None else []
     last = [layout.last_stage] if layout.last_stage is not None else []
     return first + middle + last
+
+
+def evaluation_batch(plan: dict[str, Any], copies: int, rows: int) -> tuple[int, int]:
+    """(micro batch, global batch) of a validation: the largest that divide the training's, and that the rows can fill.
+
+    Args:
+        plan: Plan.to_dict().
+        copies: data parallel workers.
+        rows: held out; too few for one micro batch of one sample a copy give a global batch of 0.
+    """
+    if plan["virtual_pipeline_parallel_size"]:
+        copies *= plan["pipeline_parallel_size"]  # interleaved stages want as many micro-batches each time
+    sizes = rules.divisors(plan["micro_batch_size"])
+    micro = max((size for size in sizes if size * copies <= rows), default=1)
+    smallest = micro * copies
+    return micro, min(plan["global_batch_size"], rows // smallest * smallest)
