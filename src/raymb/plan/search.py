@@ -63,13 +63,13 @@ def _thrifty_first(fitting: list[Candidate]) -> list[Candidate]:
 
 def _savings(spec: RunSpec, layout: Layout, shape: ModelShape, gpu: Gpu, per_node: int) -> Iterator[Candidate]:
     asked, offload = spec.train.recompute, spec.optimizer.optimizer_offload
-    for recompute, share in _SAVING if layout.adapter_rank is None else _SAVING[:2]:
-        recompute = recompute if asked == "auto" else asked
-        share = share if offload == "auto" else float(offload)
+    ways = [
+        (recompute if asked == "auto" else asked, share if offload == "auto" else float(offload))
+        for recompute, share in (_SAVING if layout.adapter_rank is None else _SAVING[:2])
+    ]
+    for recompute, share in dict.fromkeys(ways):
         one = replace(layout, recompute=recompute, optimizer_offload=share)
         yield Candidate(one, estimate(one, shape), step_time(one, shape, gpu, per_node))
-        if asked != "auto" and offload != "auto":
-            return
 
 
 def _layouts(spec: RunSpec, start: Layout, shape: ModelShape, per_node: int) -> Iterator[Layout]:
