@@ -102,8 +102,10 @@ class Exports:
         given = replace(job, load_dir=directory, hf_dir=model, adapter_dir=adapter)
         findings, errors = self.child.result(given.to_json(), self.beat)
         if findings is None:
-            log.write_text(errors, encoding="utf-8")
+            if not self.closed:
+                log.write_text(errors, encoding="utf-8")
             raise RunFailed(last_line(errors), f"its log: {log}")
+        log.unlink(missing_ok=True)  # of a former start
         self._done(step, findings)
 
     def _done(self, step: int, findings: dict[str, Any]) -> None:

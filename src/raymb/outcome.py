@@ -12,7 +12,7 @@ from raymb.bridge.checkpoint import MANIFEST, best_step, iteration_dir, latest_s
 from raymb.early_stopping import has_stalled
 from raymb.errors import last_line
 from raymb.job import Job
-from raymb.model_card import write_card
+from raymb.model_card import CARD, CURVE, write_card
 from raymb.preflight import Preflight
 from raymb.run_dir import RunDir
 from raymb.spec import RunSpec
@@ -117,13 +117,13 @@ def _write_cards(place: RunDir) -> None:
     for directory in (place.hf, place.adapter):
         if directory.name not in exported:
             continue
-        adapter = directory == place.adapter
-        if directory.exists():
-            write_card(directory, place.path, exported[directory.name], adapter=adapter)
-        elif place.remote is not None:
-            with tempfile.TemporaryDirectory() as copy:
-                write_card(Path(copy), place.path, exported[directory.name], adapter=adapter)
-                place.remote.upload(Path(copy), directory.name)
+        with tempfile.TemporaryDirectory() as copy:
+            # Exports at an address are there alone, where rank 0 has worked on another machine.
+            to = directory if directory.exists() else Path(copy)
+            write_card(to, place.path, exported[directory.name], adapter=directory == place.adapter)
+            for name in (CARD, CURVE):
+                if place.remote is not None and (to / name).exists():
+                    place.remote.upload(to / name, f"{directory.name}/{name}")
 
 
 def _name(path: str) -> str:

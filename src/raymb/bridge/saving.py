@@ -8,6 +8,7 @@ spent in the kernel, without the interpreter.
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import sys
 import threading
@@ -76,11 +77,17 @@ class Saving:
             self.emit({"kind": "warning", "text": text})
 
     def clear(self, step: int) -> None:
-        """Remove what a killed run left of this step's checkpoint: other ranks' files must not stay beside new ones."""
-        if dist.get_rank() == 0 and self.directory(step).exists():
-            shutil.rmtree(self.directory(step), ignore_errors=True)
-            if self.remote is not None:
-                self.remote.delete([self.directory(step)])
+        """An empty directory for this step's checkpoint, before any rank writes into it: what a killed run left of it
+        must not stay beside new files. Collective, because Megatron-Core plans a save of a known structure without any
+        exchange, and a rank that is ahead would write before the first one has made the directory."""
+        if dist.get_rank() == 0:
+            if self.directory(step).exists():
+                shutil.rmtree(self.directory(step), ignore_errors=True)
+                if self.remote is not None:
+                    self.remote.delete([self.directory(step)])
+            with contextlib.suppress(OSError):  # the ranks that cannot write will say so
+                self.directory(step).mkdir(parents=True, exist_ok=True)
+        largest_of_all(0.0)
 
     def metric(self, step: int) -> float | None:
         """--best_metric at a step; collective."""
