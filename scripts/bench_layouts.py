@@ -15,6 +15,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import torch
+
 from raymb.cluster import Resources
 from raymb.errors import RaymbError
 from raymb.launch import job_of
@@ -74,8 +76,7 @@ class _Gpus:
     """Hands GPUs to layouts, each to one at a time."""
 
     def __init__(self) -> None:
-        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
-        self.free = list(range(len(listed.stdout.splitlines())))
+        self.free = list(range(torch.cuda.device_count()))
         self.changed = threading.Condition()
 
     def take(self, count: int) -> list[int]:
@@ -130,8 +131,9 @@ def _print(trials: list[Trial]) -> None:
             ("time", seconds * 1e3, median(times[WARM_UP:]), 0),
         ):
             error = estimated / measured - 1 if measured else 0.0
-            errors[kind].append(abs(error))
-            cells += [f"{estimated:.{digits}f}", f"{measured:.{digits}f}", f"{error:+.1%}"]
+            cells += [f"{estimated:.{digits}f}", f"{measured:.{digits}f}", f"{error:+.1%}" if estimated else ""]
+            if estimated and measured:
+                errors[kind].append(abs(error))
         print(f"| {' | '.join(cells)} |")
     for kind, found in errors.items():
         if found:
