@@ -28,11 +28,13 @@ class Gpu:
     link: float
 
 
-_GIB, _TB, _GB = 1 << 30, 1e12, 1e9
+GIB = 1 << 30
+"""Bytes; memory is given in it everywhere."""
+_TB, _GB = 1e12, 1e9
 
 
 def _gpu(name: str, device: str, gib: float, tflops: float, terabytes: float, link: float) -> Gpu:
-    return Gpu(name, device, int(gib * _GIB), tflops, terabytes * _TB, link * _GB)
+    return Gpu(name, device, int(gib * GIB), tflops, terabytes * _TB, link * _GB)
 
 
 GPUS = [

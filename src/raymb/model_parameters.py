@@ -39,6 +39,7 @@ def sparse_layers(shape: ModelShape, config: Mapping[str, Any]) -> int:
 
 def shared_experts_size(shape: ModelShape, config: Mapping[str, Any]) -> int:
     """Feed-forward size of what every token passes besides its experts; 0 where there is nothing."""
+    # DeepSeek has several, as wide as a routed one each.
     several = int(config.get("n_shared_experts") or 0) * (shape.moe_intermediate_size or 0)
     return int(config.get("shared_expert_intermediate_size") or several)
 
@@ -86,12 +87,10 @@ def _dense_mlp(shape: ModelShape, config: Mapping[str, Any]) -> int:
 
 def _experts(shape: ModelShape, config: Mapping[str, Any]) -> int:
     hidden, experts, inner = shape.hidden_size, shape.num_experts or 0, shape.moe_intermediate_size or 0
-    total = experts * 3 * hidden * inner + hidden * experts
-    if config.get("shared_expert_intermediate_size"):  # Qwen2-MoE: one shared expert and its gate
-        total += 3 * hidden * int(config["shared_expert_intermediate_size"]) + hidden
-    if config.get("n_shared_experts"):  # DeepSeek: several, as wide as a routed one each
-        total += 3 * hidden * inner * int(config["n_shared_experts"])
-    return total
+    gates = hidden * experts
+    if config.get("shared_expert_intermediate_size"):  # Qwen2-MoE's shared expert has one, too
+        gates += hidden
+    return gates + 3 * hidden * (experts * inner + shared_experts_size(shape, config))
 
 
 def _is_sparse(shape: ModelShape, config: Mapping[str, Any], layer: int) -> bool:

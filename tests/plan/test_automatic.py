@@ -215,6 +215,13 @@ def test_what_a_run_says_of_its_layout() -> None:
     assert estimate_line(on_cpus) == better_line(on_cpus, QWEN_05B, spec_of(**flags)) == ""
 
 
+def test_nothing_is_searched_again_where_everything_was_auto(monkeypatch: pytest.MonkeyPatch) -> None:
+    flags = {"num_workers": 4, "global_batch_size": 64, "seq_length": 2048}
+    plan = plan_of(QWEN_05B, "h200", **flags)
+    monkeypatch.delattr("raymb.plan.table.searched")
+    assert better_line(plan, QWEN_05B, spec_of(**flags)) == ""
+
+
 def test_the_gpu_at_hand() -> None:
     named = local_gpu(spec_of(gpu="A100-80GB"))
     assert named is not None and named.name == "a100-80gb"

@@ -86,15 +86,23 @@ def problems_with(peft: Peft, shape: ModelShape) -> list[str]:
 
 
 def _matrices(shape: ModelShape) -> list[_Matrix]:
-    attention = [*_latent(shape), _OUT] if shape.attention == "mla" else [_QKV, _OUT]
     router = [_ROUTER] if shape.num_experts else []
-    return [*attention, _UP if shape.model_type in _WITHOUT_GATE else _GATE_UP, _DOWN, *router]
+    return [*_attention(shape), _UP if shape.model_type in _WITHOUT_GATE else _GATE_UP, _DOWN, *router]
+
+
+def _attention(shape: ModelShape) -> list[_Matrix]:
+    return [*_latent(shape), _OUT] if shape.attention == "mla" else [_QKV, _OUT]
 
 
 def _latent(shape: ModelShape) -> list[_Matrix]:
     """Multi-head latent attention: queries in one matrix, or compressed and expanded."""
     queries = ("linear_q_down_proj", "linear_q_up_proj") if shape.query_rank else ("linear_q_proj",)
     return [matrix for matrix in _LATENT if matrix.module in queries or not matrix.module.startswith("linear_q_")]
+
+
+def _names(matrices: list[_Matrix]) -> list[str]:
+    """Hugging Face's."""
+    return [name for matrix in matrices for name in matrix.parts]
 
 
 def _parts(matrix: _Matrix, asked: list[str]) -> list[str]:
@@ -105,7 +113,7 @@ def _parts(matrix: _Matrix, asked: list[str]) -> list[str]:
 
 def _unknown(peft: Peft, shape: ModelShape) -> Iterator[str]:
     matrices, asked = _matrices(shape), peft.lora_target_modules
-    ours = [name for matrix in matrices for name in matrix.parts]
+    ours = _names(matrices)
     megatron = [name for matrix in matrices for name in (matrix.module, *matrix.parts.values())]
     wrong = [name for name in asked if name not in (*ours, *megatron, ALL)]
     if wrong or not asked:
@@ -140,18 +148,13 @@ def _fused(peft: Peft, shape: ModelShape) -> Iterator[str]:
             )
 
 
-def _attention(shape: ModelShape) -> list[str]:
-    matrices = [*_latent(shape), _OUT] if shape.attention == "mla" else [_QKV, _OUT]
-    return [name for matrix in matrices for name in matrix.parts]
-
-
 def _experts(peft: Peft, shape: ModelShape) -> Iterator[str]:
     asked = peft.lora_target_modules
     forward = [*_parts(_GATE_UP, asked), *_parts(_DOWN, asked)]
     if shape.num_experts and forward and shape.model_type not in _EXPERTS_FOR_PEFT:
         yield (
             f"--lora_target_modules {','.join(asked)}: PEFT 0.21 does not load adapters of the experts of "
-            f"{shape.architecture}; set it to {','.join(_attention(shape))}, or some of them"
+            f"{shape.architecture}; set it to {','.join(_names(_attention(shape)))}, or some of them"
         )
     elif shape.num_experts and _parts(_GATE_UP, asked) and not _parts(_DOWN, asked):
         yield (

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from raymb.gpus import Gpu
+from raymb.gpus import GIB, Gpu
 from raymb.model_shape import ModelShape
 from raymb.plan.choose import resolve
+from raymb.plan.elastic import is_elastic
 from raymb.plan.memory import estimate
 from raymb.plan.rules import Layout
 from raymb.plan.search import Candidate, candidates
@@ -17,7 +18,6 @@ NODE = 8
 """GPUs of a node where nobody says."""
 ERROR = 0.15
 """Of the estimate, at most."""
-GIB = 1 << 30
 _MOST_SIZES = 64
 """Sizes of an elastic run that are tried."""
 _FIELDS = {
@@ -65,7 +65,7 @@ def automatic(spec: RunSpec, shape: ModelShape, gpu: Gpu) -> Automatic:
     """Choose. Where no layout obeys the rules the spec comes back as it is, for the rules to say why. The layout of an
     elastic run is that of its smallest size, which has to hold the model."""
     low, high = worker_range(spec.parallel)
-    elastic = isinstance(spec.parallel.num_workers, str)
+    elastic = is_elastic(spec)
     if elastic and spec.parallel.virtual_pipeline_parallel_size == "auto":
         spec = _with(spec, {"virtual_pipeline_parallel_size": 1})  # chunks would rule sizes out
     flags = _OF_EVERY_SIZE if elastic else list(_FIELDS)
@@ -133,7 +133,7 @@ def _with(spec: RunSpec, values: Mapping[str, object]) -> RunSpec:
 
 
 def _shown(value: object) -> str:
-    return {True: "on", False: "off"}.get(value, str(value)) if isinstance(value, bool) else str(value)
+    return ("off", "on")[value] if isinstance(value, bool) else str(value)
 
 
 def described(layout: Layout) -> str:

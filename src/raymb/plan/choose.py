@@ -34,7 +34,7 @@ def resolve(spec: RunSpec, shape: ModelShape, backend: str, num_workers: int) ->
     # One chunk a stage is the plain schedule; Megatron calls that "no virtual pipeline".
     asked = parallel.virtual_pipeline_parallel_size
     virtual = None if asked in ("auto", 1) else int(asked)
-    sequence_parallel, why = _sequence_parallel(parallel.sequence_parallel, tensor)
+    in_sequence, why = sequence_parallel(parallel.sequence_parallel, tensor)
     if why:
         chosen["sequence_parallel"] = why
     micro_batch_size, why = _micro_batch_size(spec, data, pipeline, virtual, backend)
@@ -47,10 +47,10 @@ def resolve(spec: RunSpec, shape: ModelShape, backend: str, num_workers: int) ->
         virtual=virtual,
         context=context,
         expert=expert,
-        expert_tensor=expert_tensor or (1 if adapters else rules.default_expert_tensor(shape, tensor)),
+        expert_tensor=expert_tensor or rules.default_expert_tensor(shape, tensor, adapters),
         expert_tensor_given=expert_tensor is not None,
         data=data,
-        sequence_parallel=sequence_parallel,
+        sequence_parallel=in_sequence,
         first_stage=parallel.num_layers_in_first_stage,
         last_stage=parallel.num_layers_in_last_stage,
         micro_batch_size=micro_batch_size,
@@ -67,7 +67,13 @@ def resolve(spec: RunSpec, shape: ModelShape, backend: str, num_workers: int) ->
     return layout, chosen
 
 
-def _sequence_parallel(asked: bool | str, tensor: int) -> tuple[bool, str]:
+def sequence_parallel(asked: bool | str, tensor: int) -> tuple[bool, str]:
+    """(whether it is on, the reason where nobody asked).
+
+    Args:
+        asked: `auto` or what the user wants.
+        tensor: tensor parallel size.
+    """
     if asked != "auto":
         return bool(asked), ""
     if tensor == 1:

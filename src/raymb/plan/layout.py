@@ -11,7 +11,7 @@ from raymb.gpus import USUAL, Gpu, gpu_named
 from raymb.model_shape import ModelShape
 from raymb.plan import rules
 from raymb.plan.adapters import Targets, problems_with, targets_of
-from raymb.plan.automatic import automatic, per_node, too_large
+from raymb.plan.automatic import Automatic, automatic, per_node, too_large
 from raymb.plan.elastic import is_elastic, usable_layouts
 from raymb.plan.memory import estimate
 from raymb.plan.speed import step_time
@@ -128,13 +128,11 @@ def usable_plans(
         PlanError: no size is usable; with every broken rule.
     """
     backend = spec.run.backend if backend == "auto" else backend
-    chip, reasons, largest = None, {}, None
-    if backend != "cpu":
-        chip = gpu or gpu_named(USUAL)
-        choice = automatic(spec, shape, chip)
-        spec, reasons, largest = choice.spec, choice.reasons, choice.micro_batch_size
-    layouts, problems = usable_layouts(spec, shape, backend, largest)
-    if gpu is not None and chip is not None:
+    chip = None if backend == "cpu" else gpu or gpu_named(USUAL)
+    choice = automatic(spec, shape, chip) if chip else Automatic(spec, {})
+    spec = choice.spec
+    layouts, problems = usable_layouts(spec, shape, backend, choice.micro_batch_size)
+    if chip and gpu:  # nothing is too large for a GPU that is only supposed
         problems += too_large(spec, shape, gpu, layouts)
     problems += problems_with(spec.peft, shape)
     batch, packing = spec.train.global_batch_size, spec.data.packing
@@ -148,7 +146,7 @@ def usable_plans(
         raise PlanError(problems)
     elastic = list(layouts) if is_elastic(spec) else None
     return {
-        size: _plan(spec, shape, layout, reasons | chosen, rows=rows, backend=backend, elastic=elastic, gpu=chip)
+        size: _plan(spec, shape, layout, choice.reasons | chosen, rows=rows, backend=backend, elastic=elastic, gpu=chip)
         for size, (layout, chosen) in layouts.items()
     }
 
@@ -181,14 +179,14 @@ def _plan(
         expert_parallel_size=layout.expert,
         expert_tensor_parallel_size=layout.expert_tensor,
         data_parallel_size=layout.data,
-        expert_data_parallel_size=layout.num_workers // (layout.expert_tensor * layout.expert * layout.pipeline),
+        expert_data_parallel_size=layout.expert_data,
         sequence_parallel=layout.sequence_parallel,
         num_layers_in_first_stage=layout.first_stage,
         num_layers_in_last_stage=layout.last_stage,
-        layers_per_stage=layers_per_stage(layout, shape.num_layers),
+        layers_per_stage=rules.layers_per_stage(layout, shape.num_layers),
         micro_batch_size=layout.micro_batch_size,
         global_batch_size=layout.global_batch_size,
-        micro_batches=layout.global_batch_size // (layout.micro_batch_size * layout.data),
+        micro_batches=layout.micro_batches,
         seq_length=layout.seq_length,
         packing=layout.packing,
         sample_multiple=rules.sample_multiple(layout),
@@ -217,16 +215,6 @@ def _train_iters(spec: RunSpec, rows: int | None, batch: int) -> int | None:
     if spec.train.num_epochs is None:
         return spec.train.train_iters or DEFAULT_TRAIN_ITERS
     return math.ceil(spec.train.num_epochs * rows / batch) if rows else None
-
-
-def layers_per_stage(layout: rules.Layout, num_layers: int) -> list[int]:
-    """Transformer layers on each pipeline stage, first to last; the rules hold already."""
-    given = [size for size in (layout.first_stage, layout.last_stage) if size is not None]
-    middle_stages = layout.pipeline - len(given)
-    middle = [(num_layers - sum(given)) // middle_stages] * middle_stages if middle_stages else []
-    first = [layout.first_stage] if layout.first_stage is not None else []
-    last = [layout.last_stage] if layout.last_stage is not None else []
-    return first + middle + last
 
 
 def evaluation_batch(plan: dict[str, Any], copies: int, rows: int) -> tuple[int, int]:

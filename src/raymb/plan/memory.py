@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
+from raymb.gpus import GIB
 from raymb.model_parameters import is_gated
 from raymb.model_shape import ModelShape
-from raymb.plan.rules import Layout
+from raymb.plan.rules import Layout, layers_per_stage
 
 _FP32 = 4
 _NORMS = 8
@@ -18,9 +19,9 @@ _NORMS = 8
 _LOGITS = {True: 2.9, False: 5.9}
 """Tensors of vocabulary size a token. With fused cross entropy: logits, their copy by batch, their gradient;
 without it their fp32 copy and its gradient, too."""
-_CONTEXT = int(0.9 * (1 << 30))
+_CONTEXT = int(0.9 * GIB)
 """CUDA's context, cuBLAS' and cuDNN's workspaces."""
-_CHANNELS = int(0.15 * (1 << 30))
+_CHANNELS = int(0.15 * GIB)
 """NCCL's buffers of a group of workers."""
 
 
@@ -64,11 +65,11 @@ def estimate(layout: Layout, shape: ModelShape) -> Memory:
 
 def _of_stage(layout: Layout, shape: ModelShape, stage: int) -> Memory:
     last = stage == layout.pipeline - 1
-    layers = layers_of_stage(layout, shape, stage)
+    layers = layers_per_stage(layout, shape.num_layers)[stage]
     dense, experts = _weights(layout, shape, stage, layers)
     trained = (dense, experts) if layout.adapter_rank is None else (_adapters(layout, shape, layers), 0)
     adapters = 0 if layout.adapter_rank is None else trained[0]
-    shares = layout.data * layout.context, expert_data(layout)
+    shares = layout.data * layout.context, layout.expert_data
     optimizer = 12 if layout.number_bytes == 2 else 8  # weights in fp32 besides, and two moments
     moments = sum(optimizer * count / share for count, share in zip(trained, shares, strict=True))
     tokens = layout.micro_batch_size * layout.seq_length // layout.context
@@ -89,26 +90,12 @@ def _of_stage(layout: Layout, shape: ModelShape, stage: int) -> Memory:
     )
 
 
-def layers_of_stage(layout: Layout, shape: ModelShape, stage: int) -> int:
-    given = {0: layout.first_stage, layout.pipeline - 1: layout.last_stage}
-    if given.get(stage) is not None:
-        return given[stage] or 0
-    uneven = [size for size in (layout.first_stage, layout.last_stage) if size is not None]
-    return (shape.num_layers - sum(uneven)) // max(1, layout.pipeline - len(uneven))
-
-
 def _layers_in_flight(layout: Layout, layers: int, stage: int) -> float:
     """Layers' worth of activations that a stage holds at its fullest, in 1F1B or interleaved order."""
-    micro_batches = layout.global_batch_size // (layout.micro_batch_size * layout.data)
     if not layout.virtual:
-        return layers * min(layout.pipeline - stage, micro_batches)
+        return layers * min(layout.pipeline - stage, layout.micro_batches)
     chunks = 2 * (layout.pipeline - stage - 1) + (layout.virtual - 1) * layout.pipeline + 1
-    return layers / layout.virtual * min(chunks, micro_batches * layout.virtual)
-
-
-def expert_data(layout: Layout) -> int:
-    """Workers that hold the same experts of the same stage."""
-    return max(1, layout.num_workers // (layout.expert_tensor * layout.expert * layout.pipeline))
+    return layers / layout.virtual * min(chunks, layout.micro_batches * layout.virtual)
 
 
 def embedding(shape: ModelShape) -> int:

@@ -36,6 +36,23 @@ class Layout:
     adapter_rank: int | None = None
     adapter_targets: tuple[str, ...] = ()
 
+    @property
+    def micro_batches(self) -> int:
+        """Of one worker in one step."""
+        return self.global_batch_size // (self.micro_batch_size * self.data)
+
+    @property
+    def expert_data(self) -> int:
+        """Workers that hold the same experts of the same stage."""
+        return self.num_workers // (self.expert_tensor * self.expert * self.pipeline)
+
+
+def layers_per_stage(layout: Layout, num_layers: int) -> list[int]:
+    """Transformer layers on each pipeline stage, first to last, of a layout that breaks no rule."""
+    first, last = ([] if size is None else [size] for size in (layout.first_stage, layout.last_stage))
+    middle = layout.pipeline - len(first + last)
+    return [*first, *[(num_layers - sum(first + last)) // max(1, middle)] * middle, *last]
+
 
 def broken_rules(layout: Layout, shape: ModelShape) -> list[str]:
     """A sentence for every broken rule: the values, the rule, the flag to change. Empty if the layout can train."""
@@ -239,10 +256,10 @@ def _expert_sequence(layout: Layout, shape: ModelShape) -> Iterator[str]:
         yield (f"--tensor_parallel_size {layout.tensor} of a mixture-of-experts model needs --sequence_parallel true")
 
 
-def default_expert_tensor(shape: ModelShape, tensor: int) -> int:
-    """Megatron's default is the tensor parallel size, where the family can have it."""
+def default_expert_tensor(shape: ModelShape, tensor: int, adapters: bool) -> int:
+    """Megatron's default is the tensor parallel size, where the family can have it and nothing is adapted."""
     family = _ONLY_ONE.get(shape.architecture, ("", ""))
-    return 1 if not shape.num_experts or family[0] == "expert_tensor" else tensor
+    return 1 if adapters or not shape.num_experts or family[0] == "expert_tensor" else tensor
 
 
 _ONLY_ONE = {

@@ -8,6 +8,7 @@ from itertools import product
 
 from raymb.gpus import Gpu
 from raymb.model_shape import ModelShape
+from raymb.plan.choose import sequence_parallel
 from raymb.plan.memory import Memory, estimate
 from raymb.plan.rules import Layout, broken_rules, default_expert_tensor, divisors
 from raymb.plan.speed import StepTime, step_time
@@ -88,18 +89,16 @@ def _layouts(spec: RunSpec, start: Layout, shape: ModelShape, per_node: int) -> 
         whole = tensor * pipeline * context
         if workers % whole or pipeline > min(shape.num_layers, _MOST_STAGES):
             continue
-        adapters = start.adapter_rank is not None
-        inner = start.expert_tensor if start.expert_tensor_given else default_expert_tensor(shape, tensor)
-        asked = parallel.sequence_parallel
+        inner = default_expert_tensor(shape, tensor, adapters=start.adapter_rank is not None)
         layout = replace(
             start,
             tensor=tensor,
             pipeline=pipeline,
             context=context,
             expert=expert,
-            expert_tensor=1 if adapters and not start.expert_tensor_given else inner,
+            expert_tensor=start.expert_tensor if start.expert_tensor_given else inner,
             data=workers // whole,
-            sequence_parallel=tensor > 1 if asked == "auto" else bool(asked),
+            sequence_parallel=sequence_parallel(parallel.sequence_parallel, tensor)[0],
         )
         for staged in _stages(layout, shape, parallel.pipeline_parallel_size == "auto"):
             yield from _batches(spec, staged, shape)

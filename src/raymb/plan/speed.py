@@ -9,15 +9,8 @@ from dataclasses import asdict, dataclass
 
 from raymb.gpus import Gpu
 from raymb.model_shape import ModelShape
-from raymb.plan.memory import (
-    activations_a_token,
-    dense_weights,
-    embedding,
-    expert_data,
-    expert_weights,
-    layers_of_stage,
-)
-from raymb.plan.rules import Layout
+from raymb.plan.memory import activations_a_token, dense_weights, embedding, expert_weights
+from raymb.plan.rules import Layout, layers_per_stage
 
 _MATRIX = 0.52
 """Of the peak rate in large matrix products."""
@@ -65,12 +58,11 @@ def step_time(layout: Layout, shape: ModelShape, gpu: Gpu, per_node: int) -> Ste
         layout: breaks no rule.
         per_node: GPUs of a node.
     """
-    micro_batches = layout.global_batch_size // (layout.micro_batch_size * layout.data)
+    micro_batches = layout.micro_batches
     tokens = layout.micro_batch_size * layout.seq_length / layout.context
-    stage = max({0, layout.pipeline - 1}, key=lambda stage: _compute(layout, shape, gpu, stage, tokens))
-    layers = layers_of_stage(layout, shape, stage)
+    compute, layers = _slower_stage(layout, shape, gpu, tokens)
     parts = {
-        "compute": _compute(layout, shape, gpu, stage, tokens),
+        "compute": compute,
         "tensor": layers * _tensor(layout, shape, gpu, per_node, tokens),
         "context": layers * _context(layout, shape, gpu, per_node, tokens),
         "expert": layers * _expert(layout, shape, gpu, per_node, tokens),
@@ -89,27 +81,32 @@ def step_time(layout: Layout, shape: ModelShape, gpu: Gpu, per_node: int) -> Ste
     )
 
 
-def _compute(layout: Layout, shape: ModelShape, gpu: Gpu, stage: int, tokens: float) -> float:
-    """Of one micro-batch, forward and backward, on one stage."""
-    peak, layers = gpu.tflops * 2e12 / layout.number_bytes, layers_of_stage(layout, shape, stage)
+def _slower_stage(layout: Layout, shape: ModelShape, gpu: Gpu, tokens: float) -> tuple[float, int]:
+    """(seconds of one micro-batch, forward and backward, layers) of the slower one of the first and the last stage."""
+    peak, layers = gpu.tflops * 2e12 / layout.number_bytes, layers_per_stage(layout, shape.num_layers)
     matrices = 2 * _passes(layout) * tokens * _active_weights(shape) / shape.num_layers / layout.tensor
     query = shape.num_attention_heads * shape.head_dim / layout.tensor
     attention = (3.5 + (1 if layout.recompute == "full" else 0)) * 2 * layout.seq_length * query * tokens
     traffic = _TRAFFIC * tokens * activations_a_token(layout, shape)
     of_layer = matrices / (_MATRIX * peak) + attention / (_ATTENTION * peak) + traffic / gpu.bandwidth
-    seconds = layers * of_layer
-    if stage == layout.pipeline - 1:
-        numbers = tokens * shape.vocab_size / layout.tensor
-        products = 2 * (2 if layout.adapter_rank else 3) * numbers * shape.hidden_size
-        seconds += products / (_MATRIX * peak) + _LOGITS_TRAFFIC * 2 * numbers / gpu.bandwidth
+    numbers = tokens * shape.vocab_size / layout.tensor
+    products = 2 * (2 if layout.adapter_rank else 3) * numbers * shape.hidden_size
+    logits = products / (_MATRIX * peak) + _LOGITS_TRAFFIC * 2 * numbers / gpu.bandwidth
+    seconds, count = max((layers[0] * of_layer, layers[0]), (layers[-1] * of_layer + logits, layers[-1]))
     accumulated = _local_weights(layout, shape) if layout.adapter_rank is None else 0.0
-    return seconds + 10 * accumulated / gpu.bandwidth  # fp32 gradients are read and written, bf16 ones read
+    return seconds + 10 * accumulated / gpu.bandwidth, count  # fp32 gradients are read and written, bf16 ones read
 
 
 def _local_weights(layout: Layout, shape: ModelShape) -> float:
     """Of an average stage's worker, but for its experts."""
     tables = embedding(shape) * (1 if shape.tie_word_embeddings and layout.pipeline == 1 else 2)
     return (dense_weights(shape) / layout.pipeline + tables / min(2, layout.pipeline)) / layout.tensor
+
+
+def _held(layout: Layout, shape: ModelShape) -> tuple[tuple[float, int], tuple[float, int]]:
+    """(weights of a worker, workers that have the same ones), of all but the experts and of the experts."""
+    experts = expert_weights(shape) / layout.pipeline / layout.expert / layout.expert_tensor
+    return (_local_weights(layout, shape), layout.data * layout.context), (experts, layout.expert_data)
 
 
 def _passes(layout: Layout) -> int:
@@ -159,18 +156,12 @@ def _data(layout: Layout, shape: ModelShape, gpu: Gpu, per_node: int) -> float:
     """Gradients in fp32 are scattered, weights in bf16 gathered."""
     if layout.adapter_rank is not None:
         return 0.0
-    group = layout.data * layout.context
-    dense = _local_weights(layout, shape)
-    experts = expert_weights(shape) / layout.pipeline / layout.expert / layout.expert_tensor
-    inner = layout.num_workers // layout.pipeline
-    bandwidth = _bandwidth(gpu, inner, per_node)
-    shares = ((dense, group), (experts, expert_data(layout)))
-    return sum(6 * weights * (size - 1) / size / bandwidth for weights, size in shares if size > 1)
+    bandwidth = _bandwidth(gpu, layout.num_workers // layout.pipeline, per_node)
+    return sum(6 * weights * (size - 1) / size / bandwidth for weights, size in _held(layout, shape))
 
 
 def _optimizer(layout: Layout, shape: ModelShape, gpu: Gpu) -> float:
     if layout.adapter_rank is not None:
         return 1e-3
-    mine = _local_weights(layout, shape) / (layout.data * layout.context)
-    mine += expert_weights(shape) / layout.pipeline / layout.expert / layout.expert_tensor / expert_data(layout)
+    mine = sum(weights / size for weights, size in _held(layout, shape))
     return mine * (30 / gpu.bandwidth + layout.optimizer_offload / _HOST)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from raymb.gpus import gpu_named
+from raymb.gpus import GIB, gpu_named
 from raymb.model_shape import ModelShape
-from raymb.plan.automatic import GIB, described, opened, searched
+from raymb.plan.automatic import described, opened, searched
 from raymb.plan.layout import Plan
 from raymb.spec.sections import RunSpec
 
@@ -98,9 +98,10 @@ def estimate_line(plan: Plan) -> str:
 
 def better_line(plan: Plan, shape: ModelShape, spec: RunSpec) -> str:
     """The layout that `auto` would have chosen, where the user's choices cost much time; else empty."""
-    if plan.gpu is None or plan.step_time is None or plan.elastic:
+    free = opened(spec)
+    if plan.gpu is None or plan.step_time is None or plan.elastic or free == spec:
         return ""
-    best = searched(opened(spec), shape, gpu_named(plan.gpu), plan.num_workers)[0]
+    best = searched(free, shape, gpu_named(plan.gpu), plan.num_workers)[0]
     ratio = plan.step_time["total"] / best.time.total
     if ratio < _MUCH or not best.fits(gpu_named(plan.gpu)):
         return ""
