@@ -106,9 +106,9 @@ def batches(job: dict[str, Any], micro: int, device: torch.device) -> Iterator[d
         labels = torch.full((micro, length), -100)
         for place in range(micro):
             row = rows[(index + place) % len(rows)]
-            count = len(row["input_ids"])
-            ids[place, :count] = torch.as_tensor(row["input_ids"])
-            trained = torch.as_tensor(row["trained"]).bool()
+            count = min(len(row["input_ids"]), length)  # a row may have the label of its last input besides
+            ids[place, :count] = torch.as_tensor(row["input_ids"][:count])
+            trained = torch.as_tensor(row["trained"][:count]).bool()
             labels[place, :count] = torch.where(trained, ids[place, :count], -100)
         index += micro * dist.get_world_size()
         yield {"input_ids": ids.to(device, non_blocking=True), "labels": labels.to(device, non_blocking=True)}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import re
 import shlex
 import subprocess
 import sys
@@ -16,6 +14,7 @@ from statistics import median
 from typing import Any
 
 import torch
+from bench_torchrun import cause, peak, read, start, steps
 
 from raymb.cluster import Resources
 from raymb.errors import RaymbError
@@ -94,21 +93,15 @@ class _Gpus:
 def _run(trial: Trial, free: _Gpus) -> None:
     on_gpu = trial.plan.backend == "cuda"
     gpus = free.take(trial.plan.num_workers) if on_gpu else []
-    settings = {"OMP_NUM_THREADS": "1", "CUDA_DEVICE_MAX_CONNECTIONS": "1"}
-    settings |= {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
-    if on_gpu:
-        settings["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, gpus))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
-    command += [str(trial.plan.num_workers), "-m", "raymb.worker", str(trial.job)]
+    visible = {"CUDA_VISIBLE_DEVICES": ",".join(map(str, gpus))} if on_gpu else {}
     began = time.time()
-    with open(trial.log, "w", encoding="utf-8") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=os.environ | settings)
-        try:
-            trial.failed = process.wait(SECONDS) != 0
-        except subprocess.TimeoutExpired:
-            trial.failed = True
-            process.terminate()
-            process.wait()
+    process = start(trial.job, trial.log, **visible)
+    try:
+        trial.failed = process.wait(SECONDS) != 0
+    except subprocess.TimeoutExpired:
+        trial.failed = True
+        process.terminate()
+        process.wait()
     free.give_back(gpus)
     print(f"{trial.flags}: {'failed' if trial.failed else 'done'}, {time.time() - began:.0f} s", file=sys.stderr)
 
@@ -117,18 +110,16 @@ def _print(trials: list[Trial]) -> None:
     print("| layout | estimated GB | measured GB | | estimated ms | measured ms | |\n|" + "---|" * 7)
     errors: dict[str, list[float]] = {"memory": [], "time": []}
     for trial in trials:
-        text = trial.log.read_text(encoding="utf-8", errors="replace")
-        peaks = [float(size) for size in re.findall(r"mem-max-allocated-gigabytes: ([\d.]+)", text)]
-        times = [float(ms) for ms in re.findall(r"elapsed time per iteration \(ms\): ([\d.]+)", text)]
+        text = read(trial.log)
+        times = [step.seconds for step in steps(text)]
         if trial.failed or len(times) <= WARM_UP:
-            reason = "out of memory" if "OutOfMemoryError" in text else text.strip().splitlines()[-1:] or ["no output"]
-            print(f"| `{trial.flags}` | {_memory(trial.plan) / 1e9:.1f} | {reason} | | | | |")
+            print(f"| `{trial.flags}` | {_memory(trial.plan) / 1e9:.1f} | {cause(text)} | | | | |")
             continue
         cells: list[Any] = [f"`{trial.flags}`"]
         seconds = (trial.plan.step_time or {}).get("total", 0.0)
         for kind, estimated, measured, digits in (
-            ("memory", _memory(trial.plan) / 1e9, max(peaks, default=0.0), 1),
-            ("time", seconds * 1e3, median(times[WARM_UP:]), 0),
+            ("memory", _memory(trial.plan) / 1e9, peak(text) / 1e9, 1),
+            ("time", seconds * 1e3, median(times[WARM_UP:]) * 1e3, 0),
         ):
             error = estimated / measured - 1 if measured else 0.0
             cells += [f"{estimated:.{digits}f}", f"{measured:.{digits}f}", f"{error:+.1%}" if estimated else ""]

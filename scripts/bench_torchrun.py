@@ -1,0 +1,99 @@
+"""A run under Ray, its job again under bare torchrun, and what Bridge's log says of either. The benches import it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+_STEP = re.compile(
+    r"\[([\d-]{10} [\d:]{8})[^\]]*\] iteration +(\d+)/.*?elapsed time per iteration \(ms\): ([\d.]+)"
+    r".*?lm loss: ([\d.E+-]+)"
+)
+_PEAK = re.compile(r"mem-max-allocated-gigabytes: ([\d.]+)")
+_ERROR = re.compile(r"^(?:\[rank\d+\]: ?)?((?:\w+\.)*\w*(?:Error|Exception): .+)", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Step:
+    """end: Unix time, to the second. seconds: that it took. loss: nats a token."""
+
+    end: float
+    seconds: float
+    loss: float
+
+
+def finetune(work: Path, name: str, flags: Sequence[str]) -> Path:
+    """The run directory of a run under Ray that does nothing but train and log every step."""
+    own = ["--storage_path", str(work), "--experiment_name", name, "--save_interval", "0", "--eval_interval", "0"]
+    own += ["--no_export_hf", "--log_interval", "1"]
+    subprocess.run([sys.executable, "-m", "raymb", "finetune", *own, *flags], check=True, stdout=sys.stderr)
+    return work / name
+
+
+def again(run: Path, name: str) -> Path:
+    """The file of the same job with a directory of its own beside the run's."""
+    job, home = json.loads((run / "job.json").read_text(encoding="utf-8")), run.parent / name
+    job |= {"run_dir": str(home), "checkpoint_dir": str(home / "checkpoints")}
+    file = run.parent / f"{name}.json"
+    file.write_text(json.dumps(job), encoding="utf-8")
+    return file
+
+
+def start(job: Path, log: Path, program: Sequence[str] = (), **settings: str) -> subprocess.Popen[bytes]:
+    """Start a job under torchrun, in the environment that raymb gives its workers.
+
+    Args:
+        job: its file.
+        log: takes all output.
+        program: Python's arguments; default: raymb's worker.
+        settings: of the environment besides.
+    """
+    given = json.loads(job.read_text(encoding="utf-8"))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
+    command += [str(given["plan"]["num_workers"]), *(program or ["-m", "raymb.worker", str(job)])]
+    settings |= {"OMP_NUM_THREADS": str(given["threads"]), "CUDA_DEVICE_MAX_CONNECTIONS": "1"}
+    settings |= {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
+    with open(log, "w", encoding="utf-8") as output:
+        return subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=os.environ | settings)
+
+
+def finished(job: Path, log: Path, program: Sequence[str] = (), **settings: str) -> str:
+    """What a job wrote under torchrun, as for start; ends this program if the job fails."""
+    failed = start(job, log, program, **settings).wait()
+    text = read(log)
+    if failed:
+        sys.exit(f"{log.stem} failed: {cause(text)}\n{text[-4000:]}")
+    return text
+
+
+def read(log: Path) -> str:
+    return log.read_text(encoding="utf-8", errors="replace")
+
+
+def steps(text: str) -> list[Step]:
+    """Of Bridge's log, each once, though a worker's log under Ray may hold a line twice."""
+    found = {int(step): (when, ms, loss) for when, step, ms, loss in _STEP.findall(text)}
+    return [
+        Step(datetime.strptime(when, "%Y-%m-%d %H:%M:%S").timestamp(), float(ms) / 1e3, float(loss))
+        for _, (when, ms, loss) in sorted(found.items())
+    ]
+
+
+def peak(text: str) -> float:
+    """The most bytes that torch's allocator held on a rank that logs; 0 on CPUs."""
+    return 1e9 * max(map(float, _PEAK.findall(text)), default=0.0)
+
+
+def cause(text: str) -> str:
+    """Why a job failed, in a line: torchrun's own words stand below the first error."""
+    if "OutOfMemoryError" in text:
+        return "out of memory"
+    errors = _ERROR.findall(text) or text.strip().splitlines()[-1:] or ["no output"]
+    return errors[0][:200]
