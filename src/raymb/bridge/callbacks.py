@@ -16,13 +16,15 @@ from megatron.core import parallel_state
 from raymb.bridge import checkpoint, export
 from raymb.bridge.adapters import trainable_parameters
 from raymb.bridge.bad_loss import BadLossGuard, LossSum
+from raymb.bridge.collectives import largest_of_all
 from raymb.bridge.forward import TokenCounter
-from raymb.bridge.profiling import Profile, window
+from raymb.bridge.profiling import Profile
 from raymb.bridge.remote_checkpoints import RemoteCheckpoints
-from raymb.bridge.saving import Saving, largest_of_all
+from raymb.bridge.saving import Saving
 from raymb.early_stopping import has_stalled
 from raymb.job import Job
 from raymb.progress import Progress
+from raymb.spec.sections import bounds
 from raymb.stopping import StopTogether
 from raymb.written import Written
 
@@ -58,7 +60,7 @@ def make_callbacks(
         callbacks.append(TellAdapters(job, emit))
     steps = job.spec.performance.profile_steps
     if steps and torch.distributed.get_rank() == 0:
-        callbacks.append(Profile(job, *window(steps)))
+        callbacks.append(Profile(job, *bounds(steps)))
     return callbacks
 
 

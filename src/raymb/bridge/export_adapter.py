@@ -18,6 +18,7 @@ from megatron.bridge.models.conversion.peft_bridge import (
 )
 
 from raymb.bridge.adapters import Adapters, adapters_in
+from raymb.bridge.collectives import some_rank
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
@@ -66,10 +67,8 @@ def _magnitudes_as_weights(model: list[Any]) -> Iterator[bool]:
         if adapter.input_is_parallel:
             magnitude = magnitude.narrow(0, dist.get_rank(adapter.tp_group) * rows, rows)
         adapter.linear_out.weight = torch.nn.Parameter(magnitude[:, None].clone(), requires_grad=False)
-    some = torch.tensor([len(found)], device="cuda")
-    dist.all_reduce(some)
     try:
-        yield bool(some.item())
+        yield some_rank(bool(found))
     finally:
         for linear, weight in kept:
             linear.weight = weight

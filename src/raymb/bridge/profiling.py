@@ -51,9 +51,3 @@ class Profile(Callback):
         table = self.profile.key_averages().table(sort_by=order, row_limit=40)
         self.file.with_suffix("").with_suffix(".txt").write_text(table, encoding="utf-8")
         self.profile = None
-
-
-def window(asked: str) -> tuple[int, int]:
-    """(first, last) of FIRST:LAST."""
-    first, _, last = asked.partition(":")
-    return int(first), int(last)

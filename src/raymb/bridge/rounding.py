@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from megatron.bridge.models.conversion.auto_bridge import AutoBridge
 
+from raymb.bridge.collectives import some_rank
 from raymb.bridge.tensor_files import tensor_types, type_to_write
 from raymb.job import Job
 
@@ -30,10 +30,8 @@ def as_written(hf_bridge: AutoBridge, model: list[Any], job: Job) -> Iterator[bo
             if not torch.equal(rounded, parameter):
                 kept.append((parameter, parameter.detach().to("cpu", copy=True)))
                 parameter.copy_(rounded)
-        some = torch.tensor([len(kept)], device="cuda")
-        dist.all_reduce(some)
         try:
-            yield bool(some.item())
+            yield some_rank(bool(kept))
         finally:
             for parameter, was in kept:
                 parameter.copy_(was)

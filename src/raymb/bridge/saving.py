@@ -27,6 +27,7 @@ from megatron.bridge.training.checkpointing import (
 )
 
 from raymb.bridge import checkpoint
+from raymb.bridge.collectives import largest_of_all, some_rank
 from raymb.bridge.config import precision_of
 from raymb.bridge.remote_checkpoints import RemoteCheckpoints
 from raymb.errors import RunFailed
@@ -223,7 +224,7 @@ class Writes:
         """Make the checkpoint whole once every rank has written its part. Collective."""
         if self.request is None or self.written is None:
             return []
-        if not blocking and _some_rank(not self.written.done()):
+        if not blocking and some_rank(not self.written.done()):
             return []
         phase = self.saving.progress.phase
         self.saving.progress.enter("saving")
@@ -284,17 +285,6 @@ def install(saving: Saving) -> str:
 
     GlobalState.initialize_async_checkpoint_worker = initialize  # type: ignore[method-assign]
     return f"{__name__}.{Manager.__name__}"
-
-
-def largest_of_all(value: float) -> float:
-    """The largest value of any rank. Collective."""
-    tensor = torch.tensor([value], dtype=torch.float64, device="cuda")
-    dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
-    return tensor.item()
-
-
-def _some_rank(condition: bool) -> bool:
-    return largest_of_all(float(condition)) > 0
 
 
 def _own_copies(buckets: list[Any]) -> list[Any]:

@@ -6,7 +6,7 @@ import re
 import string
 from collections.abc import Iterator
 
-from raymb.spec.sections import Checkpoint, Data, Parallel, Peft, Performance, RunSpec, worker_range
+from raymb.spec.sections import Checkpoint, Data, Parallel, Peft, Performance, RunSpec, bounds, worker_range
 
 
 def conflicts(spec: RunSpec) -> list[str]:
@@ -76,8 +76,8 @@ def _exports(spec: RunSpec) -> Iterator[str]:
 def _performance(performance: Performance) -> Iterator[str]:
     if performance.overlap_param_gather and not performance.overlap_grad_reduce:
         yield "--overlap_param_gather needs --overlap_grad_reduce, too"
-    first, _, last = (performance.profile_steps or "1:1").partition(":")
-    if int(first) > int(last):
+    first, last = bounds(performance.profile_steps or 1)
+    if first > last:
         yield f"--profile_steps {first}:{last} is FIRST:LAST, and {first} is more than {last}; write {last}:{first}"
 
 
