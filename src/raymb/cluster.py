@@ -90,6 +90,8 @@ def connect(spec: RunSpec) -> Iterator[Cluster]:
         return
     address = spec.cluster.ray_address or os.environ.get("RAY_ADDRESS")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # leave CUDA_VISIBLE_DEVICES to the user
+    # A process for every core of the machine would be started ahead, and stay idle.
+    os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
     if address:
         _check_reachable(address)
     importing = threading.Thread(target=_import_ray_train, daemon=True)

@@ -18,9 +18,8 @@ from typing import Any
 
 import ray
 from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchTrainer
 from ray.train.v2._internal import constants
-from ray.train.v2._internal.execution.callback import WorkerCallback
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raymb.accelerator import ACCELERATORS
@@ -31,6 +30,7 @@ from raymb.remote import Remote
 from raymb.run_dir import RunDir
 from raymb.telemetry.hub import Hub
 from raymb.worker import train_under_ray
+from raymb.worker_setup import ProcessGroupConfig, SigtermCallback
 
 SECONDS_BETWEEN_RESIZES = 30.0
 """How often an elastic run asks for more workers. A resize costs a start of the workers."""
@@ -76,17 +76,6 @@ class RaymbTrainer(TorchTrainer):
             return super()._initialize_and_run_controller(**{**settings, **self.policies})
 
 
-class SigtermCallback(WorkerCallback):
-    """Makes SIGTERM to a worker a stop with a checkpoint. Runs on the worker's main thread, where alone a handler can
-    be installed, before the training begins on another one."""
-
-    def after_init_train_context(self) -> None:
-        from raymb.interrupt import ask_on_sigterm
-
-        with contextlib.suppress(ValueError):
-            ask_on_sigterm()
-
-
 def make_trainer(job: Job, cluster: Cluster, resources: Resources, place: RunDir) -> RaymbTrainer:
     """The trainer whose fit() runs a job with these resources for each worker."""
     logging.getLogger("ray.train").setLevel(logging.WARNING)
@@ -108,7 +97,7 @@ def make_trainer(job: Job, cluster: Cluster, resources: Resources, place: RunDir
         policies=policies,
         settings=_settings(job),
         train_loop_config={"job": job.to_json(), "hub": hub},
-        torch_config=TorchConfig(backend=ACCELERATORS[job.backend].distributed_backend),
+        torch_config=ProcessGroupConfig(ACCELERATORS[job.backend].distributed_backend),  # type: ignore[arg-type]
         scaling_config=scaling,
         run_config=RunConfig(
             # Ray Train's own directory is the run directory: a checkpoint can only be registered from inside it.
@@ -146,7 +135,7 @@ def _scaling(job: Job, resources: Resources) -> ScalingConfig:
 
 def _settings(job: Job) -> dict[str, str]:
     """Ray Train's own variables, which its controller reads."""
-    settings = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5"}  # of the controller, off the step's path
+    settings = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1"}  # a question costs a worker 10 ms of Python
     if timeout := job.spec.resilience.hang_timeout:  # a worker whose whole process is stopped answers nobody
         settings["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(min(600.0, max(60.0, timeout)))
     if len(job.plans) > 1:
