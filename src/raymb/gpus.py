@@ -18,6 +18,7 @@ class Gpu:
         tflops: dense bf16 peak, TFLOP/s.
         bandwidth: of its memory, bytes/s.
         link: to the other GPUs of its node, bytes/s in one direction.
+        fp8: the values of --precision in FP8 that it can compute in.
     """
 
     name: str
@@ -26,6 +27,7 @@ class Gpu:
     tflops: float
     bandwidth: float
     link: float
+    fp8: tuple[str, ...]
 
 
 GIB = 1 << 30
@@ -33,26 +35,31 @@ GIB = 1 << 30
 _TB, _GB = 1e12, 1e9
 
 
-def _gpu(name: str, device: str, gib: float, tflops: float, terabytes: float, link: float) -> Gpu:
-    return Gpu(name, device, int(gib * GIB), tflops, terabytes * _TB, link * _GB)
+_BLACKWELL = _ADA = ("fp8",)
+_HOPPER = ("fp8", "fp8_blockwise")
+_AMPERE = ()
+
+
+def _gpu(name: str, device: str, gib: float, tflops: float, terabytes: float, link: float, fp8: tuple[str, ...]) -> Gpu:
+    return Gpu(name, device, int(gib * GIB), tflops, terabytes * _TB, link * _GB, fp8)
 
 
 GPUS = [
-    _gpu("gb200", "GB200", 184.0, 2500.0, 8.0, 900),
-    _gpu("b200", "B200", 179.0, 2250.0, 8.0, 900),
-    _gpu("gh200-96gb", "GH200", 94.5, 989.4, 4.0, 450),
-    _gpu("h200-nvl", "H200 NVL", 139.8, 835.5, 4.8, 450),
-    _gpu("h200", "H200", 139.8, 989.4, 4.8, 450),
-    _gpu("h100-pcie", "H100 PCIe", 79.2, 756.0, 2.0, 64),
-    _gpu("h100-nvl", "H100 NVL", 93.1, 835.5, 3.9, 300),
-    _gpu("h100-80gb", "H100", 79.2, 989.4, 3.35, 450),
-    _gpu("h20", "H20", 95.1, 148.0, 4.0, 450),
-    _gpu("a100-40gb", "A100-SXM4-40GB", 39.4, 312.0, 1.55, 300),
-    _gpu("a100-80gb", "A100", 79.2, 312.0, 2.0, 300),
-    _gpu("l40s", "L40S", 44.4, 362.05, 0.864, 32),
-    _gpu("l40", "L40", 44.4, 181.05, 0.864, 32),
-    _gpu("l4", "L4", 22.2, 121.0, 0.3, 32),
-    _gpu("a10g", "A10G", 22.1, 70.0, 0.6, 32),
+    _gpu("gb200", "GB200", 184.0, 2500.0, 8.0, 900, _BLACKWELL),
+    _gpu("b200", "B200", 179.0, 2250.0, 8.0, 900, _BLACKWELL),
+    _gpu("gh200-96gb", "GH200", 94.5, 989.4, 4.0, 450, _HOPPER),
+    _gpu("h200-nvl", "H200 NVL", 139.8, 835.5, 4.8, 450, _HOPPER),
+    _gpu("h200", "H200", 139.8, 989.4, 4.8, 450, _HOPPER),
+    _gpu("h100-pcie", "H100 PCIe", 79.2, 756.0, 2.0, 64, _HOPPER),
+    _gpu("h100-nvl", "H100 NVL", 93.1, 835.5, 3.9, 300, _HOPPER),
+    _gpu("h100-80gb", "H100", 79.2, 989.4, 3.35, 450, _HOPPER),
+    _gpu("h20", "H20", 95.1, 148.0, 4.0, 450, _HOPPER),
+    _gpu("a100-40gb", "A100-SXM4-40GB", 39.4, 312.0, 1.55, 300, _AMPERE),
+    _gpu("a100-80gb", "A100", 79.2, 312.0, 2.0, 300, _AMPERE),
+    _gpu("l40s", "L40S", 44.4, 362.05, 0.864, 32, _ADA),
+    _gpu("l40", "L40", 44.4, 181.05, 0.864, 32, _ADA),
+    _gpu("l4", "L4", 22.2, 121.0, 0.3, 32, _ADA),
+    _gpu("a10g", "A10G", 22.1, 70.0, 0.6, 32, _AMPERE),
 ]
 """A longer device name stands before the shorter one that it contains."""
 USUAL = "h100-80gb"

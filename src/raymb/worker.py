@@ -119,9 +119,10 @@ def activate(job: Job) -> None:
     imports.install()
     ACCELERATORS[job.backend].activate()
     imports.load_family(job.architecture)
-    from raymb.bridge import fixes
+    from raymb.bridge import fixes, fusions
 
     fixes.apply_all()
+    fusions.install()
 
 
 def activate_alone(job: Job) -> None:
@@ -159,7 +160,7 @@ def train_under_ray(config: dict[str, Any]) -> None:
     stop = make_stop()
     sender.on_command, sender.on_tick = stop.ask, lambda: stop.ask("preemption") if _preempted() else None
     # SIGTERM, which systems send before they take a machine away. The handler was installed when the process began
-    # (raymb.trainer): only its main thread can do that, and this is another one.
+    # (raymb.worker_setup): only its main thread can do that, and this is another one.
     interrupt.on_sigterm = lambda: stop.ask("preemption")
     peers = _processes_of_this_host(rank)
     watch = HangWatch(
@@ -198,7 +199,7 @@ def make_stop() -> Any:
 
 
 def join_process_group(backend: str, device: Any) -> None:
-    """Bridge skips its own init, device choice and barrier when the group exists, as it does under Ray Train."""
+    """Bridge skips its own init, device choice and barrier when the group exists."""
     import torch.distributed as dist
 
     if not dist.is_initialized():

@@ -19,21 +19,39 @@ from megatron.bridge.training.config import (
     TrainingConfig,
     ValidationConfig,
 )
+from megatron.bridge.training.mixed_precision import MixedPrecisionConfig, get_mixed_precision_config
 
 from raymb.accelerator import ACCELERATORS, Accelerator
 from raymb.bridge import fixes
 from raymb.bridge.adapters import make_adapters
 from raymb.bridge.checkpoint import left_out
 from raymb.bridge.dataset import PreparedRowsConfig
+from raymb.bridge.fusions import fusion_settings
 from raymb.errors import SpecError
 from raymb.job import Job
 from raymb.plan.layout import evaluation_batch
 
+_FP8_RECIPES = {
+    "fp8": "bf16_with_fp8_current_scaling_mixed",
+    "fp8_blockwise": "bf16_with_fp8_subchannel_scaling_mixed",
+}
+
 
 def precision_of(job: Job) -> str:
-    """bf16 or fp32."""
+    """bf16 or fp32: of the weights, and of what is not computed in FP8."""
     asked = job.spec.train.precision
+    if asked in _FP8_RECIPES:
+        return "bf16"
     return ACCELERATORS[job.backend].precision if asked == "auto" else asked
+
+
+def _mixed_precision(job: Job, precision: str) -> MixedPrecisionConfig | None:
+    """Bridge's recipe. FP8 set on the provider alone would be overridden by it without a word."""
+    if precision == "fp32":
+        return None
+    recipe = get_mixed_precision_config(_FP8_RECIPES.get(job.spec.train.precision, "bf16_mixed"))
+    recipe.fp8_param_gather = False  # weights stay bf16, so that checkpoints and exports are those of a bf16 run
+    return recipe
 
 
 def build_config(
@@ -72,7 +90,7 @@ def build_config(
         rng=RNGConfig(seed=job.spec.train.seed),
         dist=DistributedInitConfig(),
         peft=adapters,
-        mixed_precision="bf16_mixed" if precision == "bf16" else None,
+        mixed_precision=_mixed_precision(job, precision),
     )
     config.rerun_state_machine.check_for_nan_in_loss = False  # for the same reason
     for path, value in accelerator.config_settings().items():
@@ -123,7 +141,7 @@ def _model(job: Job, hf_bridge: AutoBridge, accelerator: Accelerator, precision:
         "calculate_per_token_loss": True,
         # Bridge 0.6.2 pads a vocabulary only if the model's config leaves its size open, which it never does.
         "vocab_size": plan["padded_vocab_size"],
-        "gradient_accumulation_fusion": fixes.can_fuse_gradient_accumulation(),
+        **fusion_settings(provider, job.spec.performance, precision),
         **_precision(precision),
         **_interleaving(plan["virtual_pipeline_parallel_size"]),
         **_recompute(plan.get("recompute", "none")),
@@ -132,6 +150,8 @@ def _model(job: Job, hf_bridge: AutoBridge, accelerator: Accelerator, precision:
         "cross_entropy_fusion_impl": "te",
         **accelerator.model_settings(),
     }
+    if job.spec.train.precision in _FP8_RECIPES and getattr(provider, "num_moe_experts", None):
+        settings["moe_router_padding_for_quantization"] = True  # an expert's tokens, to multiples that FP8 can multiply
     if plan["adapters"] and getattr(provider, "moe_router_enable_expert_bias", False):
         settings["moe_router_bias_update_rate"] = 0.0  # part of the model, which is frozen and not exported
     for name, value in settings.items():

@@ -6,12 +6,9 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
-import logging
 import queue
 from pathlib import Path
 from typing import Any
-
-logger = logging.getLogger(__name__)
 
 
 def apply_all() -> None:
@@ -29,17 +26,6 @@ def skip_compiling_shipped_helpers() -> None:
         importlib.import_module("megatron.core.datasets.helpers_cpp")
         initialize = importlib.import_module("megatron.bridge.training.initialize")
         initialize.compile_helpers = lambda: None  # type: ignore[attr-defined]
-
-
-def can_fuse_gradient_accumulation() -> bool:
-    """megatron-bridge 0.6.2 turns gradient_accumulation_fusion on by default; without APEX's kernel the first forward
-    pass of the output layer raises."""
-    try:
-        importlib.import_module("fused_weight_gradient_mlp_cuda")
-    except ImportError:
-        logger.info("gradient_accumulation_fusion is off: APEX (fused_weight_gradient_mlp_cuda) is not installed")
-        return False
-    return True
 
 
 def keep_write_results_in_process() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 _CUDA_KERNELS = (
+    "apply_rope_fusion",
     "gradient_accumulation_fusion",
     "masked_softmax_fusion",
     "moe_router_fusion",

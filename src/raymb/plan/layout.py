@@ -14,6 +14,7 @@ from raymb.plan.adapters import Targets, problems_with, targets_of
 from raymb.plan.automatic import Automatic, automatic, per_node, too_large
 from raymb.plan.elastic import is_elastic, usable_layouts
 from raymb.plan.memory import estimate
+from raymb.plan.precision import precision_problems
 from raymb.plan.speed import step_time
 from raymb.spec.sections import RunSpec
 
@@ -135,6 +136,9 @@ def usable_plans(
     if chip and gpu:  # nothing is too large for a GPU that is only supposed
         problems += too_large(spec, shape, gpu, layouts)
     problems += problems_with(spec.peft, shape)
+    if layouts:
+        layout = layouts[max(layouts)][0]
+        problems += precision_problems(spec.train.precision, backend, gpu, layout, shape)
     batch, packing = spec.train.global_batch_size, spec.data.packing
     if rows is not None and rows < batch:
         kind, or_else = ("packed ", ", or leave --packing out") if packing else ("", "")

@@ -121,10 +121,15 @@ class Parallel(Section):
     """Uneven pipeline: layers on the last stage."""
 
 
-def worker_range(parallel: Parallel) -> tuple[int, int]:
-    """(MIN, MAX) of --num_workers; a fixed size is both."""
-    low, _, high = str(parallel.num_workers).partition(":")
+def bounds(text: object) -> tuple[int, int]:
+    """The two numbers of LOW:HIGH; a number alone is both."""
+    low, _, high = str(text).partition(":")
     return int(low), int(high or low)
+
+
+def worker_range(parallel: Parallel) -> tuple[int, int]:
+    """(MIN, MAX) of --num_workers."""
+    return bounds(parallel.num_workers)
 
 
 class Train(Section):
@@ -136,8 +141,17 @@ class Train(Section):
     """Samples in an optimizer step, over all workers."""
     micro_batch_size: AutoSize = bridge("train.micro_batch_size", "validation.eval_micro_batch_size", default="auto")
     """Samples in one forward and backward pass of a worker."""
-    precision: Literal["auto", "bf16", "fp32"] = bridge("mixed_precision", "model.bf16", "model.fp16", default="auto")
-    """auto: bf16 on CUDA, fp32 on CPU."""
+    precision: Literal["auto", "bf16", "fp32", "fp8", "fp8_blockwise"] = bridge(
+        "mixed_precision",
+        "model.bf16",
+        "model.fp16",
+        "model.fp8",
+        "model.fp8_recipe",
+        "model.fp8_param",
+        default="auto",
+    )
+    """auto: bf16 on CUDA, fp32 on CPU. fp8: bf16 weights, matrix products in FP8 but those of the first and the last
+    layer, a scale a tensor (Hopper, Ada or later); fp8_blockwise: a scale a block (Hopper)."""
     recompute: Literal["auto", "none", "selective", "full"] = bridge(
         "model.recompute_granularity", "model.recompute_method", "model.recompute_num_layers", default="auto"
     )
@@ -237,6 +251,12 @@ class Performance(Section):
         "model.cross_entropy_loss_fusion", "model.cross_entropy_fusion_impl", default=True
     )
     """Loss by Transformer Engine's fused kernel, without a copy of the logits in fp32."""
+    fused_activation: bool = bridge("model.bias_activation_fusion", default=True)
+    """SwiGLU by one fused kernel, without a copy of its inner values."""
+    fused_rope: bool = bridge("model.apply_rope_fusion", default=True)
+    """Rotary positions by Transformer Engine's fused kernel."""
+    fused_gradient_accumulation: bool = bridge("model.gradient_accumulation_fusion", default=True)
+    """Add a weight's gradient to the gradients within its matrix product."""
     overlap_grad_reduce: bool = bridge("ddp.overlap_grad_reduce", default=False)
     """Reduce gradients over data parallel workers while the backward pass goes on."""
     overlap_param_gather: bool = bridge("ddp.overlap_param_gather", default=False)
