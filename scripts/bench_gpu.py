@@ -37,15 +37,19 @@ class Result:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--sides", default=",".join(SIDES), help="which, in which order")
+    parser.add_argument("--sides", default=",".join(SIDES), help="which, in which order, behind raymb")
+    parser.add_argument("--warm", action="store_true", help="start raymb once before, so that nothing is compiled anew")
     given, flags = parser.parse_known_args()
     with tempfile.TemporaryDirectory(prefix="bench-gpu-") as work:
-        results: dict[str, Result] = {}
-        sides = given.sides.split(",")
-        for side in ["raymb", *(side for side in sides if side != "raymb")]:
-            print(f"{SIDES[side]} ...", file=sys.stderr, flush=True)
-            results[side] = _raymb(Path(work), flags) if side == "raymb" else _torchrun(Path(work), side)
-        _print(Path(work), results, " ".join(flags))
+        if given.warm:
+            finetune(Path(work), "warm-up", [*flags, "--train_iters", "2"])
+        ours = _raymb(Path(work), flags)
+        table = _Table(Path(work), " ".join(flags))
+        table.print("raymb", ours)
+        for side in given.sides.split(","):
+            if side != "raymb":
+                table.print(side, result := _torchrun(Path(work), side))
+                print(f"    raymb is {result.step / ours.step:.3f} times as fast", file=sys.stderr, flush=True)
 
 
 def _raymb(work: Path, flags: list[str]) -> Result:
@@ -83,26 +87,26 @@ def _of_hugging_face(text: str, began: float) -> Result:
     return Result(median(seconds[WARM_UP:]), records[0]["time"] - began, last["memory"], last["loss"])
 
 
-def _print(work: Path, results: dict[str, Result], flags: str) -> None:
-    """Floating-point operations are counted once, by Megatron's formula, for all sides."""
-    plan = json.loads((work / "raymb" / "plan.json").read_text(encoding="utf-8"))
-    last = _records(work / "raymb")[-1]
-    chip = plan["gpu"] if "mfu" in last else plan["backend"]  # the plan supposes one where nobody knows it
-    tokens = plan["global_batch_size"] * plan["seq_length"] / plan["num_workers"]
-    sizes = {"TP": "tensor", "PP": "pipeline", "CP": "context", "DP": "data"}
-    layout = " x ".join(f"{short}{plan[f'{name}_parallel_size']}" for short, name in sizes.items())
-    print(f"{datetime.now():%Y-%m-%d}, {plan['num_workers']} x {chip}, raymb's layout {layout}, micro batch "
-          f"{plan['micro_batch_size']}\n`{flags}`\n")  # fmt: skip
-    print("| | ms a step | tokens/s/GPU | TFLOP/s | MFU | peak GB | start, s | last loss |\n" + "|---" * 8 + "|")
-    for side, one in results.items():
-        speed = last["step_seconds"] / one.step  # beside the step that the operations were counted of
-        rate = last["tflops_per_worker"] * speed
-        mfu = f"{last['mfu'] * speed:.1%}" if "mfu" in last else "-"
-        print(f"| {SIDES[side]} | {one.step * 1e3:.1f} | {tokens / one.step:,.0f} | {rate:.4g} | {mfu} | "
-              f"{one.memory / 1e9:.1f} | {one.start:.1f} | {one.loss:.4f} |")  # fmt: skip
-    for side, one in results.items():
-        if side != "raymb":
-            print(f"raymb against {SIDES[side]}: {one.step / results['raymb'].step:.3f} times as fast")
+class _Table:
+    """Prints a row as soon as a side is done. Floating-point operations are counted once, by Megatron's formula."""
+
+    def __init__(self, work: Path, flags: str):
+        plan = json.loads((work / "raymb" / "plan.json").read_text(encoding="utf-8"))
+        self.last = _records(work / "raymb")[-1]
+        chip = plan["gpu"] if "mfu" in self.last else plan["backend"]  # the plan supposes one where nobody knows it
+        self.tokens = plan["global_batch_size"] * plan["seq_length"] / plan["num_workers"]
+        sizes = {"TP": "tensor", "PP": "pipeline", "CP": "context", "DP": "data"}
+        layout = " x ".join(f"{short}{plan[f'{name}_parallel_size']}" for short, name in sizes.items())
+        print(f"{datetime.now():%Y-%m-%d}, {plan['num_workers']} x {chip}, raymb's layout {layout}, micro batch "
+              f"{plan['micro_batch_size']}\n`{flags}`\n")  # fmt: skip
+        print("| | ms a step | tokens/s/GPU | TFLOP/s | MFU | peak GB | start, s | last loss |\n" + "|---" * 8 + "|")
+
+    def print(self, side: str, one: Result) -> None:
+        speed = self.last["step_seconds"] / one.step  # beside the step that the operations were counted of
+        rate = self.last["tflops_per_worker"] * speed
+        mfu = f"{self.last['mfu'] * speed:.1%}" if "mfu" in self.last else "-"
+        print(f"| {SIDES[side]} | {one.step * 1e3:.1f} | {self.tokens / one.step:,.0f} | {rate:.4g} | {mfu} | "
+              f"{one.memory / 1e9:.1f} | {one.start:.1f} | {one.loss:.4f} |", flush=True)  # fmt: skip
 
 
 if __name__ == "__main__":

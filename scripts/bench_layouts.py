@@ -1,4 +1,4 @@
-"""Runs layouts side by side on the GPUs of one machine, and prints what was estimated and what was measured."""
+"""What scripts/bench-layouts runs."""
 
 from __future__ import annotations
 
@@ -7,14 +7,12 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import torch
-from bench_torchrun import cause, peak, read, start, steps
+from bench_torchrun import END_OF_JOB, cause, peak, start, steps
 
 from raymb.cluster import Resources
 from raymb.errors import RaymbError
@@ -24,18 +22,17 @@ from raymb.preflight import preflight
 from raymb.run_dir import RunDir
 from raymb.spec import load_spec
 
-STEPS, WARM_UP, SECONDS = 8, 3, 240
+STEPS, WARM_UP, SECONDS = 7, 2, 240
 
 
 @dataclass
 class Trial:
-    """A layout on its way: plan and job file, then its log."""
+    """A layout: its flags, plan and job file, and what the job has written."""
 
     flags: str
     plan: Plan
     job: Path
-    log: Path
-    failed: bool = False
+    lines: list[str] = field(default_factory=list)
 
 
 def main() -> None:
@@ -43,97 +40,97 @@ def main() -> None:
     if "--" not in words:
         sys.exit(__doc__)
     common, layouts = words[: words.index("--")], words[words.index("--") + 1 :]
+    print("| layout | estimated GB | measured GB | | estimated ms | measured ms | |\n|" + "---|" * 7, flush=True)
     with tempfile.TemporaryDirectory(prefix="bench-layouts-") as work:
         trials = [_prepare(Path(work), number, common, flags) for number, flags in enumerate(layouts)]
-        free = _Gpus()
-        threads = [threading.Thread(target=_run, args=(trial, free)) for trial in trials]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        _print(trials)
+        for size in sorted({trial.plan.num_workers for trial in trials}):
+            _run_all(size, [trial for trial in trials if trial.plan.num_workers == size])
+    for kind in ("memory", "time"):
+        errors = [abs(error) for trial in trials if (error := _errors(trial)[kind]) is not None]
+        if errors:
+            print(f"{kind}: median error {median(errors):.1%}, worst {max(errors):.1%}, of {len(errors)}")
 
 
 def _prepare(work: Path, number: int, common: list[str], flags: str) -> Trial:
     given = {"train_iters": STEPS, "save_interval": 0, "eval_interval": 0, "log_interval": 1, "export_hf": False}
-    given |= {"storage_path": work, "experiment_name": f"layout-{number}", **_pairs([*common, *shlex.split(flags)])}
-    checked = preflight(load_spec({name: str(value) for name, value in given.items()}))
+    given |= {"storage_path": work, "experiment_name": f"layout-{number}"}
+    words = [*common, *shlex.split(flags)]
+    overrides = [word for word in words if "=" in word and not word.startswith("--")]
+    words = [word for word in words if word not in overrides]
+    given |= {name.removeprefix("--"): value for name, value in zip(words[::2], words[1::2], strict=True)}
+    checked = preflight(load_spec({name: str(value) for name, value in given.items()}, overrides=overrides))
     place = RunDir.of(checked.spec, f"layout-{number}")
     place.path.mkdir(parents=True)
     plan = checked.plan
     job = job_of(checked, {plan.num_workers: plan}, plan.backend, Resources(1.0, 1, 1), place)
     place.job.write_text(job.to_json(), encoding="utf-8")
-    return Trial(flags, plan, place.job, work / f"{number}.log")
+    return Trial(flags, plan, place.job)
 
 
-def _pairs(words: list[str]) -> dict[str, str]:
-    """--name value ... as a mapping."""
-    return {name.removeprefix("--"): value for name, value in zip(words[::2], words[1::2], strict=True)}
+def _run_all(size: int, trials: list[Trial]) -> None:
+    """On as many groups of GPUs side by side as there are."""
+    on_gpu = trials[0].plan.backend == "cuda"
+    groups = max(1, torch.cuda.device_count() // size) if on_gpu else 1
+    threads = []
+    for group in range(groups):
+        gpus = ",".join(str(gpu) for gpu in range(group * size, (group + 1) * size))
+        threads.append(threading.Thread(target=_run, args=(trials[group::groups], gpus if on_gpu else None)))
+        threads[-1].start()
+    for thread in threads:
+        thread.join()
 
 
-class _Gpus:
-    """Hands GPUs to layouts, each to one at a time."""
-
-    def __init__(self) -> None:
-        self.free = list(range(torch.cuda.device_count()))
-        self.changed = threading.Condition()
-
-    def take(self, count: int) -> list[int]:
-        with self.changed:
-            self.changed.wait_for(lambda: len(self.free) >= count)
-            taken, self.free = self.free[:count], self.free[count:]
-            return taken
-
-    def give_back(self, gpus: list[int]) -> None:
-        with self.changed:
-            self.free += gpus
-            self.changed.notify_all()
-
-
-def _run(trial: Trial, free: _Gpus) -> None:
-    on_gpu = trial.plan.backend == "cuda"
-    gpus = free.take(trial.plan.num_workers) if on_gpu else []
-    visible = {"CUDA_VISIBLE_DEVICES": ",".join(map(str, gpus))} if on_gpu else {}
-    began = time.time()
-    process = start(trial.job, trial.log, **visible)
-    try:
-        trial.failed = process.wait(SECONDS) != 0
-    except subprocess.TimeoutExpired:
-        trial.failed = True
-        process.terminate()
-        process.wait()
-    free.give_back(gpus)
-    print(f"{trial.flags}: {'failed' if trial.failed else 'done'}, {time.time() - began:.0f} s", file=sys.stderr)
+def _run(trials: list[Trial], gpus: str | None) -> None:
+    """One process for each GPU trains all trials; after one that fails new processes train the rest."""
+    while trials:
+        visible = {"CUDA_VISIBLE_DEVICES": gpus} if gpus else {}
+        process = start([trial.job for trial in trials], subprocess.PIPE, **visible)
+        assert process.stdout is not None
+        timer = threading.Timer(SECONDS * len(trials), process.terminate)
+        timer.start()
+        for line in process.stdout:
+            if trials:
+                trials[0].lines.append(line)
+            if line.startswith(END_OF_JOB):
+                _print(trials.pop(0))
+        timer.cancel()
+        if process.wait() and trials:
+            _print(trials.pop(0))
 
 
-def _print(trials: list[Trial]) -> None:
-    print("| layout | estimated GB | measured GB | | estimated ms | measured ms | |\n|" + "---|" * 7)
-    errors: dict[str, list[float]] = {"memory": [], "time": []}
-    for trial in trials:
-        text = read(trial.log)
-        times = [step.seconds for step in steps(text)]
-        if trial.failed or len(times) <= WARM_UP:
-            print(f"| `{trial.flags}` | {_memory(trial.plan) / 1e9:.1f} | {cause(text)} | | | | |")
-            continue
-        cells: list[Any] = [f"`{trial.flags}`"]
-        seconds = (trial.plan.step_time or {}).get("total", 0.0)
-        for kind, estimated, measured, digits in (
-            ("memory", _memory(trial.plan) / 1e9, peak(text) / 1e9, 1),
-            ("time", seconds * 1e3, median(times[WARM_UP:]) * 1e3, 0),
-        ):
-            error = estimated / measured - 1 if measured else 0.0
-            cells += [f"{estimated:.{digits}f}", f"{measured:.{digits}f}", f"{error:+.1%}" if estimated else ""]
-            if estimated and measured:
-                errors[kind].append(abs(error))
-        print(f"| {' | '.join(cells)} |")
-    for kind, found in errors.items():
-        if found:
-            print(f"{kind}: median error {median(found):.1%}, worst {max(found):.1%}, of {len(found)}")
+def _print(trial: Trial) -> None:
+    estimated, measured, errors = _estimated(trial), _measured(trial), _errors(trial)
+    cells = [f"`{trial.flags}`"]
+    for kind, unit, digits in (("memory", 1e9, 1), ("time", 1e-3, 0)):
+        cells.append(f"{estimated[kind] / unit:.{digits}f}")
+        cells.append(f"{measured[kind] / unit:.{digits}f}" if measured[kind] else "")
+        cells.append("" if errors[kind] is None else f"{errors[kind]:+.1%}")
+    if not measured["time"]:
+        cells[2] = cause("".join(trial.lines))
+    print(f"| {' | '.join(cells)} |", flush=True)
 
 
-def _memory(plan: Plan) -> int:
-    """What torch's allocator should have at its peak."""
-    return plan.memory["total"] - plan.memory["context"] if plan.memory else 0
+def _estimated(trial: Trial) -> dict[str, float]:
+    """Bytes of torch's allocator at its peak, and seconds of a step; 0 where the plan has none, as on CPUs."""
+    memory, seconds = trial.plan.memory, trial.plan.step_time
+    return {
+        "memory": memory["total"] - memory["context"] if memory else 0.0,
+        "time": seconds["total"] if seconds else 0.0,
+    }
+
+
+def _measured(trial: Trial) -> dict[str, float]:
+    """The same; 0 where nothing was measured."""
+    text = "".join(trial.lines)
+    times = [step.seconds for step in steps(text)][WARM_UP:]
+    return {"memory": peak(text), "time": median(times) if times else 0.0}
+
+
+def _errors(trial: Trial) -> dict[str, float | None]:
+    estimated, measured = _estimated(trial), _measured(trial)
+    return {
+        kind: estimated[kind] / measured[kind] - 1 if estimated[kind] and measured[kind] else None for kind in measured
+    }
 
 
 if __name__ == "__main__":

@@ -11,12 +11,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from subprocess import STDOUT, Popen
+from typing import IO
 
 _STEP = re.compile(
     r"\[([\d-]{10} [\d:]{8})[^\]]*\] iteration +(\d+)/.*?elapsed time per iteration \(ms\): ([\d.]+)"
     r".*?lm loss: ([\d.E+-]+)"
 )
-_PEAK = re.compile(r"mem-max-allocated-gigabytes: ([\d.]+)")
+END_OF_JOB = '{"job": '
+"""What the line begins with that raymb.worker prints behind a job."""
 _ERROR = re.compile(r"^(?:\[rank\d+\]: ?)?((?:\w+\.)*\w*(?:Error|Exception): .+)", re.MULTILINE)
 
 
@@ -46,27 +49,27 @@ def again(run: Path, name: str) -> Path:
     return file
 
 
-def start(job: Path, log: Path, program: Sequence[str] = (), **settings: str) -> subprocess.Popen[bytes]:
-    """Start a job under torchrun, in the environment that raymb gives its workers.
+def start(jobs: Sequence[Path], output: IO[str] | int, program: Sequence[str] = (), **settings: str) -> Popen[str]:
+    """Start jobs of one size under torchrun, one after the other, in the environment that raymb gives its workers.
 
     Args:
-        job: its file.
-        log: takes all output.
+        jobs: their files.
+        output: takes all output, as for Popen.
         program: Python's arguments; default: raymb's worker.
-        settings: of the environment besides.
+        settings: of the environment besides; the user's own come before.
     """
-    given = json.loads(job.read_text(encoding="utf-8"))
+    given = json.loads(jobs[0].read_text(encoding="utf-8"))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
-    command += [str(given["plan"]["num_workers"]), *(program or ["-m", "raymb.worker", str(job)])]
-    settings |= {"OMP_NUM_THREADS": str(given["threads"]), "CUDA_DEVICE_MAX_CONNECTIONS": "1"}
-    settings |= {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
-    with open(log, "w", encoding="utf-8") as output:
-        return subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=os.environ | settings)
+    command += [str(given["plan"]["num_workers"]), *(program or ["-m", "raymb.worker", *map(str, jobs)])]
+    own = {"OMP_NUM_THREADS": str(given["threads"]), "CUDA_DEVICE_MAX_CONNECTIONS": "1", "PYTHONUNBUFFERED": "1"}
+    own |= {"PYTORCH_ALLOC_CONF": "expandable_segments:True", **settings}
+    return Popen(command, stdout=output, stderr=STDOUT, env=own | os.environ, text=True, errors="replace")
 
 
 def finished(job: Path, log: Path, program: Sequence[str] = (), **settings: str) -> str:
     """What a job wrote under torchrun, as for start; ends this program if the job fails."""
-    failed = start(job, log, program, **settings).wait()
+    with open(log, "w", encoding="utf-8") as output:
+        failed = start([job], output, program, **settings).wait()
     text = read(log)
     if failed:
         sys.exit(f"{log.stem} failed: {cause(text)}\n{text[-4000:]}")
@@ -87,8 +90,8 @@ def steps(text: str) -> list[Step]:
 
 
 def peak(text: str) -> float:
-    """The most bytes that torch's allocator held on a rank that logs; 0 on CPUs."""
-    return 1e9 * max(map(float, _PEAK.findall(text)), default=0.0)
+    """The most bytes that torch's allocator held on any rank; 0 on CPUs."""
+    return max((json.loads(line)["peak"] for line in text.splitlines() if line.startswith(END_OF_JOB)), default=0.0)
 
 
 def cause(text: str) -> str:

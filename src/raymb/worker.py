@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import gc
+import json
 import logging
 import os
 import socket
@@ -280,16 +282,29 @@ def _log_to(file: Path) -> None:
 
 
 def main() -> None:
-    """`torchrun -m raymb.worker JOB.json`: Bridge alone, with no Ray and no callback of raymb's, for comparison."""
+    """`torchrun -m raymb.worker JOB.json ...`: Bridge alone, without Ray and callbacks of raymb's, for comparison, job
+    after job. Saves nothing; prints an object behind each: its file, and the most bytes that torch's allocator held on
+    any rank."""
     from importlib import import_module
 
-    job = Job.from_json(Path(sys.argv[1]).read_text(encoding="utf-8"))
-    accelerator = ACCELERATORS[job.backend]
-    join_process_group(accelerator.distributed_backend, accelerator.device())
-    config, _, _ = prepare(job, Progress(), lambda record: None)
-    config.checkpoint.async_save = False
-    forward_step = import_module("megatron.bridge.training.gpt_step").forward_step
-    import_module("megatron.bridge.training.pretrain").pretrain(config, forward_step)
+    import torch
+    import torch.distributed as dist
+
+    for file in sys.argv[1:]:
+        job = Job.from_json(Path(file).read_text(encoding="utf-8"))
+        accelerator = ACCELERATORS[job.backend]
+        join_process_group(accelerator.distributed_backend, accelerator.device())
+        config, _, _ = prepare(job, Progress(), lambda record: None)
+        config.checkpoint.save, config.checkpoint.async_save = None, False
+        torch.cuda.reset_peak_memory_stats()
+        forward_step = import_module("megatron.bridge.training.gpt_step").forward_step
+        import_module("megatron.bridge.training.pretrain").pretrain(config, forward_step)
+        peak = import_module("raymb.bridge.collectives").largest_of_all(torch.cuda.max_memory_allocated())
+        if dist.get_rank() == dist.get_world_size() - 1:  # the one that Bridge's log comes from
+            print(json.dumps({"job": file, "peak": peak}), flush=True)
+        del config
+        gc.collect()
+        torch.cuda.empty_cache()
 
 
 if __name__ == "__main__":

@@ -61,6 +61,8 @@ def resolve(spec: RunSpec, shape: ModelShape, backend: str, num_workers: int) ->
         optimizer_offload=0.0 if spec.optimizer.optimizer_offload == "auto" else spec.optimizer.optimizer_offload,
         number_bytes=4 if spec.train.precision == "fp32" else 2,
         fused_loss=spec.performance.fused_cross_entropy,
+        fused_activation=spec.performance.fused_activation,
+        fp8=spec.train.precision.startswith("fp8"),
         adapter_rank=spec.peft.lora_rank if adapters else None,
         adapter_targets=tuple(targets_of(spec.peft, shape).hugging_face) if adapters else (),
     )

@@ -14,11 +14,14 @@ from raymb.model_shape import ModelShape
 from raymb.plan.rules import Layout, layers_per_stage
 
 _FP32 = 4
-_NORMS = 8
-"""Activations of hidden size that a layer keeps a token: inputs and outputs of two norms, residuals, their sums."""
-_LOGITS = {True: 2.9, False: 5.9}
-"""Tensors of vocabulary size a token. With fused cross entropy: logits, their copy by batch, their gradient;
-without it their fp32 copy and its gradient, too."""
+_NORMS = 3.25
+"""Activations of hidden size that a layer keeps a token: inputs and outputs of two norms, and less than another."""
+_GATED, _PLAIN = {True: 3, False: 5}, {True: 2, False: 2}
+"""Activations of feed-forward size that a layer keeps a token: what enters the activation function, twice as wide where
+it is gated, and what leaves it; unfused also what the gate is made of. Fused and unfused."""
+_LOGITS = {True: 2.0, False: 4.8}
+"""Tensors of vocabulary size a token. With fused cross entropy: logits and their gradient; without it their fp32 copy
+and its gradient, too."""
 _CONTEXT = int(0.9 * GIB)
 """CUDA's context, cuBLAS' and cuDNN's workspaces."""
 _CHANNELS = int(0.15 * GIB)
@@ -80,7 +83,7 @@ def _of_stage(layout: Layout, shape: ModelShape, stage: int) -> Memory:
     logits = _LOGITS[layout.fused_loss] * layout.number_bytes * tokens * shape.vocab_size / layout.tensor if last else 0
     groups = sum(size > 1 for size in (layout.tensor, layout.pipeline, layout.context, layout.expert, layout.data))
     return Memory(
-        weights=int(layout.number_bytes * (dense + experts + adapters)),
+        weights=int(layout.number_bytes * (dense + experts + adapters) + _fp8_copies(layout, shape, layers)),
         gradients=int(_FP32 * sum(trained)),
         optimizer=int(moments * (1 - layout.optimizer_offload)),
         activations=int(in_flight * kept),
@@ -127,6 +130,12 @@ def _weights(layout: Layout, shape: ModelShape, stage: int, layers: int) -> tupl
     return dense + tables * embedding(shape) / layout.tensor, experts
 
 
+def _fp8_copies(layout: Layout, shape: ModelShape, layers: int) -> float:
+    """Bytes of the matrices in FP8, as they are and transposed."""
+    dense, experts = dense_weights(shape) / layout.tensor, expert_weights(shape) / layout.expert / layout.expert_tensor
+    return 2 * layers / shape.num_layers * (dense + experts) if layout.fp8 else 0.0
+
+
 def _adapters(layout: Layout, shape: ModelShape, layers: int) -> float:
     """Trained numbers of a worker."""
     hidden, query, keys = shape.hidden_size, shape.num_attention_heads * shape.head_dim, _keys(shape)
@@ -156,10 +165,12 @@ def activations_a_token(layout: Layout, shape: ModelShape) -> float:
     # Joint projection, its rotated queries and keys, attention's output.
     attention = (query + 2 * keys) + (query + keys) + query
     sparse = shape.sparse_layers / shape.num_layers
-    per_unit = 3 if is_gated(shape.model_type) else 2  # what enters the activation function, and what leaves it
+    per_unit = (_GATED if is_gated(shape.model_type) else _PLAIN)[layout.fused_activation]
     dense = per_unit * ((1 - sparse) * shape.intermediate_size + sparse * shape.shared_experts_size)
     tensor_parallel = (attention + dense) / layout.tensor
-    routed = sparse * (shape.experts_per_token or 0) * (2 * hidden + 3 * (shape.moe_intermediate_size or 0))
+    if layout.fp8 and layout.adapter_rank is None:  # inputs of matrices are kept in FP8; adapters want them as they are
+        tensor_parallel -= (query + dense / per_unit) / 2 / layout.tensor
+    routed = sparse * (shape.experts_per_token or 0) * (2 * hidden + per_unit * (shape.moe_intermediate_size or 0))
     return layout.number_bytes * (
         _NORMS * hidden / _norm_share(layout) + tensor_parallel + routed / layout.expert_tensor
     )

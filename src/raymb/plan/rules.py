@@ -32,6 +32,8 @@ class Layout:
     recompute: str = "none"
     optimizer_offload: float = 0.0
     fused_loss: bool = True
+    fused_activation: bool = True
+    fp8: bool = False
     number_bytes: int = 2
     adapter_rank: int | None = None
     adapter_targets: tuple[str, ...] = ()

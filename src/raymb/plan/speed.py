@@ -12,17 +12,21 @@ from raymb.model_shape import ModelShape
 from raymb.plan.memory import activations_a_token, dense_weights, embedding, expert_weights
 from raymb.plan.rules import Layout, layers_per_stage
 
-_MATRIX = 0.52
+_MATRIX = 0.62
 """Of the peak rate in large matrix products."""
 _ATTENTION = 0.4
 """The same in flash attention, forward and backward."""
-_TRAFFIC = 6.0
-"""Times that what a layer keeps goes to memory and back outside of matrix products."""
+_TRAFFIC = {True: 3.0, False: 9.0}
+"""Times that what a layer keeps goes to memory and back outside of matrix products: with fused kernels and without."""
+_ADAPTER_TRAFFIC = 4.0
+"""More of them, for adapters' inputs and sums."""
+_FP8 = 1.25
+"""Times as fast as bf16's are FP8's matrix products, with what it takes to make FP8 numbers."""
 _LOGITS_TRAFFIC = 8.0
 """Bytes-of-bf16 passes over the logits."""
 _LAUNCH = {False: 1.5e-3, True: 4.2e-3}
 """Seconds that Python takes to launch a layer's kernels, forward and backward: without and with tensor parallel."""
-_LINK, _LATENCY = 0.35, 25e-6
+_LINK, _LATENCY = 0.3, 25e-6
 """Share of a link that collectives reach, and seconds that each of them takes at least."""
 _NETWORK, _SLOW_NETWORK = 50e9, 12.5e9
 """Bytes/s a GPU between nodes: where GPUs have NVLink (400 Gbit/s each), and where they do not."""
@@ -87,8 +91,13 @@ def _slower_stage(layout: Layout, shape: ModelShape, gpu: Gpu, tokens: float) ->
     matrices = 2 * _passes(layout) * tokens * _active_weights(shape) / shape.num_layers / layout.tensor
     query = shape.num_attention_heads * shape.head_dim / layout.tensor
     attention = (3.5 + (1 if layout.recompute == "full" else 0)) * 2 * layout.seq_length * query * tokens
-    traffic = _TRAFFIC * tokens * activations_a_token(layout, shape)
-    of_layer = matrices / (_MATRIX * peak) + attention / (_ATTENTION * peak) + traffic / gpu.bandwidth
+    passes = _TRAFFIC[layout.fused_activation] + (_ADAPTER_TRAFFIC if layout.adapter_rank else 0.0)
+    traffic = passes * tokens * activations_a_token(layout, shape)
+    of_layer = (
+        matrices / (_MATRIX * peak * (_FP8 if layout.fp8 else 1.0))
+        + attention / (_ATTENTION * peak)
+        + traffic / gpu.bandwidth
+    )
     numbers = tokens * shape.vocab_size / layout.tensor
     products = 2 * (2 if layout.adapter_rank else 3) * numbers * shape.hidden_size
     logits = products / (_MATRIX * peak) + _LOGITS_TRAFFIC * 2 * numbers / gpu.bandwidth
