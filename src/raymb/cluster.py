@@ -101,7 +101,8 @@ def connect(spec: RunSpec) -> Iterator[Cluster]:
         options["include_dashboard"] = False  # nobody looks at it, and it takes a core for seconds at the start
     try:
         # Without RAY_ADDRESS, "local" starts a new cluster even where another one runs on this machine.
-        ray.init(address=address or "local", **options)
+        with contextlib.nullcontext() if address else _without_api_server():
+            ray.init(address=address or "local", **options)
     except (ConnectionError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ClusterError(
@@ -113,6 +114,22 @@ def connect(spec: RunSpec) -> Iterator[Cluster]:
         yield Cluster(joined=bool(address))
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _without_api_server() -> Iterator[None]:
+    """Ray 2.60 starts one and waits for it (1 to 3 s) also where no dashboard is wanted. Nothing in a run asks it."""
+    from ray._private import services
+
+    original = getattr(services, "start_api_server", None)
+    if original is None:
+        yield
+        return
+    services.start_api_server = lambda *args, **settings: (None, None)
+    try:
+        yield
+    finally:
+        services.start_api_server = original
 
 
 RAY_SAID: collections.deque[str] = collections.deque(maxlen=20)
