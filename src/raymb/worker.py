@@ -94,6 +94,7 @@ def prepare(job: Job, progress: Progress, emit: Emit) -> tuple[Any, Any, list[li
     """From a fresh process to Bridge's ConfigContainer, the bridge to the Hugging Face model, and the validation losses
     up to the checkpoint that is gone on from."""
     emit({"kind": "phase", "text": "importing Megatron"})
+    _read_ahead(job)
     activate(job)
     from raymb.bridge.checkpoint import losses_so_far, written_with
     from raymb.bridge.config import build_config
@@ -112,6 +113,16 @@ def prepare(job: Job, progress: Progress, emit: Emit) -> tuple[Any, Any, list[li
     own = load_dir is not None and Path(load_dir).is_relative_to(job.checkpoint_dir)
     losses = losses_so_far(load_dir) if load_dir is not None and own else []
     return *build_config(job, load_dir, load_random_state=not fresh), losses
+
+
+def _read_ahead(job: Job) -> None:
+    """One worker of a machine has the model's files read meanwhile, if they will be loaded: adapters always want them,
+    a model only where there is no checkpoint yet."""
+    from raymb.read_ahead import read_ahead
+
+    begins = not (job.load_dir or any(Path(job.checkpoint_dir).glob("iter_*")))
+    if os.environ.get("LOCAL_RANK", "0") == "0" and Path(job.model_path).is_dir() and (begins or job.plan["adapters"]):
+        read_ahead(Path(job.model_path))
 
 
 def activate(job: Job) -> None:
