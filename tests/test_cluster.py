@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -108,3 +109,27 @@ def test_the_gpus_of_a_cluster(have: dict[str, float], kinds: list[str], name: s
     have.update({f"accelerator_type:{kind}": 1.0 for kind in kinds})
     gpu = Cluster(joined=True).gpu()
     assert (gpu and gpu.name) == name
+
+
+@pytest.mark.parametrize(
+    ("backend", "installed", "text"),
+    [
+        ("cpu", True, "--profiler nsys records GPUs, and the workers are CPU workers"),
+        ("cuda", False, "--profiler nsys: there is no nsys on PATH"),
+        ("cuda", True, None),
+    ],
+)
+def test_nsys_is_asked_for_before_workers_start(
+    backend: str, installed: bool, text: str | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    if installed:
+        (tmp_path / "nsys").touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    cluster = Cluster(joined=False)
+    cluster.check_profiler("torch", backend)
+    if text is None:
+        cluster.check_profiler("nsys", backend)
+        return
+    with pytest.raises(ClusterError, match=text) as caught:
+        cluster.check_profiler("nsys", backend)
+    assert "--profiler torch" in caught.value.hint

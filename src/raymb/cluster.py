@@ -61,6 +61,21 @@ class Cluster:
             return asked
         return "cuda" if ray.cluster_resources().get("GPU", 0) > 0 else "cpu"
 
+    def check_profiler(self, profiler: str, backend: str) -> None:
+        """
+        Raises:
+            ClusterError: workers cannot be started under it.
+        """
+        if profiler == "torch":
+            return
+        if backend == "cpu":
+            raise ClusterError("--profiler nsys records GPUs, and the workers are CPU workers", "use --profiler torch")
+        if not self.joined and shutil.which(profiler) is None:
+            raise ClusterError(
+                f"--profiler {profiler}: there is no {profiler} on PATH",
+                "install NVIDIA Nsight Systems, or use --profiler torch",
+            )
+
     def gpu(self) -> Gpu | None:
         """What GPUs the cluster has, if Ray names them and there is one kind."""
         names = [name.partition(":")[2] for name in ray.cluster_resources() if name.startswith("accelerator_type:")]

@@ -50,6 +50,7 @@ def run(checked: Preflight) -> int:
     with ExitStack() as stack:
         cluster = stack.enter_context(connect(spec))
         backend = cluster.backend(spec.run.backend)
+        cluster.check_profiler(spec.performance.profiler, backend)
         gpu = local_gpu(spec) or cluster.gpu()
         fixed = as_packed(spec, checked.plan)
         plans = usable_plans(fixed, checked.shape, rows=checked.prepared.rows("train"), backend=backend, gpu=gpu)

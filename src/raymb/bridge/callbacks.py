@@ -18,7 +18,7 @@ from raymb.bridge.adapters import trainable_parameters
 from raymb.bridge.bad_loss import BadLossGuard, LossSum
 from raymb.bridge.collectives import largest_of_all
 from raymb.bridge.forward import TokenCounter
-from raymb.bridge.profiling import Profile
+from raymb.bridge.profiling import NsysWindow, Profile
 from raymb.bridge.remote_checkpoints import RemoteCheckpoints
 from raymb.bridge.saving import Saving
 from raymb.early_stopping import has_stalled
@@ -58,9 +58,11 @@ def make_callbacks(
     callbacks: list[Callback] = [Phases(saving.progress), metrics, guard, Validations(job, saving, emit), Stops(stop)]
     if job.plan["adapters"]:
         callbacks.append(TellAdapters(job, emit))
-    steps = job.spec.performance.profile_steps
-    if steps and torch.distributed.get_rank() == 0:
-        callbacks.append(Profile(job, *bounds(steps)))
+    performance = job.spec.performance
+    if performance.profile_steps and performance.profiler == "nsys":
+        callbacks.append(NsysWindow(*bounds(performance.profile_steps)))
+    elif performance.profile_steps and torch.distributed.get_rank() == 0:
+        callbacks.append(Profile(job, *bounds(performance.profile_steps)))
     return callbacks
 
 

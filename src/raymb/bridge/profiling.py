@@ -1,5 +1,5 @@
-"""A window of steps under torch's profiler, on rank 0. Bridge's own writes beside a TensorBoard directory of its own,
-which raymb does not have."""
+"""A window of steps under a profiler. Bridge's own torch profile goes beside a TensorBoard directory of its own, which
+raymb does not have."""
 
 from __future__ import annotations
 
@@ -51,3 +51,23 @@ class Profile(Callback):
         table = self.profile.key_averages().table(sort_by=order, row_limit=40)
         self.file.with_suffix("").with_suffix(".txt").write_text(table, encoding="utf-8")
         self.profile = None
+
+
+class NsysWindow(Callback):
+    """Tells Nsight Systems, under which the worker was started (raymb.trainer), when to record.
+
+    Args:
+        first, last: steps, 1 is the first.
+    """
+
+    def __init__(self, first: int, last: int):
+        self.first, self.last = first, last
+
+    def on_train_step_start(self, context: CallbackContext) -> None:
+        if context.state.train_state.step + 1 == self.first:
+            torch.cuda.cudart().cudaProfilerStart()
+
+    def on_train_step_end(self, context: CallbackContext) -> None:
+        if context.state.train_state.step + 1 == self.last:
+            torch.cuda.synchronize()
+            torch.cuda.cudart().cudaProfilerStop()

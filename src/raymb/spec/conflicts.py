@@ -76,6 +76,8 @@ def _exports(spec: RunSpec) -> Iterator[str]:
 def _performance(performance: Performance) -> Iterator[str]:
     if performance.overlap_param_gather and not performance.overlap_grad_reduce:
         yield "--overlap_param_gather needs --overlap_grad_reduce, too"
+    if performance.profiler == "nsys" and not performance.profile_steps:
+        yield "--profiler nsys says what --profile_steps uses, and that is not given; add --profile_steps FIRST:LAST"
     first, last = bounds(performance.profile_steps or 1)
     if first > last:
         yield f"--profile_steps {first}:{last} is FIRST:LAST, and {first} is more than {last}; write {last}:{first}"

@@ -266,7 +266,10 @@ class Performance(Section):
     compile_cache: bool = True
     """Keep compiled kernels in STORAGE_PATH/_compiled, where the next start finds them."""
     profile_steps: str | None = Field(default=None, pattern=r"^[1-9]\d*:[1-9]\d*$")
-    """FIRST:LAST: write a trace of these steps (torch's profiler, rank 0) to profile/ in the run directory."""
+    """FIRST:LAST: write a profile of these steps to profile/ in the run directory."""
+    profiler: Literal["torch", "nsys"] = "torch"
+    """What --profile_steps uses: torch's profiler (a trace and a table of rank 0), or nsys, which is NVIDIA Nsight
+    Systems and has to be on the nodes (a report of each worker)."""
 
 
 class Resilience(Section):
