@@ -45,7 +45,8 @@ def make_callbacks(
     def saves_after(step: int) -> bool:
         return step == last or bool(interval and step % interval == 0)
 
-    metrics = Metrics(counter, emit, job.plan["num_workers"], saves_after)
+    # Megatron counts six operations a weight and token; frozen weights have no gradients of their own, which take two.
+    metrics = Metrics(counter, emit, job.plan["num_workers"], saves_after, 4 / 6 if job.plan["adapters"] else 1.0)
     saving.before, saving.train_loss = metrics.flush, metrics.last_loss
     resilience = job.spec.resilience
     guard = BadLossGuard(
@@ -125,10 +126,19 @@ class Metrics(Callback):
         emit: takes a record and returns at once.
         world_size: workers, to share a step's floating-point operations among.
         saves_after: whether a checkpoint follows a step; that step's seconds end before it.
+        flops_share: of Megatron's count of operations that is really computed.
     """
 
-    def __init__(self, counter: TokenCounter, emit: Emit, world_size: int, saves_after: Callable[[int], bool]):
+    def __init__(
+        self,
+        counter: TokenCounter,
+        emit: Emit,
+        world_size: int,
+        saves_after: Callable[[int], bool],
+        flops_share: float,
+    ):
         self.counter = counter
+        self.flops_share = flops_share
         self.emit = emit
         self.world_size = world_size
         self.saves_after = saves_after
@@ -207,7 +217,7 @@ class Metrics(Callback):
                 "grad_norm": self.grad_norm,
                 "learning_rate": self.learning_rate,
                 "step_seconds": seconds,
-                "tflops_per_worker": flops / seconds / self.world_size / 1e12,
+                "tflops_per_worker": self.flops_share * flops / seconds / self.world_size / 1e12,
             }
         self.emit(record)
 

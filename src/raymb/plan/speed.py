@@ -64,7 +64,7 @@ def step_time(layout: Layout, shape: ModelShape, gpu: Gpu, per_node: int) -> Ste
     """
     micro_batches = layout.micro_batches
     tokens = layout.micro_batch_size * layout.seq_length / layout.context
-    compute, layers = _slower_stage(layout, shape, gpu, tokens)
+    compute, layers = _slowest_stage(layout, shape, gpu, tokens)
     parts = {
         "compute": compute,
         "tensor": layers * _tensor(layout, shape, gpu, per_node, tokens),
@@ -85,8 +85,8 @@ def step_time(layout: Layout, shape: ModelShape, gpu: Gpu, per_node: int) -> Ste
     )
 
 
-def _slower_stage(layout: Layout, shape: ModelShape, gpu: Gpu, tokens: float) -> tuple[float, int]:
-    """(seconds of one micro-batch, forward and backward, layers) of the slower one of the first and the last stage."""
+def _slowest_stage(layout: Layout, shape: ModelShape, gpu: Gpu, tokens: float) -> tuple[float, int]:
+    """(seconds of one micro-batch, forward and backward, layers) of the slowest stage."""
     peak, layers = gpu.tflops * 2e12 / layout.number_bytes, layers_per_stage(layout, shape.num_layers)
     matrices = 2 * _passes(layout) * tokens * _active_weights(shape) / shape.num_layers / layout.tensor
     query = shape.num_attention_heads * shape.head_dim / layout.tensor
@@ -101,7 +101,7 @@ def _slower_stage(layout: Layout, shape: ModelShape, gpu: Gpu, tokens: float) ->
     numbers = tokens * shape.vocab_size / layout.tensor
     products = 2 * (2 if layout.adapter_rank else 3) * numbers * shape.hidden_size
     logits = products / (_MATRIX * peak) + _LOGITS_TRAFFIC * 2 * numbers / gpu.bandwidth
-    seconds, count = max((layers[0] * of_layer, layers[0]), (layers[-1] * of_layer + logits, layers[-1]))
+    seconds, count = max((max(layers) * of_layer, max(layers)), (layers[-1] * of_layer + logits, layers[-1]))
     accumulated = _local_weights(layout, shape) if layout.adapter_rank is None else 0.0
     return seconds + 10 * accumulated / gpu.bandwidth, count  # fp32 gradients are read and written, bf16 ones read
 

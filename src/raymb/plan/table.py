@@ -91,6 +91,8 @@ def estimate_line(plan: Plan) -> str:
         return ""
     total, there = plan.memory["total"] / GIB, gpu_named(plan.gpu).memory / GIB
     sizes = {"TP": plan.tensor_parallel_size, "PP": plan.pipeline_parallel_size, "DP": plan.data_parallel_size}
+    more = {"CP": plan.context_parallel_size, "EP": plan.expert_parallel_size}
+    sizes |= {short: size for short, size in more.items() if size > 1}
     words = " x ".join(f"{short}{size}" for short, size in sizes.items())
     seconds = plan.step_time["total"]
     return f"{words}: by estimate {total:.1f} GiB of {there:.1f} a GPU ({plan.gpu}), {seconds:.3g} s a step"
