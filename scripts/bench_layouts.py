@@ -18,9 +18,11 @@ from raymb.cluster import Resources
 from raymb.errors import RaymbError
 from raymb.launch import job_of
 from raymb.plan import Plan
-from raymb.preflight import preflight
+from raymb.plan.automatic import flags_of, searched
+from raymb.preflight import checked_shape, local_gpu, preflight
 from raymb.run_dir import RunDir
-from raymb.spec import load_spec
+from raymb.spec import RunSpec, load_spec
+from raymb.spec.sections import worker_range
 
 STEPS, WARM_UP, SECONDS = 7, 2, 240
 
@@ -40,6 +42,9 @@ def main() -> None:
     if "--" not in words:
         sys.exit(__doc__)
     common, layouts = words[: words.index("--")], words[words.index("--") + 1 :]
+    everything = layouts == ["all"]
+    if everything:
+        layouts = _all(common)
     print("| layout | estimated GB | measured GB | | estimated ms | measured ms | |\n|" + "---|" * 7, flush=True)
     with tempfile.TemporaryDirectory(prefix="bench-layouts-") as work:
         trials = [_prepare(Path(work), number, common, flags) for number, flags in enumerate(layouts)]
@@ -49,22 +54,41 @@ def main() -> None:
         errors = [abs(error) for trial in trials if (error := _errors(trial)[kind]) is not None]
         if errors:
             print(f"{kind}: median error {median(errors):.1%}, worst {max(errors):.1%}, of {len(errors)}")
+    if everything:
+        best = min((trial for trial in trials if _measured(trial)["time"]), key=lambda trial: _measured(trial)["time"])
+        ratio = _measured(trials[0])["time"] / _measured(best)["time"]
+        print(f"raymb's choice `{trials[0].flags}` takes {ratio:.3f} times the step time of the best, `{best.flags}`")
+
+
+def _all(common: list[str]) -> list[str]:
+    """The flags of every layout that fits, the one that raymb would choose first."""
+    spec = _spec(common)
+    gpu = local_gpu(spec)
+    if gpu is None:
+        sys.exit("all layouts are those that fit a GPU; give --gpu")
+    workers = worker_range(spec.parallel)[1]
+    found = searched(spec, checked_shape(spec), gpu, workers)
+    return [flags_of(one.layout) for one in found if one.fits(gpu)]
 
 
 def _prepare(work: Path, number: int, common: list[str], flags: str) -> Trial:
     given = {"train_iters": STEPS, "save_interval": 0, "eval_interval": 0, "log_interval": 1, "export_hf": False}
     given |= {"storage_path": work, "experiment_name": f"layout-{number}"}
-    words = [*common, *shlex.split(flags)]
-    overrides = [word for word in words if "=" in word and not word.startswith("--")]
-    words = [word for word in words if word not in overrides]
-    given |= {name.removeprefix("--"): value for name, value in zip(words[::2], words[1::2], strict=True)}
-    checked = preflight(load_spec({name: str(value) for name, value in given.items()}, overrides=overrides))
+    checked = preflight(_spec([*common, *shlex.split(flags)], **given))
     place = RunDir.of(checked.spec, f"layout-{number}")
     place.path.mkdir(parents=True)
     plan = checked.plan
     job = job_of(checked, {plan.num_workers: plan}, plan.backend, Resources(1.0, 1, 1), place)
     place.job.write_text(job.to_json(), encoding="utf-8")
     return Trial(flags, plan, place.job)
+
+
+def _spec(words: list[str], **given: object) -> RunSpec:
+    """Of `--name value` and `section.field=value` words, on top of what is given."""
+    overrides = [word for word in words if "=" in word and not word.startswith("--")]
+    words = [word for word in words if word not in overrides]
+    flags = {name.removeprefix("--"): value for name, value in zip(words[::2], words[1::2], strict=True)}
+    return load_spec({name: str(value) for name, value in (given | flags).items()}, overrides=overrides)
 
 
 def _run_all(size: int, trials: list[Trial]) -> None:

@@ -254,10 +254,10 @@ def test_what_a_run_says_of_its_layout() -> None:
     flags = {"num_workers": 4, "global_batch_size": 64, "seq_length": 2048}
     given = {**flags, "tensor_parallel_size": 2, "pipeline_parallel_size": 2, "micro_batch_size": 1}
     best, slow = plan_of(QWEN_05B, "h200", **flags), plan_of(QWEN_05B, "h200", **given)
-    assert estimate_line(best).startswith("TP1 x PP1 x DP4: by estimate 29.5 GiB of 139.8 a GPU (h200), 0.24")
+    assert estimate_line(best).startswith("TP1 x PP1 x DP4: by estimate 53.9 GiB of 139.8 a GPU (h200), 0.24")
     assert better_line(best, QWEN_05B, spec_of(**flags)) == ""
     assert better_line(slow, QWEN_05B, spec_of(**given)).startswith(
-        "by estimate DP4, micro batch 8 is 14 times as fast"
+        "by estimate DP4, micro batch 16 is 13 times as fast"
     )
     on_cpus = make_plan(spec_of(**flags), QWEN_05B, backend="cpu")
     assert estimate_line(on_cpus) == better_line(on_cpus, QWEN_05B, spec_of(**flags)) == ""

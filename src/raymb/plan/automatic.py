@@ -132,6 +132,14 @@ def _with(spec: RunSpec, values: Mapping[str, object]) -> RunSpec:
     )
 
 
+def flags_of(layout: Layout) -> str:
+    """The flags that ask for a layout, and leave nothing to `auto`."""
+    values = {flag: getattr(layout, name) for flag, name in _FIELDS.items()}
+    values |= {"num_layers_in_first_stage": layout.first_stage, "num_layers_in_last_stage": layout.last_stage}
+    values["virtual_pipeline_parallel_size"] = layout.virtual or 1
+    return " ".join(f"--{flag} {str(value).lower()}" for flag, value in values.items() if value is not None)
+
+
 def _shown(value: object) -> str:
     return ("off", "on")[value] if isinstance(value, bool) else str(value)
 

@@ -12,16 +12,19 @@ from raymb.model_shape import ModelShape
 from raymb.plan.memory import activations_a_token, dense_weights, embedding, expert_weights
 from raymb.plan.rules import Layout, layers_per_stage
 
-_MATRIX = 0.62
-"""Of the peak rate in large matrix products."""
+_MATRIX, _SMALL = 0.8, 300
+"""Share of the peak rate that large matrix products reach, and the hidden size at which it is half of that."""
 _ATTENTION = 0.4
 """The same in flash attention, forward and backward."""
-_TRAFFIC = {True: 3.0, False: 9.0}
+_TRAFFIC = {True: 2.0, False: 8.0}
 """Times that what a layer keeps goes to memory and back outside of matrix products: with fused kernels and without."""
-_ADAPTER_TRAFFIC = 4.0
+_ADAPTER_TRAFFIC = 11.0
 """More of them, for adapters' inputs and sums."""
 _FP8 = 1.25
 """Times as fast as bf16's are FP8's matrix products, with what it takes to make FP8 numbers."""
+_OF_MICRO_BATCH = {True: 60, False: 10}
+"""Bytes of traffic a weight that every micro-batch costs, however few its tokens: the weight, its gradient if it is
+trained, and what a matrix product loses with less to do."""
 _LOGITS_TRAFFIC = 8.0
 """Bytes-of-bf16 passes over the logits."""
 _LAUNCH = {False: 1.5e-3, True: 4.2e-3}
@@ -93,17 +96,15 @@ def _slowest_stage(layout: Layout, shape: ModelShape, gpu: Gpu, tokens: float) -
     attention = (3.5 + (1 if layout.recompute == "full" else 0)) * 2 * layout.seq_length * query * tokens
     passes = _TRAFFIC[layout.fused_activation] + (_ADAPTER_TRAFFIC if layout.adapter_rank else 0.0)
     traffic = passes * tokens * activations_a_token(layout, shape)
-    of_layer = (
-        matrices / (_MATRIX * peak * (_FP8 if layout.fp8 else 1.0))
-        + attention / (_ATTENTION * peak)
-        + traffic / gpu.bandwidth
-    )
+    rate = _MATRIX * peak * shape.hidden_size / (shape.hidden_size + _SMALL)
+    of_layer = matrices / (rate * (_FP8 if layout.fp8 else 1.0)) + attention / (_ATTENTION * peak)
+    of_layer += traffic / gpu.bandwidth
     numbers = tokens * shape.vocab_size / layout.tensor
     products = 2 * (2 if layout.adapter_rank else 3) * numbers * shape.hidden_size
-    logits = products / (_MATRIX * peak) + _LOGITS_TRAFFIC * 2 * numbers / gpu.bandwidth
+    logits = products / rate + _LOGITS_TRAFFIC * 2 * numbers / gpu.bandwidth
     seconds, count = max((max(layers) * of_layer, max(layers)), (layers[-1] * of_layer + logits, layers[-1]))
-    accumulated = _local_weights(layout, shape) if layout.adapter_rank is None else 0.0
-    return seconds + 10 * accumulated / gpu.bandwidth, count  # fp32 gradients are read and written, bf16 ones read
+    traffic = _OF_MICRO_BATCH[layout.adapter_rank is None] * _local_weights(layout, shape)
+    return seconds + traffic / gpu.bandwidth, count
 
 
 def _local_weights(layout: Layout, shape: ModelShape) -> float:
