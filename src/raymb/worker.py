@@ -314,8 +314,27 @@ def main() -> None:
         if dist.get_rank() == dist.get_world_size() - 1:  # the one that Bridge's log comes from
             print(json.dumps({"job": file, "peak": peak}), flush=True)
         del config
-        gc.collect()
+        _free_models()
         torch.cuda.empty_cache()
+
+
+def _free_models() -> None:
+    """Megatron-Core 0.19's data parallel wrapper and its gradients' hooks hold each other, some of them in C++, where
+    Python's collector does not see it: a model outlives its training. Its memory need not."""
+    import torch
+    from megatron.core.distributed import DistributedDataParallel
+
+    tensors: list[Any] = []
+    for one in gc.get_objects():
+        if isinstance(one, DistributedDataParallel):
+            buffers = [*one.buffers, *one.expert_parallel_buffers]
+            tensors += [*one.parameters(), *(data for each in buffers for data in (each.param_data, each.grad_data))]
+        elif isinstance(one, torch.optim.Optimizer):
+            tensors += [number for group in one.param_groups for number in group["params"]]
+            tensors += [value for state in one.state.values() for value in state.values()]
+    for tensor in tensors:
+        if isinstance(tensor, torch.Tensor):
+            tensor.untyped_storage().resize_(0)
 
 
 if __name__ == "__main__":
