@@ -6,7 +6,7 @@ import importlib.metadata
 from collections.abc import Iterator
 from typing import Any
 
-from raymb.doctor.finding import Finding
+from raymb.doctor.finding import MOST_NAMED, Finding, listed
 from raymb.doctor.machine import Machine
 from raymb.doctor.tested import tested_versions
 
@@ -16,13 +16,12 @@ _CUDA_TOLD = ("transformer-engine", "nvidia-nccl-cu13")
 _OF_CUDA = "transformer-engine-torch"
 _GLIBC_OF_CUDA = (2, 39)
 """That the wheel of nvidia-resiliency-ext 0.6.0 is made for."""
-_MOST_NAMED = 6
 
 
 def check_environment(machine: Machine) -> Iterator[Finding]:
     yield from _python(machine)
     yield from _packages(machine)
-    yield from _transformer_engine(machine)
+    yield from check_cuda_packages(machine)
 
 
 def _python(machine: Machine) -> Iterator[Finding]:
@@ -47,23 +46,22 @@ def _packages(machine: Machine) -> Iterator[Finding]:
         if name in have and name not in wrong and Version(have[name]).public != Version(pin).public
     ]
     if needed := [name for name in absent if name in ranges]:
-        yield Finding(AREA, "packages", "error", f"not installed: {_listed(needed)}", _install(needed, pins))
+        yield Finding(AREA, "packages", "error", f"not installed: {listed(needed)}", _install(needed, pins))
     for name in wrong:
         said = f"{name} {have[name]} is not {name}{ranges[name]}, which raymb needs; tested with {pins.get(name)}"
         yield Finding(AREA, "packages", "error", said, _install([name], pins))
     if rest := [name for name in absent if name not in ranges]:
-        yield Finding(AREA, "packages", "warning", f"not installed: {_listed(rest)}", _install(rest, pins))
+        yield Finding(AREA, "packages", "warning", f"not installed: {listed(rest)}", _install(rest, pins))
     if other:
-        differing = _listed([f"{name} {have[name]} (tested: {pins[name]})" for name in other])
-        yield Finding(
-            AREA, "packages", "warning", f"other versions than the tested ones: {differing}", _install(other, pins)
-        )
+        differing = listed([f"{name} {have[name]} (tested: {pins[name]})" for name in other])
+        said = f"other versions than the tested ones: {differing}"
+        yield Finding(AREA, "packages", "warning", said, _install(other, pins))
     good = len(pins) - len({*absent, *wrong, *other})
     told = ", ".join(f"{name} {have[name]}" for name in _TOLD if name in have)
     yield Finding(AREA, "packages", "ok", f"{good} of {len(pins)} as tested; {told}")
 
 
-def _transformer_engine(machine: Machine) -> Iterator[Finding]:
+def check_cuda_packages(machine: Machine) -> Iterator[Finding]:
     """The CUDA stack, wanted where there are GPUs."""
     if not machine.devices:
         said = "not needed without GPUs: the CPU backend computes Transformer Engine's part in plain torch"
@@ -78,12 +76,11 @@ def _transformer_engine(machine: Machine) -> Iterator[Finding]:
                 f"use a system with glibc {needs} (Ubuntu 24.04; here: {machine.glibc}), such as raymb's Containerfile"
             )
         status = "error" if _OF_CUDA in absent else "warning"
-        yield Finding(AREA, "CUDA packages", status, f"not installed: {_listed(absent)}", fix)
+        yield Finding(AREA, "CUDA packages", status, f"not installed: {listed(absent)}", fix)
     differing = [f"{name} {have[name]} (tested: {pin})" for name, pin in pins.items() if have.get(name, pin) != pin]
     if differing:
-        yield Finding(
-            AREA, "CUDA packages", "warning", f"other versions than the tested ones: {_listed(differing)}", fix
-        )
+        said = f"other versions than the tested ones: {listed(differing)}"
+        yield Finding(AREA, "CUDA packages", "warning", said, fix)
     if not absent and not differing:
         told = ", ".join(f"{name} {have[name]}" for name in _CUDA_TOLD if name in have)
         yield Finding(AREA, "CUDA packages", "ok", f"{len(pins)} as tested; {told}")
@@ -103,10 +100,5 @@ def _ranges() -> dict[str, Any]:
 
 
 def _install(names: list[str], pins: dict[str, str]) -> str:
-    pinned = " ".join(f"{name}=={pins[name]}" for name in names[:_MOST_NAMED] if name in pins)
-    return "scripts/setup" if len(names) > _MOST_NAMED else f"pip install --no-deps {pinned}"
-
-
-def _listed(names: list[str]) -> str:
-    more = len(names) - _MOST_NAMED
-    return ", ".join(names[:_MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
+    pinned = " ".join(f"{name}=={pins[name]}" for name in names[:MOST_NAMED] if name in pins)
+    return "scripts/setup" if len(names) > MOST_NAMED else f"pip install --no-deps {pinned}"

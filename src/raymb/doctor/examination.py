@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
+from raymb.doctor.cluster import check_cluster
 from raymb.doctor.environment import check_environment
 from raymb.doctor.finding import Finding
 from raymb.doctor.gpus import check_gpus
@@ -61,6 +62,9 @@ def examine(question: Question, tell: Callable[[str], None]) -> Iterator[Finding
         yield from _within(SECONDS, "storage", lambda: check_disks(machine[0], parameters_of(question.model)))
     tell("hub")
     yield from _within(SECONDS, "hub", lambda: check_hub(question.model))
+    if question.address and machine:
+        parameters = parameters_of(question.model)
+        yield from check_cluster(question.address, local, question.seconds, machine[0], parameters, tell)
 
 
 def _within(seconds: float, area: str, check: Callable[[], Iterable[Finding]]) -> Iterator[Finding]:

@@ -9,6 +9,9 @@ from typing import Any, Literal
 Status = Literal["ok", "warning", "error"]
 _COLOURS = {"ok": "green", "warning": "yellow", "error": "bold red"}
 
+MOST_NAMED = 6
+"""Of a long list."""
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -41,6 +44,11 @@ def as_object(findings: Sequence[Finding]) -> dict[str, Any]:
     }
 
 
+def listed(names: Sequence[str]) -> str:
+    more = len(names) - MOST_NAMED
+    return ", ".join(names[:MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
+
+
 class Printer:
     """Prints findings as they come, under the name of their area.
 
@@ -52,7 +60,6 @@ class Printer:
         self.console, self.area = console, ""
 
     def show(self, finding: Finding) -> None:
-        from rich.padding import Padding
         from rich.text import Text
 
         if finding.area != self.area:
@@ -63,7 +70,8 @@ class Printer:
         lines = words.wrap(self.console, max(40, self.console.width - len(status) - 1))
         for number, line in enumerate(lines):
             left = status if number == 0 else Text(" " * len(status))
-            self.console.print(Padding(Text.assemble(left, " ", line), 0), highlight=False)
+            line.rstrip()
+            self.console.print(Text.assemble(left, " ", line), highlight=False)
 
     def conclude(self, findings: Sequence[Finding]) -> None:
         errors, warnings = (count(findings, status) for status in ("error", "warning"))

@@ -15,6 +15,7 @@ _OLDEST_DRIVER = {12: 525, 13: 580}
 """CUDA's major version to the driver that it needs at least. Source: NVIDIA's CUDA Toolkit release notes."""
 _LEAST_CAPABILITY = 8.0
 """Ampere: the first that computes in bf16, and the oldest that Transformer Engine supports."""
+_LEAVE_OUT = "leave it out: CUDA_VISIBLE_DEVICES=0,1,..."
 _OWN_SHARE = 0.05
 """Of a GPU's memory: what the driver may take for itself."""
 
@@ -72,11 +73,7 @@ def _device(device: Device) -> Iterator[Finding]:
         yield Finding(AREA, name, "error", said, "use GPUs of the Ampere generation or newer, or --backend cpu")
     if device.memory_used > _OWN_SHARE * device.memory:
         said = f"{device.memory_used / GIB:.1f} of {device.memory / GIB:.1f} GiB are in use by other processes"
-        yield Finding(
-            AREA, name, "warning", said, "end what `nvidia-smi` lists, or choose others: CUDA_VISIBLE_DEVICES"
-        )
+        yield Finding(AREA, name, "warning", said, f"end what `nvidia-smi` lists, or {_LEAVE_OUT}")
     if device.ecc_errors:
         said = f"{device.ecc_errors} uncorrected memory errors since the driver was loaded"
-        yield Finding(
-            AREA, name, "error", said, "reset this GPU or have it replaced; leave it out: CUDA_VISIBLE_DEVICES"
-        )
+        yield Finding(AREA, name, "error", said, f"reset it or have it replaced; {_LEAVE_OUT}")

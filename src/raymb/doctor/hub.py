@@ -8,7 +8,7 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 
 from raymb.doctor.finding import Finding
-from raymb.doctor.machine import huggingface_home
+from raymb.doctor.machine import huggingface_home, nearest
 from raymb.errors import ModelError
 from raymb.model_files import HUB_TIMEOUT_SECONDS, local_model_directory
 from raymb.model_shape import read_model_shape
@@ -50,8 +50,7 @@ def parameters_of(model: str | None) -> int | None:
 
 def _home() -> Finding:
     home = Path(huggingface_home())
-    nearest = next(above for above in (home, *home.parents) if above.exists())
-    if not os.access(nearest, os.W_OK | os.X_OK):
+    if not os.access(nearest(home), os.W_OK | os.X_OK):
         said = f"{home} cannot be written, and models are kept there"
         return Finding(AREA, "HF_HOME", "error", said, "name another directory: export HF_HOME=DIR")
     return Finding(AREA, "HF_HOME", "ok", f"{home}{'' if home.exists() else ' (not made yet)'}")

@@ -12,8 +12,10 @@ import shutil
 import socket
 import subprocess
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from raymb import __version__
 
@@ -127,11 +129,15 @@ def torch_cuda() -> str:
 
 def disk_of(path: str | Path) -> Disk:
     """The file system of a path, or of the nearest directory above it that exists."""
-    place = Path(path).expanduser().absolute()
-    while not place.exists():
-        place = place.parent
+    place = nearest(path)
     usage = shutil.disk_usage(place)
     return Disk(str(place), usage.total, usage.free)
+
+
+def nearest(path: str | Path) -> Path:
+    """A path, or what is above it, that exists: a check leaves nothing behind."""
+    place = Path(path).expanduser().absolute()
+    return next(above for above in (place, *place.parents) if above.exists())
 
 
 def _disks(storage: str | None) -> dict[str, Disk]:
@@ -194,3 +200,9 @@ def _ask_nvidia_smi(words: list[str]) -> tuple[int, str]:
         process.kill()
         return 1, f"nvidia-smi gives no answer within {SECONDS_FOR_NVIDIA_SMI:g} s"
     return process.returncode, text
+
+
+def from_dict(values: Mapping[str, Any]) -> Machine:
+    """The inverse of dataclasses.asdict, which a node's answer has been through."""
+    disks = {name: Disk(**disk) for name, disk in values["disks"].items()}
+    return Machine(**{**values, "disks": disks, "devices": [Device(**device) for device in values["devices"]]})

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from pathlib import Path
 
 from raymb.doctor.finding import Finding
-from raymb.doctor.machine import Disk, Machine
+from raymb.doctor.machine import Disk, Machine, nearest
 from raymb.errors import RunDirError
 from raymb.gpus import GIB
 from raymb.remote import check_writable, is_address
@@ -40,41 +39,39 @@ def check_storage_path(storage_path: str) -> Iterator[Finding]:
         else:
             yield Finding(AREA, "storage_path", "ok", f"{storage_path} can be written, listed, read and deleted from")
         return
-    place = Path(storage_path).expanduser().absolute()
-    nearest = next(above for above in (place, *place.parents) if above.exists())
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
-        what = "cannot be written" if nearest.is_dir() else "is no directory"
-        yield Finding(AREA, "storage_path", "error", f"{nearest} {what}", "name another directory: --storage_path DIR")
+    place = nearest(storage_path)
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        what = "cannot be written" if place.is_dir() else "is no directory"
+        yield Finding(AREA, "storage_path", "error", f"{place} {what}", "name another directory: --storage_path DIR")
 
 
-def check_disks(machine: Machine, parameters: int | None, area: str = AREA, who: str = "") -> Iterator[Finding]:
+def check_disks(machine: Machine, parameters: int | None) -> Iterator[Finding]:
     """
     Args:
         parameters: of the model, where one is known.
-        who: the node, in front of each name.
     """
     disks = machine.disks
     if "storage" in disks:
-        yield _storage(disks["storage"], parameters, area, who)
+        yield _storage(disks["storage"], parameters)
     temp = disks["temp"]
     if temp.used > _FULL:
         said = f"{temp.path} is {temp.used:.0%} full, and Ray stops starting tasks at {_FULL:.0%}"
-        yield Finding(area, f"{who}temp", "error", said, "free space there, or name another directory: RAY_TMPDIR=DIR")
+        yield Finding(AREA, "temp", "error", said, "free space there, or name another directory: RAY_TMPDIR=DIR")
     else:
-        yield Finding(area, f"{who}temp", "ok", f"{_free(temp)}, for Ray's files")
+        yield Finding(AREA, "temp", "ok", f"{_free(temp)}, for Ray's files")
     if disks["shm"].total < _LEAST_SHM:
         said = f"/dev/shm has {disks['shm'].total / GIB:.2g} GiB, and NCCL and Ray want {_LEAST_SHM / GIB:g} or more"
-        yield Finding(area, f"{who}shm", "warning", said, "start the container with --shm-size=16g (or --ipc=host)")
+        yield Finding(AREA, "shm", "warning", said, "start the container with --shm-size=16g (or --ipc=host)")
 
 
-def _storage(disk: Disk, parameters: int | None, area: str, who: str) -> Finding:
+def _storage(disk: Disk, parameters: int | None) -> Finding:
     needed = room_for_a_run(parameters or USUAL_PARAMETERS)
     model = f"{(parameters or USUAL_PARAMETERS) / 1e9:.3g}B parameters"
     said = f"{_free(disk)}; {_KEPT} checkpoints and an export of {model} take {needed / GIB:.3g}"
     if disk.free < needed:
         fix = "free space, or name another --storage_path; --keep_last 1 keeps the least"
-        return Finding(area, f"{who}room", "error" if parameters else "warning", said, fix)
-    return Finding(area, f"{who}room", "ok", said)
+        return Finding(AREA, "room", "error" if parameters else "warning", said, fix)
+    return Finding(AREA, "room", "ok", said)
 
 
 def _free(disk: Disk) -> str:
