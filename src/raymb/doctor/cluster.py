@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import os
 import re
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from raymb.child import Child
+from raymb.doctor.child import ask_child
 from raymb.doctor.environment import check_cuda_packages
 from raymb.doctor.finding import Finding, listed
 from raymb.doctor.gpus import check_gpus
@@ -61,21 +60,6 @@ def check_cluster(
     yield from judge_nodes(address, answer["nodes"], answer["storage"], here, parameters)
 
 
-def ask_child(module: str, given: str, seconds: float, tell: Callable[[], None]) -> tuple[Any, str]:
-    """(what a process of our own answers, None if it does not in time; what it wrote to its standard error)"""
-    deadline = time.monotonic() + seconds
-
-    def beat() -> None:
-        tell()
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"no answer within {seconds:g} s")
-
-    try:
-        return Child(module, {}).result(given, beat)
-    except TimeoutError as error:
-        return None, str(error)
-
-
 def _token() -> Finding:
     """What this client would show a cluster. Ray's rules: ray/_private/authentication/authentication_token_setup.py."""
     mode = os.environ.get("RAY_AUTH_MODE")
@@ -107,7 +91,8 @@ def why_not_joined(address: str, errors: str) -> Finding:
         ray, python, our_ray, our_python = found.groups()
         said = f"{address} runs Ray {ray} on Python {python}, this client Ray {our_ray} on Python {our_python}"
         return Finding(AREA, "join", "error", said, f"use the same on both: raymb is tested with Ray {_tested_ray()}")
-    said = f"no Ray cluster answers at {address}: {' '.join(last_line(errors).split())[:300]}"
+    reason = " ".join(last_line(errors).rpartition(f" {address}: ")[2].split())[:300]
+    said = f"no Ray cluster answers at {address}: {reason}"
     fix = "check --ray_address (HOST:PORT of the head, `auto` on its nodes) and the port's way through firewalls"
     return Finding(AREA, "join", "error", said, fix)
 

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
+from raymb.doctor.allreduce import check_allreduce
 from raymb.doctor.cluster import check_cluster
 from raymb.doctor.environment import check_environment
 from raymb.doctor.finding import Finding
@@ -65,6 +66,8 @@ def examine(question: Question, tell: Callable[[str], None]) -> Iterator[Finding
     if question.address and machine:
         parameters = parameters_of(question.model)
         yield from check_cluster(question.address, local, question.seconds, machine[0], parameters, tell)
+    if question.allreduce and machine:
+        yield from check_allreduce(question.address, machine[0].devices, question.seconds, tell)
 
 
 def _within(seconds: float, area: str, check: Callable[[], Iterable[Finding]]) -> Iterator[Finding]:
