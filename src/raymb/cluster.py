@@ -25,6 +25,7 @@ from rich.console import Console
 
 from raymb.errors import ClusterError, last_line
 from raymb.gpus import Gpu, gpu_of_device
+from raymb.plan.placement import HINT, room_problem
 from raymb.spec import RunSpec
 
 _SECONDS_FOR_THE_STORAGE = 120.0
@@ -130,6 +131,26 @@ def _keep_what_ray_says() -> None:
         RAY_SAID.extend(line[:500] for words in data["lines"] for line in str(words).splitlines()[:2])
 
     worker.print_to_stdstream = keep  # type: ignore[assignment]
+
+
+def check_room(worker: Resources, tensor: int, num_workers: int) -> None:
+    """Refuse what no placement can make good; what Ray then does is looked at when the workers are there
+    (raymb.worker_setup).
+
+    Args:
+        tensor: size of a tensor parallel group.
+
+    Raises:
+        ClusterError: the nodes have room for the workers, but not for their tensor parallel groups.
+    """
+    need = worker.to_dict()
+    rooms = [
+        int(min(node["Resources"].get(name, 0.0) / each for name, each in need.items()) + 1e-6)
+        for node in ray.nodes()
+        if node["Alive"]
+    ]
+    if problem := room_problem(tensor, num_workers, rooms):
+        raise ClusterError(problem, HINT)
 
 
 def check_storage(directory: Path, joined: bool) -> None:

@@ -30,7 +30,7 @@ from raymb.remote import Remote
 from raymb.run_dir import RunDir
 from raymb.telemetry.hub import Hub
 from raymb.worker import train_under_ray
-from raymb.worker_setup import ProcessGroupConfig, SigtermCallback
+from raymb.worker_setup import PlacementCallback, ProcessGroupConfig, SigtermCallback
 
 SECONDS_BETWEEN_RESIZES = 30.0
 """How often an elastic run asks for more workers. A resize costs a start of the workers."""
@@ -105,7 +105,7 @@ def make_trainer(job: Job, cluster: Cluster, resources: Resources, place: RunDir
             storage_path=storage_path,
             storage_filesystem=filesystem,
             failure_config=failures,
-            callbacks=[SigtermCallback()],  # type: ignore[list-item]
+            callbacks=[SigtermCallback(), PlacementCallback(job.plan["tensor_parallel_size"], hub)],  # type: ignore[list-item]
             worker_runtime_env={"env_vars": _worker_environment(job)},
         ),
     )
