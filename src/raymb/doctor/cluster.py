@@ -15,7 +15,7 @@ from raymb.doctor.finding import Finding, listed
 from raymb.doctor.gpus import check_gpus
 from raymb.doctor.machine import Machine, from_dict
 from raymb.doctor.storage import check_disks
-from raymb.doctor.tested import tested_versions
+from raymb.doctor.tested import pinned_versions
 from raymb.errors import last_line
 
 AREA = "cluster"
@@ -98,7 +98,7 @@ def why_not_joined(address: str, errors: str) -> Finding:
 
 
 def _tested_ray() -> str:
-    return tested_versions("cpu")["ray"]
+    return pinned_versions("cpu")["ray"]
 
 
 def judge_nodes(
@@ -158,7 +158,7 @@ def _silent(trouble: str) -> Finding:
 
 def _versions(machine: Machine, here: Machine) -> Finding:
     """A node's against this client's."""
-    pins = {**tested_versions("cpu"), **(tested_versions("cuda") if machine.devices and here.devices else {})}
+    pins = {**pinned_versions("cpu"), **(pinned_versions("cuda") if machine.devices and here.devices else {})}
     differing = {
         name: f"{name} {theirs} (here {ours})"
         for name, theirs, ours in (

@@ -8,7 +8,7 @@ from typing import Any
 
 from raymb.doctor.finding import MOST_NAMED, Finding, listed
 from raymb.doctor.machine import Machine
-from raymb.doctor.tested import tested_versions
+from raymb.doctor.tested import pinned_versions
 
 AREA = "environment"
 _TOLD = ("torch", "ray", "megatron-core", "megatron-bridge", "transformers")
@@ -37,7 +37,7 @@ def _packages(machine: Machine) -> Iterator[Finding]:
     """What raymb asks for is an error where it is missing or out of its range; the rest of the set is a warning."""
     from packaging.version import Version
 
-    pins, have, ranges = tested_versions("cpu"), machine.packages, _ranges()
+    pins, have, ranges = pinned_versions("cpu"), machine.packages, _ranges()
     absent = [name for name in pins if name not in have]
     wrong = [name for name, wanted in ranges.items() if name in have and not wanted.contains(have[name], True)]
     other = [
@@ -67,7 +67,7 @@ def check_cuda_packages(machine: Machine) -> Iterator[Finding]:
         said = "not needed without GPUs: the CPU backend computes Transformer Engine's part in plain torch"
         yield Finding(AREA, "CUDA packages", "ok", said)
         return
-    pins, have, fix = tested_versions("cuda"), machine.packages, "scripts/install-cuda"
+    pins, have, fix = pinned_versions("cuda"), machine.packages, "scripts/install-cuda"
     glibc = tuple(int(part) for part in machine.glibc.split(".")) if machine.glibc else ()
     if absent := [name for name in pins if name not in have]:
         needs = ".".join(map(str, _GLIBC_OF_CUDA))

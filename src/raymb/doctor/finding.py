@@ -9,7 +9,7 @@ from typing import Any, Literal
 Status = Literal["ok", "warning", "error"]
 _COLOURS = {"ok": "green", "warning": "yellow", "error": "bold red"}
 
-MOST_NAMED = 6
+MOST_NAMED = 8
 """Of a long list."""
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
 from raymb.doctor.finding import Finding
-from raymb.doctor.machine import huggingface_home, nearest
+from raymb.doctor.machine import can_write, disk_of, huggingface_home, nearest
 from raymb.errors import ModelError
+from raymb.gpus import GIB
 from raymb.model_files import HUB_TIMEOUT_SECONDS, local_model_directory
 from raymb.model_shape import read_model_shape
 
@@ -50,10 +50,11 @@ def parameters_of(model: str | None) -> int | None:
 
 def _home() -> Finding:
     home = Path(huggingface_home())
-    if not os.access(nearest(home), os.W_OK | os.X_OK):
+    if not can_write(nearest(home)):
         said = f"{home} cannot be written, and models are kept there"
         return Finding(AREA, "HF_HOME", "error", said, "name another directory: export HF_HOME=DIR")
-    return Finding(AREA, "HF_HOME", "ok", f"{home}{'' if home.exists() else ' (not made yet)'}")
+    room = f"{disk_of(home).free / GIB:,.0f} GiB free"
+    return Finding(AREA, "HF_HOME", "ok", f"{home}, {room}")
 
 
 def _sample() -> Finding:

@@ -66,7 +66,7 @@ class Machine:
         host: its name.
         glibc: version; "" with another C library.
         packages: installed version by canonical name.
-        disks: by what they are for: storage (only where a directory was named), temp, cache and shm.
+        disks: by what they are for: storage (only where a directory was named), temp and shm.
         devices: GPUs.
         driver: of NVIDIA; "" without GPUs.
         trouble: why nvidia-smi gives no answer though there is a driver; "" otherwise.
@@ -140,11 +140,19 @@ def nearest(path: str | Path) -> Path:
     return next(above for above in (place, *place.parents) if above.exists())
 
 
+def can_write(directory: Path) -> bool:
+    """By doing it: os.access tells root that all can be written."""
+    try:
+        tempfile.TemporaryFile(dir=directory).close()
+    except OSError:
+        return False
+    return True
+
+
 def _disks(storage: str | None) -> dict[str, Disk]:
     places = {
         "storage": storage,
         "temp": os.environ.get("RAY_TMPDIR") or tempfile.gettempdir(),
-        "cache": huggingface_home(),
         "shm": "/dev/shm",
     }
     return {name: disk_of(path) for name, path in places.items() if path is not None}

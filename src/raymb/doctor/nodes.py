@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import sys
 from typing import Any
 
-from raymb.doctor.machine import nearest
+from raymb.doctor.machine import can_write, nearest
 
 
 def main() -> None:
@@ -33,7 +32,7 @@ def ask_cluster(address: str, storage: str | None, seconds: float) -> dict[str, 
     machines = _machines(nodes, storage, seconds)
     blind: dict[str, str] = {}
     place = nearest(storage) if storage is not None else None
-    if place is not None and os.access(place, os.W_OK):
+    if place is not None and can_write(place):
         blind = blind_nodes(place, [node for node in nodes if "machine" in machines[node["NodeID"]]], seconds)
     else:
         place = None

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 
 from raymb.doctor.finding import Finding
-from raymb.doctor.machine import Disk, Machine, nearest
+from raymb.doctor.machine import Disk, Machine, can_write, nearest
 from raymb.errors import RunDirError
 from raymb.gpus import GIB
 from raymb.remote import check_writable, is_address
@@ -40,9 +39,11 @@ def check_storage_path(storage_path: str) -> Iterator[Finding]:
             yield Finding(AREA, "storage_path", "ok", f"{storage_path} can be written, listed, read and deleted from")
         return
     place = nearest(storage_path)
-    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+    if not place.is_dir() or not can_write(place):
         what = "cannot be written" if place.is_dir() else "is no directory"
         yield Finding(AREA, "storage_path", "error", f"{place} {what}", "name another directory: --storage_path DIR")
+    else:
+        yield Finding(AREA, "storage_path", "ok", f"{storage_path} can be written")
 
 
 def check_disks(machine: Machine, parameters: int | None) -> Iterator[Finding]:

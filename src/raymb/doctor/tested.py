@@ -10,7 +10,7 @@ DIRECTORY = Path(__file__).with_name("tested")
 
 
 @functools.cache
-def tested_versions(name: str) -> dict[str, str]:
+def pinned_versions(name: str) -> dict[str, str]:
     """Package to version, by canonical name.
 
     Args:
