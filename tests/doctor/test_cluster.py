@@ -28,7 +28,7 @@ def test_nodes_that_are_alike(here: Machine) -> None:
     said = [finding.said for finding in found]
     assert "head:6379: 2 nodes with 16 CPUs and 0 GPUs" in said
     assert any(text.startswith("all 2 nodes: Python, raymb and 1") for text in said)
-    assert "all 2 nodes read and write /storage" in said
+    assert "seen and written by 2 nodes: /storage" in said
 
 
 @pytest.mark.parametrize(("package", "status"), [("ray", "error"), ("megatron-core", "error"), ("six", "warning")])
@@ -51,7 +51,7 @@ def test_a_node_that_is_blind_one_that_is_silent_and_one_without_raymb(here: Mac
         "d: ModuleNotFoundError: No module named 'raymb'",
     }
     assert "install raymb" in errors["d: ModuleNotFoundError: No module named 'raymb'"]
-    assert not any("read and write" in finding.said for finding in found)
+    assert not any("seen and written" in finding.said for finding in found)
 
 
 def test_gpus_of_nodes(here: Machine) -> None:

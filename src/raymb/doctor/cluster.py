@@ -11,7 +11,7 @@ from typing import Any
 
 from raymb.doctor.child import ask_child
 from raymb.doctor.environment import check_cuda_packages
-from raymb.doctor.finding import Finding, listed
+from raymb.doctor.finding import Finding, listed, plural
 from raymb.doctor.gpus import check_gpus
 from raymb.doctor.machine import Machine, from_dict
 from raymb.doctor.storage import check_disks
@@ -109,7 +109,7 @@ def judge_nodes(
         nodes: as raymb.doctor.nodes describes them.
     """
     cpus, gpus = (sum(node[kind] for node in nodes) for kind in ("cpus", "gpus"))
-    said = f"{address}: {len(nodes)} nodes with {cpus:g} CPUs and {gpus:g} GPUs"
+    said = f"{address}: {plural(len(nodes), 'node')} with {cpus:g} CPUs and {gpus:g} GPUs"
     if not nodes:
         yield Finding(AREA, "nodes", "error", f"{said}: none can run a worker", "start nodes with CPUs: ray start")
         return
@@ -117,7 +117,7 @@ def judge_nodes(
     found = {node["name"]: list(_of_node(node, storage, here, parameters)) for node in nodes}
     yield from _merged(found)
     if storage is not None and not any(node.get("trouble") or node["blind"] for node in nodes):
-        yield Finding(AREA, "storage", "ok", f"all {len(nodes)} nodes read and write {storage}")
+        yield Finding(AREA, "storage", "ok", f"seen and written by {plural(len(nodes), 'node')}: {storage}")
 
 
 def _of_node(node: Mapping[str, Any], storage: str | None, here: Machine, parameters: int | None) -> Iterator[Finding]:

@@ -76,10 +76,11 @@ class Printer:
     def conclude(self, findings: Sequence[Finding]) -> None:
         errors, warnings = (count(findings, status) for status in ("error", "warning"))
         if errors:
-            self.console.print(f"{_plural(errors, 'error')}, {_plural(warnings, 'warning')}: a run would fail here")
+            self.console.print(f"{plural(errors, 'error')}, {plural(warnings, 'warning')}: a run would fail here")
         else:
-            self.console.print(f"ready to train; {_plural(warnings, 'warning')}" if warnings else "ready to train")
+            self.console.print(f"ready to train; {plural(warnings, 'warning')}" if warnings else "ready to train")
 
 
-def _plural(number: int, word: str) -> str:
+def plural(number: int, word: str) -> str:
+    """`1 node`, `3 nodes`."""
     return f"{number} {word}" + ("" if number == 1 else "s")
