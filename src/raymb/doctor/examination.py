@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from raymb.doctor.allreduce import check_allreduce
 from raymb.doctor.cluster import check_cluster
@@ -13,7 +13,7 @@ from raymb.doctor.environment import check_environment
 from raymb.doctor.finding import Finding
 from raymb.doctor.gpus import check_gpus
 from raymb.doctor.hub import check_hub, parameters_of
-from raymb.doctor.machine import Machine, this_machine
+from raymb.doctor.machine import Machine, disk_of, this_machine
 from raymb.doctor.storage import check_disks, check_storage_path
 from raymb.errors import last_line
 from raymb.remote import is_address, storage_root
@@ -47,26 +47,35 @@ def examine(question: Question, tell: Callable[[str], None]) -> Iterator[Finding
     Args:
         tell: what is being looked at.
     """
-    tell("this machine")
+    directory = None if is_address(question.storage_path) else str(storage_root(question.storage_path))
     machine: list[Machine] = []
-    local = None if is_address(question.storage_path) else str(storage_root(question.storage_path))
+    parameters: list[int | None] = [None]
 
     def look() -> Iterator[Finding]:
-        machine.append(this_machine(local))
+        machine.append(this_machine(None))  # without the storage, which is what hangs
         yield from check_environment(machine[0])
         yield from check_gpus(machine[0])
 
+    def look_at_storage() -> Iterator[Finding]:
+        yield from check_storage_path(question.storage_path)
+        parameters[0] = parameters_of(question.model)
+        disks = {**machine[0].disks, **({"storage": disk_of(directory)} if directory else {})}
+        yield from check_disks(replace(machine[0], disks=disks), parameters[0])
+
+    tell("this machine")
     yield from _within(SECONDS, "environment", look)
+    if not machine:
+        return
     tell("storage")
-    yield from _within(SECONDS, "storage", lambda: check_storage_path(question.storage_path))
-    if machine:
-        yield from _within(SECONDS, "storage", lambda: check_disks(machine[0], parameters_of(question.model)))
+    yield from _within(SECONDS, "storage", look_at_storage)
     tell("hub")
     yield from _within(SECONDS, "hub", lambda: check_hub(question.model))
-    if question.address and machine:
-        parameters = parameters_of(question.model)
-        yield from check_cluster(question.address, local, question.seconds, machine[0], parameters, tell)
-    if question.allreduce and machine:
+    if question.address:
+        of_cluster = list(check_cluster(question.address, directory, question.seconds, machine[0], parameters[0], tell))
+        yield from of_cluster
+        if any(finding.name == "join" for finding in of_cluster):
+            return
+    if question.allreduce:
         yield from check_allreduce(question.address, machine[0].devices, question.seconds, tell)
 
 
@@ -94,6 +103,7 @@ def _within(seconds: float, area: str, check: Callable[[], Iterable[Finding]]) -
         if found is None:
             return
         if isinstance(found, BaseException):
-            yield Finding(area, "check", "error", f"it failed: {type(found).__name__}: {last_line(found)}")
+            fix = "see whether what this error names works without raymb; if it does, report the error"
+            yield Finding(area, "check", "error", f"it failed: {type(found).__name__}: {last_line(found)}", fix)
             return
         yield found
