@@ -105,10 +105,15 @@ def make_trainer(job: Job, cluster: Cluster, resources: Resources, place: RunDir
             storage_path=storage_path,
             storage_filesystem=filesystem,
             failure_config=failures,
-            callbacks=[SigtermCallback(), PlacementCallback(job.plan["tensor_parallel_size"], hub)],  # type: ignore[list-item]
+            callbacks=[SigtermCallback(), PlacementCallback(_group(job), hub)],  # type: ignore[list-item]
             worker_runtime_env={"env_vars": _worker_environment(job)},
         ),
     )
+
+
+def _group(job: Job) -> int:
+    """Ranks that belong on one node; what passes over a checkpoint once does not mind."""
+    return job.plan["tensor_parallel_size"] if job.task == "train" else 1
 
 
 def _sizes(job: Job) -> list[int]:
