@@ -19,12 +19,16 @@ from pathlib import Path
 from typing import Any
 
 import ray  # noqa: TID253
+from ray.exceptions import RayError  # noqa: TID253
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # noqa: TID253
 from rich.console import Console
 
-from raymb.errors import ClusterError
+from raymb.errors import ClusterError, last_line
 from raymb.gpus import Gpu, gpu_of_device
+from raymb.plan.placement import HINT, room_problem
 from raymb.spec import RunSpec
+
+_SECONDS_FOR_THE_STORAGE = 120.0
 
 
 @dataclass(frozen=True)
@@ -108,7 +112,7 @@ def connect(spec: RunSpec) -> Iterator[Cluster]:
     # A process for every core of the machine would be started ahead, and stay idle.
     os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
     if address:
-        _check_reachable(address)
+        check_reachable(address)
     importing = threading.Thread(target=_import_ray_train, daemon=True)
     importing.start()
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
@@ -118,11 +122,11 @@ def connect(spec: RunSpec) -> Iterator[Cluster]:
         # Without RAY_ADDRESS, "local" starts a new cluster even where another one runs on this machine.
         with contextlib.nullcontext() if address else _without_api_server():
             ray.init(address=address or "local", **options)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (ConnectionError, ValueError, RuntimeError, RayError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ClusterError(
             f"no Ray cluster answers at {address}: {reason}" if address else f"Ray cannot start here: {reason}",
-            "check --ray_address (or RAY_ADDRESS); leave both out to start a local cluster",
+            f"check --ray_address (or RAY_ADDRESS); leave both out to start a local cluster; more: {_doctor(address)}",
         ) from None
     importing.join()
     try:
@@ -161,6 +165,26 @@ def _keep_what_ray_says() -> None:
     worker.print_to_stdstream = keep  # type: ignore[assignment]
 
 
+def check_room(worker: Resources, tensor: int, num_workers: int) -> None:
+    """Refuse what no placement can make good; what Ray then does is looked at when the workers are there
+    (raymb.worker_setup).
+
+    Args:
+        tensor: size of a tensor parallel group.
+
+    Raises:
+        ClusterError: the nodes have room for the workers, but not for their tensor parallel groups.
+    """
+    need = worker.to_dict()
+    rooms = [
+        int(min(node["Resources"].get(name, 0.0) / each for name, each in need.items()) + 1e-6)
+        for node in ray.nodes()
+        if node["Alive"]
+    ]
+    if problem := room_problem(tensor, num_workers, rooms):
+        raise ClusterError(problem, HINT)
+
+
 def check_storage(directory: Path, joined: bool) -> None:
     """Have every node read a token in the directory and answer with one of its own.
 
@@ -172,32 +196,64 @@ def check_storage(directory: Path, joined: bool) -> None:
     """
     if not joined:
         return
-    nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
+    nodes = working_nodes()
+    blind = blind_nodes(directory, nodes, _SECONDS_FOR_THE_STORAGE)
+    if blind:
+        lines = "\n  ".join(f"{name_of(node)}: {blind[node['NodeID']]}" for node in nodes if node["NodeID"] in blind)
+        raise ClusterError(
+            f"--storage_path {directory} is not one place for all nodes; not seen by\n  {lines}",
+            "give a --storage_path on storage that every node mounts",
+        )
+
+
+def working_nodes() -> list[dict[str, Any]]:
+    """Those that may get workers, as Ray describes them: a head without CPUs gets none."""
+    return [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
+
+
+def name_of(node: dict[str, Any]) -> str:
+    """A node by everything that tells it from another one: nodes may share a machine, or its name."""
+    return f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']}, node {node['NodeID'][:8]})"
+
+
+def blind_nodes(directory: Path, nodes: list[dict[str, Any]], seconds: float) -> dict[str, str]:
+    """Have nodes read a token in a directory and answer with one of their own.
+
+    Args:
+        seconds: for all of them; a file system whose server is gone answers never.
+
+    Returns:
+        node id to what is wrong; nothing for a node that sees the directory.
+    """
     token = uuid.uuid4().hex
     place = directory / f".seen-{token}"
     place.mkdir()
     try:
         (place / "driver").write_text(token)
         asked = {
-            node["NodeID"]: _answer_token.options(
+            _answer_token.options(
                 num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            ).remote(str(place), token, node["NodeID"])
+            ).remote(str(place), token, node["NodeID"]): node["NodeID"]
             for node in nodes
         }
-        said = {node: ray.get(answer) for node, answer in asked.items()}
-        blind = [
-            f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']}): "
-            f"{said[node['NodeID']] or 'what it writes does not arrive here'}"
-            for node in nodes
-            if said[node["NodeID"]] or not (place / node["NodeID"]).exists()
-        ]
+        answers, _ = ray.wait(list(asked), num_returns=len(asked), timeout=seconds)
+        said = {node: f"no answer within {seconds:g} s" for node in asked.values()}
+        said |= {asked[answer]: _said(answer) for answer in answers}
+        said |= {
+            node: "what it writes does not arrive here"
+            for node, trouble in said.items()
+            if not trouble and not (place / node).exists()
+        }
     finally:
         shutil.rmtree(place, ignore_errors=True)
-    if blind:
-        raise ClusterError(
-            f"--storage_path {directory} is not one place for all nodes; not seen by\n  " + "\n  ".join(blind),
-            "give a --storage_path on storage that every node mounts",
-        )
+    return {node: trouble for node, trouble in said.items() if trouble}
+
+
+def _said(answer: Any) -> str:
+    try:
+        return ray.get(answer)
+    except RayError as error:
+        return last_line(error)[:300]
 
 
 @ray.remote
@@ -221,7 +277,12 @@ def start_coordinator() -> None:
         default_autoscaling_coordinator.get_or_create_autoscaling_coordinator()
 
 
-def _check_reachable(address: str) -> None:
+def _doctor(address: str | None) -> str:
+    """The command that tells what is wrong: versions, token, nodes."""
+    return f"raymb doctor --ray_address {address}" if address else "raymb doctor"
+
+
+def check_reachable(address: str) -> None:
     """Knock at HOST:PORT first: Ray itself goes on trying a dead address for minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not host or not port.isdigit():

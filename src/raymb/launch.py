@@ -13,8 +13,8 @@ from rich.console import Console
 
 from raymb import mirror
 from raymb import run_dir as directories
-from raymb.cluster import Cluster, Resources, check_storage, connect, start_coordinator, wait_for
-from raymb.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_STOPPED, RunFailed
+from raymb.cluster import Cluster, Resources, check_room, check_storage, connect, start_coordinator, wait_for
+from raymb.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_STOPPED, RunFailed, UserError
 from raymb.interrupt import Interrupts
 from raymb.job import Job, with_absolute_paths
 from raymb.mirror import pushing
@@ -60,6 +60,7 @@ def run(checked: Preflight) -> int:
                 console.print(line, highlight=False, soft_wrap=True)
         resources = cluster.resources_of_a_worker(backend, spec.cluster.cpus_per_worker, plan.num_workers)
         wait_for(resources, min(plans), spec.cluster.wait_for_resources, console)
+        check_room(resources, plan.tensor_parallel_size, min(plans))
         if place.remote is None:
             check_storage(checked.prepared.path.parent, cluster.joined)
         owned = stack.enter_context(_claimed(place, checked, plan, console))
@@ -166,6 +167,9 @@ def _fit(
         monitor.close()
     if interrupts.received:
         return say_how_to_go_on("interrupted", EXIT_INTERRUPTED, job, place, console)
+    refused = getattr(failure, "controller_failure", None)  # a callback's, before the training
+    if isinstance(refused, UserError):
+        raise refused
     if failure is not None:
         raise RunFailed(reason_of(failure), where_to_look(place)) from failure
     if out_of_time.is_set() and (newest_step(place) or 0) < job.plan["train_iters"]:

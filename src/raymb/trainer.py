@@ -30,7 +30,7 @@ from raymb.remote import Remote
 from raymb.run_dir import RunDir
 from raymb.telemetry.hub import Hub
 from raymb.worker import train_under_ray
-from raymb.worker_setup import ProcessGroupConfig, SigtermCallback
+from raymb.worker_setup import PlacementCallback, ProcessGroupConfig, SigtermCallback
 
 SECONDS_BETWEEN_RESIZES = 30.0
 """How often an elastic run asks for more workers. A resize costs a start of the workers."""
@@ -105,10 +105,15 @@ def make_trainer(job: Job, cluster: Cluster, resources: Resources, place: RunDir
             storage_path=storage_path,
             storage_filesystem=filesystem,
             failure_config=failures,
-            callbacks=[SigtermCallback()],  # type: ignore[list-item]
+            callbacks=[SigtermCallback(), PlacementCallback(_group(job), hub)],  # type: ignore[list-item]
             worker_runtime_env={"env_vars": _worker_environment(job), **_under_nsys(job)},
         ),
     )
+
+
+def _group(job: Job) -> int:
+    """Ranks that belong on one node; what passes over a checkpoint once does not mind."""
+    return job.plan["tensor_parallel_size"] if job.task == "train" else 1
 
 
 def _sizes(job: Job) -> list[int]:

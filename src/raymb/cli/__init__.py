@@ -10,7 +10,7 @@ from typing import Any
 import typer
 
 from raymb import __version__
-from raymb.cli import data, evaluate, export, finetune, generate, options, plan
+from raymb.cli import data, doctor, evaluate, export, finetune, generate, options, plan
 from raymb.cli.help_text import SectionedCommand
 from raymb.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_USER, RaymbError
 
@@ -37,6 +37,7 @@ for _name, _command, _summary in (
     ("export", export.command, "Write a checkpoint as a Hugging Face model or a PEFT adapter."),
     ("generate", generate.command, "Ask a tuned model, and its base beside it."),
     ("evaluate", evaluate.command, "Score a tuned model on held-out rows."),
+    ("doctor", doctor.command, "Is this environment able to train?"),
 ):
     app.command(_name, short_help=_summary)(_command)
 

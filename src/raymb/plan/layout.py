@@ -14,6 +14,7 @@ from raymb.plan.adapters import Targets, problems_with, targets_of
 from raymb.plan.automatic import Automatic, automatic, per_node, too_large
 from raymb.plan.elastic import is_elastic, usable_layouts
 from raymb.plan.memory import estimate
+from raymb.plan.placement import planned_problem
 from raymb.plan.precision import precision_problems
 from raymb.plan.speed import step_time
 from raymb.spec.sections import RunSpec
@@ -139,6 +140,8 @@ def usable_plans(
     if layouts:
         layout = layouts[max(layouts)][0]
         problems += precision_problems(spec.train.precision, backend, gpu, layout, shape)
+        if node := spec.cluster.gpus_per_node:
+            problems += filter(None, [planned_problem(layout.tensor, layout.num_workers, node)])
     batch, packing = spec.train.global_batch_size, spec.data.packing
     if rows is not None and rows < batch:
         kind, or_else = ("packed ", ", or leave --packing out") if packing else ("", "")

@@ -81,7 +81,7 @@ def _layouts(spec: RunSpec, start: Layout, shape: ModelShape, per_node: int) -> 
         return [one for one in ([asked] if isinstance(asked, int) else automatic) if workers % one == 0]
 
     powers = [1 << exponent for exponent in range(15)]
-    tensors = sizes(parallel.tensor_parallel_size, [one for one in powers if one <= per_node])
+    tensors = sizes(parallel.tensor_parallel_size, [one for one in powers if per_node % one == 0])
     pipelines = sizes(parallel.pipeline_parallel_size, divisors(workers))
     contexts = sizes(parallel.context_parallel_size, powers[:5] if start.seq_length >= _LONG else [1])
     experts = sizes(parallel.expert_parallel_size, divisors(shape.num_experts) if shape.num_experts else [1])

@@ -1,0 +1,136 @@
+"""Three Ray nodes on one machine, each with its own ports, one with a name and file systems of its own: tensor parallel
+inside a node, pipeline parallel across; what is refused, and what raymb doctor says."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.smoke.conftest import MAIN_FLAGS, read_metrics, words_of
+
+pytestmark = [pytest.mark.smoke, pytest.mark.slow, pytest.mark.timeout(900)]
+APART = ["unshare", "--mount", "--uts"] if os.geteuid() == 0 else ["unshare", "--map-root-user", "--mount", "--uts"]
+
+
+class Nodes:
+    """
+    Args:
+        address: of the head.
+        storage: a directory that all see.
+        apart: one in whose place the third node, called node-c, has a file system of its own.
+    """
+
+    def __init__(self, address: str, storage: Path, apart: Path):
+        self.address, self.storage, self.apart = address, storage, apart
+
+    def raymb(self, *words: object) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "raymb", *map(str, words), "--ray_address", self.address]
+        environment = {**os.environ, "PYTHONPATH": "src", "COLUMNS": "200"}
+        return subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
+
+
+@pytest.fixture(scope="module")
+def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
+    if not shutil.which("unshare") or subprocess.run([*APART, "true"], capture_output=True).returncode:
+        pytest.skip("no name spaces of its own for a process here (unshare)")
+    import ray
+    from ray.cluster_utils import Cluster
+
+    place = tmp_path_factory.mktemp("nodes")
+    storage, apart = place / "storage", place / "apart"
+    storage.mkdir()
+    apart.mkdir()
+    made: Any = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+    made.add_node(num_cpus=2)
+    alone = 'hostname node-c && mount -t tmpfs none "$0" && exec "$@"'
+    start = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--address", made.address]
+    third = subprocess.Popen(
+        [*APART, "sh", "-c", alone, str(apart), *start, "--num-cpus", "2", "--disable-usage-stats"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    ray.init(made.address, log_to_driver=False)
+    try:
+        deadline = time.monotonic() + 60
+        while sum(node["Alive"] for node in ray.nodes()) < 3:
+            assert third.poll() is None and time.monotonic() < deadline
+            time.sleep(0.2)
+    finally:
+        ray.shutdown()
+    yield Nodes(made.address, storage, apart)
+    third.terminate()
+    third.wait(timeout=30)
+    made.shutdown()
+
+
+def words(model: Path, rows: Path, storage: Path, **flags: Any) -> list[str]:
+    given = {"hf_model_path": model, "dataset": rows, "storage_path": storage, "experiment_name": "run"}
+    return ["finetune", "--no_export_hf", *words_of({**given, **MAIN_FLAGS, **flags})]
+
+
+def test_doctor_names_the_node_that_does_not_see_the_storage(nodes: Nodes) -> None:
+    done = nodes.raymb("doctor", "--json", "--storage_path", nodes.apart, "--hf_model_path", "sample")
+    assert done.returncode == 1, done.stderr
+    said = [one for one in json.loads(done.stdout)["findings"] if one["area"] == "cluster"]
+    assert "3 nodes with 6 CPUs" in next(one["said"] for one in said if one["name"] == "nodes")
+    assert next(one["said"] for one in said if one["name"] == "versions").startswith("all 3 nodes: Python, raymb and")
+    errors = [one for one in said if one["status"] == "error"]
+    assert [(one["name"], one["said"].split(" ")[0]) for one in errors] == [("storage", "node-c")]
+    assert str(nodes.apart) in errors[0]["said"] and "--storage_path" in errors[0]["fix"]
+
+
+def test_doctor_finds_nothing_wrong_with_storage_that_all_see(nodes: Nodes) -> None:
+    done = nodes.raymb("doctor", "--storage_path", nodes.storage, "--hf_model_path", "sample", "--allreduce")
+    print(done.stdout)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"seen and written by 3 nodes: {nodes.storage}" in done.stdout
+    assert re.search(r"bandwidth: [\d.]+ GB/s bus bandwidth, gloo, 3 ranks on 3 nodes", done.stdout)
+    assert list(nodes.storage.iterdir()) == []
+
+
+def test_a_run_is_refused_where_a_node_does_not_see_the_storage(nodes: Nodes, tiny_qwen2: Path, rows: Path) -> None:
+    done = nodes.raymb(*words(tiny_qwen2, rows, nodes.apart, num_workers=2))
+    assert done.returncode == 2, done.stderr
+    assert "not one place for all nodes; not seen by\n  node-c (" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("num_workers", "said"),
+    [
+        (6, "1 of 3 tensor parallel groups of 2 lie on more than one node, the first being ranks 2 to 3"),
+        (8, "--num_workers 8 are 4 tensor parallel groups of 2, and nodes that hold 3, 3, 3 workers have room for 3"),
+    ],
+    ids=["as placed", "no room"],
+)
+def test_groups_that_would_straddle_are_refused(
+    nodes: Nodes, tiny_qwen2: Path, rows: Path, num_workers: int, said: str, tmp_path: Path
+) -> None:
+    """Nodes that hold 3 workers each: Ray fills one before the next."""
+    flags = {"num_workers": num_workers, "tensor_parallel_size": 2, "cpus_per_worker": 0.66, "global_batch_size": 24}
+    done = nodes.raymb(*words(tiny_qwen2, rows, tmp_path, **flags))
+    assert done.returncode == 2, done.stderr
+    assert said in done.stderr and "--cpus_per_worker" in done.stderr
+    assert "importing Megatron" not in done.stderr and "Traceback" not in done.stderr
+
+
+def test_tensor_parallel_inside_a_node_and_pipeline_parallel_across(
+    nodes: Nodes, tiny_qwen2: Path, rows: Path, tmp_path: Path
+) -> None:
+    flags = {"num_workers": 6, "tensor_parallel_size": 2, "cpus_per_worker": 1, "train_iters": 3}
+    flags |= {"pipeline_parallel_size": 3, "num_layers_in_first_stage": 1, "num_layers_in_last_stage": 1}
+    done = nodes.raymb(*words(tiny_qwen2, rows, tmp_path, **flags))
+    print(done.stderr)
+    assert done.returncode == 0, done.stderr
+    placed = re.search(r"placed: ranks 0 to 1 on (.+?), 2 to 3 on (.+?), 4 to 5 on (.+)", done.stderr)
+    assert placed and len(set(placed.groups())) == 3
+    assert [record["step"] for record in read_metrics(tmp_path / "run")] == [1, 2, 3]
