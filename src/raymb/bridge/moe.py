@@ -27,6 +27,8 @@ def moe_settings(moe: Moe) -> dict[str, Any]:
         "moe_shared_expert_overlap": moe.moe_shared_expert_overlap or None,
         "moe_expert_capacity_factor": moe.moe_capacity_factor,
     }
+    if moe.moe_load_balancing == "sinkhorn":
+        given["moe_aux_loss_coeff"] = 0.0  # the model's own would be one loss too many (moe/router.py asserts)
     return {name: value for name, value in given.items() if value is not None} | _dispatcher(moe.moe_token_dispatcher)
 
 

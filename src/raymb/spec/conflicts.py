@@ -95,6 +95,10 @@ _NOT_POSSIBLE = {
     "dist.use_megatron_fsdp": _FSDP,
     "dist.use_torch_fsdp2": _FSDP,
     "checkpoint.ckpt_format": _FSDP,
+    "model.cpu_offloading_weights": (
+        "Transformer Engine 2.20 takes no weights to the host any more (its cpu_offload.py ignores it); "
+        "--optimizer_offload takes the optimizer's, --activation_offload_layers activations"
+    ),
 }
 
 
