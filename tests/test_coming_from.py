@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from raymb.bridge.fields import check_overrides
+from raymb.gpus import GIB, gpu_named
+from raymb.plan import make_plan
 from raymb.spec import FLAG_THAT_OWNS, SECTION_OF_FLAG, SECTIONS, RunSpec, load_spec
-from tests.test_configs import plan_for_its_gpu
+from tests.test_configs import plan_for_its_gpu, shape_of
 
 PAGE = (Path(__file__).parents[1] / "docs" / "coming-from.md").read_text(encoding="utf-8")
 TOOLS = re.split(r"^## ", PAGE, flags=re.M)[1:]
@@ -76,3 +78,9 @@ def test_megatrons_own_names_lead_to_the_flag_that_owns_them(tool: str) -> None:
             flag = names.get(word)
             unnamed = "the same name" in ours or "without model" in ours or ours == "-" or word in MEAN_OTHERS
             assert flag is None or unnamed or flag in ours, (word, flag, ours)
+
+
+def test_why_one_translation_differs(tmp_path: Path) -> None:
+    spec = spec_of(dict(EXAMPLES)["Oumi"].replace("optimizer_offload: 1.0", "optimizer_offload: 0.0"), tmp_path)
+    plan = make_plan(spec, shape_of(spec.model.hf_model_path), backend="cuda", gpu=gpu_named(spec.cluster.gpu))
+    assert plan.memory is not None and round(plan.memory["total"] / GIB) == 86
