@@ -10,6 +10,7 @@ from typing import Any, Literal
 from raymb.model_files import base_directory
 from raymb.remote import is_address, storage_root
 from raymb.spec import RunSpec, spec_from_json, spec_to_json
+from raymb.spec.sections import Moe
 
 
 def with_absolute_paths(spec: RunSpec) -> RunSpec:
@@ -99,7 +100,9 @@ class Job:
             "sequence_parallel": False,
             "padded_vocab_size": self.vocab_size,
         }
-        return replace(self, plan=plan, backend="cpu")
+        train = self.spec.train.model_copy(update={"activation_offload_layers": 0})  # what needs a GPU
+        spec = self.spec.model_copy(update={"train": train, "moe": Moe()})
+        return replace(self, spec=spec, plan=plan, backend="cpu")
 
     def here(self) -> Job:
         """The job with this machine's paths: of a run on remote storage each machine has a workspace of its own."""

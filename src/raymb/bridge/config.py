@@ -157,7 +157,7 @@ def _model(job: Job, hf_bridge: AutoBridge, accelerator: Accelerator, precision:
         **accelerator.model_settings(),
     }
     if getattr(provider, "num_moe_experts", None):
-        settings |= moe_settings(job.spec.moe)
+        settings |= moe_settings(job.spec.moe, job.spec.train)
     if job.spec.train.precision in _FP8_RECIPES and getattr(provider, "num_moe_experts", None):
         settings["moe_router_padding_for_quantization"] = True  # an expert's tokens, to multiples that FP8 can multiply
     if plan["adapters"] and getattr(provider, "moe_router_enable_expert_bias", False):
@@ -237,7 +237,8 @@ def _moments(precision: str) -> dict[str, Any]:
 
     if precision == "fp32":
         return {}
-    settings = {"use_precision_aware_optimizer": True, "store_param_remainders": True}
+    # Remainders would save two more bytes, but a checkpoint with them is for this optimizer alone.
+    settings = {"use_precision_aware_optimizer": True, "store_param_remainders": False}
     return settings | dict.fromkeys(("exp_avg_dtype", "exp_avg_sq_dtype"), torch.bfloat16)
 
 

@@ -6,13 +6,13 @@ import importlib.util
 from typing import Any
 
 from raymb.errors import SpecError
-from raymb.spec.sections import Moe
+from raymb.spec.sections import Moe, Train
 
 _FLEX = ("deepep", "hybridep")
 """Dispatchers that Megatron-Core calls `flex`, with a back end."""
 
 
-def moe_settings(moe: Moe) -> dict[str, Any]:
+def moe_settings(moe: Moe, train: Train) -> dict[str, Any]:
     """Provider fields.
 
     Raises:
@@ -24,11 +24,14 @@ def moe_settings(moe: Moe) -> dict[str, Any]:
         "moe_z_loss_coeff": moe.moe_z_loss_coeff,
         "moe_router_dtype": moe.moe_router_dtype,
         "moe_permute_fusion": moe.moe_permute_fusion,
-        "moe_shared_expert_overlap": moe.moe_shared_expert_overlap or None,
+        "moe_shared_expert_overlap": moe.moe_shared_expert_overlap,
         "moe_expert_capacity_factor": moe.moe_capacity_factor,
     }
     if moe.moe_load_balancing == "sinkhorn":
         given["moe_aux_loss_coeff"] = 0.0  # the model's own would be one loss too many (moe/router.py asserts)
+    alone = "shared_experts" in train.recompute_modules or moe.moe_token_dispatcher == "allgather"
+    if moe.moe_shared_expert_overlap is None and alone:  # Bridge's providers of some families have it on
+        given["moe_shared_expert_overlap"] = False
     return {name: value for name, value in given.items() if value is not None} | _dispatcher(moe.moe_token_dispatcher)
 
 

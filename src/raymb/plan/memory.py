@@ -14,9 +14,8 @@ from raymb.model_shape import ModelShape
 from raymb.plan.recompute import recomputed_layers
 from raymb.plan.rules import Layout, layers_per_stage
 
-_OPTIMIZER = {"fp32": 12, "bf16": 6}
-"""Bytes a trained bf16 number, by the type of its moments: two of them and an fp32 weight, or the half of one that the
-bf16 weight lacks."""
+_OPTIMIZER = {"fp32": 12, "bf16": 8}
+"""Bytes a trained bf16 number, by the type of its moments: two of them and an fp32 weight."""
 _ON_THE_WAY = 2
 """Layers whose activations are between GPU and host."""
 _NORMS = 3.25

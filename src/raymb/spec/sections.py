@@ -232,8 +232,8 @@ class Optimizer(Section):
         "optimizer.store_param_remainders",
         default="fp32",
     )
-    """Type of Adam's two moments. bf16: 6 bytes a weight instead of 12, by Transformer Engine's optimizer, which then
-    keeps of the fp32 weights what bf16 ones lack."""
+    """Type of Adam's two moments. bf16: 8 bytes a weight with its fp32 copy instead of 12, by Transformer Engine's
+    optimizer. Checkpoints have them in fp32, for either."""
     distributed_optimizer: bool = bridge(
         "ddp.use_distributed_optimizer", "optimizer.use_distributed_optimizer", default=True
     )
@@ -334,8 +334,8 @@ class Moe(Section):
     be on the workers. Default: what Bridge has for the model."""
     moe_permute_fusion: bool | None = bridge("model.moe_permute_fusion", default=None)
     """Sort tokens by expert in one fused kernel. Default: what Bridge has for the model."""
-    moe_shared_expert_overlap: bool = bridge("model.moe_shared_expert_overlap", default=False)
-    """Compute shared experts while tokens are on their way to others."""
+    moe_shared_expert_overlap: bool | None = bridge("model.moe_shared_expert_overlap", default=None)
+    """Compute shared experts while tokens are on their way to others. Default: what Bridge has for the model."""
     moe_capacity_factor: float | None = bridge("model.moe_expert_capacity_factor", default=None, gt=0)
     """An expert takes at most this many times its even share of the tokens; the others pass it by. Default: all."""
 
