@@ -15,7 +15,7 @@ from typing import Any
 from raymb.bridge import checkpoint
 from raymb.errors import RunDirError
 from raymb.job import Job
-from raymb.spec.sections import Model, Moe, RunSpec
+from raymb.spec.sections import Model, RunSpec
 
 _USUAL = RunSpec(model=Model(hf_model_path="any"))
 _LAYOUT = (
@@ -106,25 +106,23 @@ def smallest_plan(plan: dict[str, Any], manifest: dict[str, Any]) -> dict[str, A
 
 def reshaping(job: Job, directory: Path) -> Job:
     """The job that writes a checkpoint again, in its own layout, on CPU workers."""
-    manifest = checkpoint.read_manifest(directory)
+    job, manifest = job.on_cpus(), checkpoint.read_manifest(directory)
     assert manifest is not None
     plan = {**smallest_plan(job.plan, manifest), "train_iters": manifest["step"]}
-    train = job.spec.train.model_copy(update={"precision": manifest["precision"], "activation_offload_layers": 0})
+    train = job.spec.train.model_copy(update={"precision": manifest["precision"]})
     evaluation = job.spec.evaluation.model_copy(update={"eval_iters": 0})
     settings = job.spec.checkpoint.model_copy(
         update={"save_interval": 0, "export_hf": False, "keep_last": None, "keep_best": None}
     )
-    # No warm-up is as long as no step; the CPU's moments are fp32, as all are in a checkpoint.
-    optimizer = job.spec.optimizer.model_copy(update={"lr_warmup_iters": 0, "optimizer_moments": "fp32"})
+    optimizer = job.spec.optimizer.model_copy(update={"lr_warmup_iters": 0})  # no warm-up is as long as no step
     spec = job.spec.model_copy(
-        update={"train": train, "evaluation": evaluation, "checkpoint": settings, "optimizer": optimizer, "moe": Moe()}
+        update={"train": train, "evaluation": evaluation, "checkpoint": settings, "optimizer": optimizer}
     )
     return replace(
         job,
         spec=spec,
         plan=plan,
         plans={},
-        backend="cpu",
         load_dir=str(directory),
         task="reshape",
         checkpoint_dir=str(checkpoint.reshaped(job.checkpoint_dir)),

@@ -1,4 +1,4 @@
-"""Settings that mean something on GPUs, or in bf16, only."""
+"""Settings that mean something on GPUs, or with bf16 weights, only."""
 
 from __future__ import annotations
 
@@ -16,9 +16,13 @@ def gpu_only_problems(spec: RunSpec, backend: str) -> Iterator[str]:
     if backend == "cpu":
         for setting, why in _not_on_cpus(spec):
             yield f"{setting} needs GPUs, and the workers are CPU workers: {why}; leave it out"
-    elif spec.train.precision == "fp32":
-        for setting in _needs_bf16(spec):
-            yield f"{setting} needs bf16 weights, and --precision is fp32; change one of the two"
+    fp32 = spec.train.precision == "fp32" or (spec.train.precision == "auto" and backend == "cpu")
+    bf16_settings = {
+        "--optimizer_moments bf16": spec.optimizer.optimizer_moments == "bf16" and backend != "cpu",
+        "--no_grad_reduce_in_fp32": not spec.performance.grad_reduce_in_fp32,
+    }
+    for setting in [setting for setting, given in bf16_settings.items() if given and fp32]:
+        yield f"{setting} needs bf16 weights, and they are fp32; leave it out, or set --precision bf16"
 
 
 def _not_on_cpus(spec: RunSpec) -> Iterator[tuple[str, str]]:
@@ -27,14 +31,7 @@ def _not_on_cpus(spec: RunSpec) -> Iterator[tuple[str, str]]:
         yield f"--optimizer_offload {offload:g}", "the optimizer is on the host already"
     if layers:
         yield f"--activation_offload_layers {layers}", "activations are on the host already"
-    for setting in _needs_bf16(spec):
-        yield setting, "they train in fp32"
+    if spec.optimizer.optimizer_moments == "bf16":
+        yield "--optimizer_moments bf16", "it is Transformer Engine's kernel that keeps them"
     if spec.moe.moe_token_dispatcher in FLEX:
         yield f"--moe_token_dispatcher {spec.moe.moe_token_dispatcher}", "its kernels are CUDA's"
-
-
-def _needs_bf16(spec: RunSpec) -> Iterator[str]:
-    if spec.optimizer.optimizer_moments == "bf16":
-        yield "--optimizer_moments bf16"
-    if not spec.performance.grad_reduce_in_fp32:
-        yield "--no_grad_reduce_in_fp32"
