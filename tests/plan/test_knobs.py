@@ -167,7 +167,7 @@ def test_what_the_model_or_the_layout_cannot_have(shape: ModelShape, flags: dict
         ({"optimizer_offload": 0.5}, "--optimizer_offload 0.5 needs GPUs"),
         ({"activation_offload_layers": 1}, "--activation_offload_layers 1 needs GPUs"),
         ({"grad_reduce_in_fp32": False}, "--no_grad_reduce_in_fp32 needs bf16 weights, and they are fp32"),
-        ({"optimizer_moments": "bf16"}, "--optimizer_moments bf16 needs GPUs"),
+        ({"optimizer_moments": "bf16"}, "--optimizer_moments bf16 needs bf16 weights, and they are fp32"),
     ],
 )
 def test_what_needs_gpus(flags: dict[str, object], message: str) -> None:
@@ -175,8 +175,9 @@ def test_what_needs_gpus(flags: dict[str, object], message: str) -> None:
         plan_of(DENSE, "cpu", **flags)
 
 
-def test_gradients_may_be_bf16_on_cpus_that_train_in_bf16() -> None:
-    assert plan_of(DENSE, "cpu", grad_reduce_in_fp32=False, precision="bf16").backend == "cpu"
+def test_gradients_and_moments_may_be_bf16_on_cpus_that_train_in_bf16() -> None:
+    settings = {"grad_reduce_in_fp32": False, "optimizer_moments": "bf16", "precision": "bf16"}
+    assert plan_of(DENSE, "cpu", **settings).backend == "cpu"
 
 
 def test_auto_leaves_alone_what_excludes_its_means() -> None:

@@ -46,11 +46,15 @@ def test_how_a_mixture_is_computed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "flags",
-    [{"distributed_optimizer": False}, {"parallel_save": False, "parallel_load": True}],
-    ids=["no-distributed-optimizer", "parallel-load"],
+    [
+        {"distributed_optimizer": False},
+        {"parallel_save": False, "parallel_load": True},
+        {"precision": "bf16", "optimizer_moments": "bf16", "grad_reduce_in_fp32": False},
+    ],
+    ids=["no-distributed-optimizer", "parallel-load", "bf16-moments-and-gradients"],
 )
 def test_a_run_goes_on_from_its_checkpoint(flags: dict[str, Any], tmp_path: Path, tiny_qwen2: Path) -> None:
-    """To the last bit."""
+    """To the last bit: moments in bf16 go through fp32 and back."""
     rows = write_rows(tmp_path / "rows")
     given = {"hf_model_path": tiny_qwen2, "dataset": rows, "train_iters": 4, **flags}
     parts = []

@@ -18,7 +18,7 @@ def gpu_only_problems(spec: RunSpec, backend: str) -> Iterator[str]:
             yield f"{setting} needs GPUs, and the workers are CPU workers: {why}; leave it out"
     fp32 = spec.train.precision == "fp32" or (spec.train.precision == "auto" and backend == "cpu")
     bf16_settings = {
-        "--optimizer_moments bf16": spec.optimizer.optimizer_moments == "bf16" and backend != "cpu",
+        "--optimizer_moments bf16": spec.optimizer.optimizer_moments == "bf16",
         "--no_grad_reduce_in_fp32": not spec.performance.grad_reduce_in_fp32,
     }
     for setting in [setting for setting, given in bf16_settings.items() if given and fp32]:
@@ -31,7 +31,5 @@ def _not_on_cpus(spec: RunSpec) -> Iterator[tuple[str, str]]:
         yield f"--optimizer_offload {offload:g}", "the optimizer is on the host already"
     if layers:
         yield f"--activation_offload_layers {layers}", "activations are on the host already"
-    if spec.optimizer.optimizer_moments == "bf16":
-        yield "--optimizer_moments bf16", "it is Transformer Engine's kernel that keeps them"
     if spec.moe.moe_token_dispatcher in FLEX:
         yield f"--moe_token_dispatcher {spec.moe.moe_token_dispatcher}", "its kernels are CUDA's"
