@@ -92,6 +92,7 @@ def test_layers_whose_activations_are_on_the_host_leave_two_on_their_way() -> No
         ({"recompute_modules": "mlp,attention", "recompute": "selective"}, "--recompute_modules attention"),
         ({"activation_offload_layers": 2, "recompute": "full"}, "--recompute full exclude each other"),
         ({"optimizer_moments": "bf16", "optimizer_offload": 0.5}, "the host's moments are fp32"),
+        ({"optimizer_moments": "bf16", "precision": "fp8"}, "another optimizer under FP8"),
         ({"distributed_optimizer": False, "optimizer_offload": 1}, "--optimizer_offload 1.0 needs the distributed"),
         ({"distributed_optimizer": False, "optimizer_moments": "bf16"}, "--optimizer_moments bf16 needs the distrib"),
         (

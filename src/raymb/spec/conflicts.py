@@ -60,6 +60,11 @@ def _optimizer(spec: RunSpec) -> Iterator[str]:
     offloaded = offload not in ("auto", 0.0)
     if optimizer.optimizer_moments == "bf16" and offloaded:
         yield f"--optimizer_moments bf16 with --optimizer_offload {offload:g}: the host's moments are fp32; drop one"
+    if optimizer.optimizer_moments == "bf16" and "fp8" in spec.train.precision:
+        yield (
+            f"--optimizer_moments bf16 with --precision {spec.train.precision}: Megatron-Core 0.19.2 has another "
+            f"optimizer under FP8, whose checkpoints no other layout can go on from; drop one"
+        )
     if not optimizer.distributed_optimizer:
         others = {
             f"--optimizer_offload {offload}": offloaded,
