@@ -136,7 +136,7 @@ SPEC = {
     "beta of 1": ("--adam_beta1 1", ["--adam_beta1 1", "less than 1"]),
     "negative interval": ("--save_interval -1", ["--save_interval -1", "greater than or equal to 0"]),
     "unknown backend": ("--backend tpu", ["--backend tpu", "'auto', 'cuda' or 'cpu'"]),
-    "unknown precision": ("--precision fp16", ["--precision fp16", "'auto', 'bf16', 'fp8_blockwise' or 'mxfp8'"]),
+    "unknown precision": ("--precision fp16", ["--precision fp16", "'fp8', 'fp8_blockwise' or 'mxfp8'"]),
     "unknown decay": ("--lr_decay_style step", ["--lr_decay_style step", "'constant', 'linear' or 'cosine'"]),
     "neither true nor false": ("--sequence_parallel maybe", ["--sequence_parallel maybe", "true or false or 'auto'"]),
     "name with a slash": ("--experiment_name a/b", ["--experiment_name a/b", "letters, digits"]),
