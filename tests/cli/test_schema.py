@@ -90,3 +90,9 @@ def test_the_shell_completes_commands_flags_and_values(
 def test_the_schema_is_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["schema"]) == 0
     assert json.loads(capsys.readouterr().out)["properties"].keys() >= {"model", "moe", "overrides"}
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+def test_an_editor_finds_the_schema_of_a_config(config: Path) -> None:
+    name = config.read_text().splitlines()[0].removeprefix("# yaml-language-server: $schema=")
+    assert (config.parent / name).resolve() == ROOT / "docs" / "schema.json"
