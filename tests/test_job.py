@@ -7,7 +7,10 @@ from pathlib import Path
 import pytest
 
 from raymb.job import with_absolute_paths
+from raymb.model_shape import ModelShape
+from raymb.plan.gpu_only import gpu_only_problems
 from raymb.spec import load_spec
+from tests.conftest import QWEN2_4_LAYERS, resolved_job
 
 
 def test_relative_paths_mean_the_same_in_every_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -21,3 +24,12 @@ def test_relative_paths_mean_the_same_in_every_process(tmp_path: Path, monkeypat
     spec = with_absolute_paths(load_spec(given))
     assert (spec.run.storage_path, spec.checkpoint.resume) == ("s3://bucket/prefix", "never")
     assert spec.checkpoint.output_dir is None
+
+
+def test_cpu_workers_that_only_read_a_checkpoint_need_no_gpu(tmp_path: Path) -> None:
+    flags = {"hf_model_path": "some/model", "activation_offload_layers": "1", "optimizer_moments": "bf16"}
+    flags |= {"optimizer_offload": "0", "recompute": "none"}
+    job = resolved_job(load_spec(flags), ModelShape.from_config(QWEN2_4_LAYERS), tmp_path, "cuda")
+    for made in (job.on_cpus(), job.alone()):
+        assert not list(gpu_only_problems(made.spec, made.backend)) and made.backend == "cpu"
+    assert list(gpu_only_problems(job.spec, "cpu"))

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from raymb.bridge import checkpoint
+from raymb.errors import RunDirError
 from raymb.job import Job
 from raymb.model_shape import ModelShape
-from raymb.reshape import described, layout_of, newest, reshaping, to_reshape
+from raymb.reshape import check_format, described, layout_of, newest, optimizer_format, reshaping, to_reshape
 from raymb.spec import load_spec
 from tests.conftest import QWEN2_4_LAYERS, QWEN3_MOE_4_LAYERS, resolved_job
 
@@ -177,3 +178,17 @@ def test_experts_are_read_by_as_many_as_they_are_spread_over(
 def test_a_layout_in_words(tmp_path: Path) -> None:
     assert described(layout_of(_job(tmp_path, **{TP: 2, PP: 2, "num_workers": 4}).plan)) == "TP 2 x PP 2"
     assert described(layout_of(_job(tmp_path, MOE, **{EP: 4, "num_workers": 4}).plan)) == "TP 1 x PP 1 x EP 4"
+
+
+@pytest.mark.parametrize("flag", ["distributed_optimizer", "grad_reduce_in_fp32"])
+def test_an_optimizer_of_another_format_is_refused_before_workers_start(tmp_path: Path, flag: str) -> None:
+    usual, other = _job(tmp_path), _job(tmp_path, **{flag: False})
+    check_format(usual.checkpoint_dir, other.spec)  # nothing was written
+    _saved(usual, 10)  # as before there was a choice
+    check_format(usual.checkpoint_dir, usual.spec)
+    with pytest.raises(RunDirError, match=f"was written with --{flag}, .* under --no_{flag}"):
+        check_format(usual.checkpoint_dir, other.spec)
+    _saved(usual, 20, optimizer_format=optimizer_format(other.spec))
+    check_format(usual.checkpoint_dir, other.spec)
+    with pytest.raises(RunDirError, match=f"was written with --no_{flag}, .* under --{flag}"):
+        check_format(usual.checkpoint_dir, usual.spec)

@@ -96,7 +96,7 @@ def _on_ray(job: Job, wish: Wish, console: Console) -> dict[str, Any]:
     home = run_dir.RunDir(wish.run.expanduser().absolute() / ".export", Path(job.checkpoint_dir))
     plan = {**smallest_plan(job.plan, manifest), "train_iters": manifest["step"]}
     job = replace(
-        _in_type(job), task="export", backend="cpu", plan=plan, plans={}, run_dir=str(home.path), log_dir=str(home.logs)
+        _in_type(job).on_cpus(), task="export", plan=plan, plans={}, run_dir=str(home.path), log_dir=str(home.logs)
     )
     with connect(job.spec) as cluster:
         resources = cluster.resources_of_a_worker("cpu", job.spec.cluster.cpus_per_worker, plan["num_workers"])

@@ -35,7 +35,8 @@ GIB = 1 << 30
 _TB, _GB = 1e12, 1e9
 
 
-_BLACKWELL = _ADA = ("fp8",)
+_BLACKWELL = ("fp8", "mxfp8")
+_ADA = ("fp8",)
 _HOPPER = ("fp8", "fp8_blockwise")
 _AMPERE = ()
 

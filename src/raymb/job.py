@@ -10,6 +10,7 @@ from typing import Any, Literal
 from raymb.model_files import base_directory
 from raymb.remote import is_address, storage_root
 from raymb.spec import RunSpec, spec_from_json, spec_to_json
+from raymb.spec.sections import Moe
 
 
 def with_absolute_paths(spec: RunSpec) -> RunSpec:
@@ -85,6 +86,16 @@ class Job:
         """The directory of the model that the training starts from; of a hub model in the Hugging Face cache."""
         return base_directory(self.model_path, self.spec.model.hf_revision)
 
+    def on_cpus(self) -> Job:
+        """The job for CPU workers that only read and write a checkpoint, without what takes a GPU."""
+        spec = self.spec
+        changed = {
+            "train": spec.train.model_copy(update={"activation_offload_layers": 0}),
+            "optimizer": spec.optimizer.model_copy(update={"optimizer_moments": "fp32"}),  # as in a checkpoint
+            "moe": Moe(),
+        }
+        return replace(self, spec=spec.model_copy(update=changed), backend="cpu")
+
     def alone(self) -> Job:
         """The job as that of one CPU worker, which has the whole model and every sample."""
         sizes = ("tensor", "pipeline", "context", "expert", "expert_tensor", "data", "expert_data")
@@ -99,7 +110,7 @@ class Job:
             "sequence_parallel": False,
             "padded_vocab_size": self.vocab_size,
         }
-        return replace(self, plan=plan, backend="cpu")
+        return replace(self.on_cpus(), plan=plan)
 
     def here(self) -> Job:
         """The job with this machine's paths: of a run on remote storage each machine has a workspace of its own."""

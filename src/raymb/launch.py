@@ -23,7 +23,7 @@ from raymb.plan import Plan, usable_plans
 from raymb.plan.table import better_line, estimate_line
 from raymb.preflight import Preflight, as_packed, fingerprint, local_gpu, model_path, run_name
 from raymb.remote_lock import RemoteLock
-from raymb.reshape import described, layout_of, reshaping, to_reshape
+from raymb.reshape import check_format, described, layout_of, reshaping, to_reshape
 from raymb.spec.duration import seconds_of
 from raymb.telemetry.monitor import Monitor
 
@@ -129,6 +129,7 @@ def job_of(
 
 def _reshape(job: Job, cluster: Cluster, place: directories.RunDir, console: Console) -> None:
     """Write the checkpoint that the run goes on from again, if it is of another layout."""
+    check_format(place.checkpoints, job.spec, place.remote is not None)
     directory = to_reshape(place.checkpoints, job.spec.checkpoint.resume, job.plan, place.remote is not None)
     if directory is None:
         return

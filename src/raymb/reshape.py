@@ -13,8 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from raymb.bridge import checkpoint
+from raymb.errors import RunDirError
 from raymb.job import Job
+from raymb.spec.sections import Model, RunSpec
 
+_USUAL = RunSpec(model=Model(hf_model_path="any"))
 _LAYOUT = (
     "tensor_parallel_size",
     "pipeline_parallel_size",
@@ -29,6 +32,30 @@ _LAYOUT = (
 def layout_of(plan: dict[str, Any]) -> dict[str, Any]:
     """What decides how the optimizer's state is cut into pieces, copies left out."""
     return {name: plan[name] for name in _LAYOUT}
+
+
+def optimizer_format(spec: RunSpec) -> dict[str, bool]:
+    """What decides what the optimizer's state is called in a checkpoint, in which there is no going over."""
+    return {
+        "distributed_optimizer": spec.optimizer.distributed_optimizer,
+        "grad_reduce_in_fp32": spec.performance.grad_reduce_in_fp32,
+    }
+
+
+def check_format(checkpoint_dir: str | Path, spec: RunSpec, remote: bool = False) -> None:
+    """
+    Raises:
+        RunDirError: the checkpoint that a run would go on from has the optimizer's state under other names.
+    """
+    directory = newest(checkpoint_dir, spec.checkpoint.resume, remote)
+    manifest = (checkpoint.read_manifest(directory) if directory else None) or {}
+    written, now = {**optimizer_format(_USUAL), **manifest.get("optimizer_format", {})}, optimizer_format(spec)
+    for flag in [flag for flag in now if manifest and written[flag] != now[flag]]:
+        before, asked = (f"--{'' if value else 'no_'}{flag}" for value in (written[flag], now[flag]))
+        raise RunDirError(
+            f"{directory} was written with {before}, and its optimizer cannot be gone on with under {asked}",
+            f"give {before}, or another --experiment_name",
+        )
 
 
 def described(layout: dict[str, Any]) -> str:
@@ -79,7 +106,7 @@ def smallest_plan(plan: dict[str, Any], manifest: dict[str, Any]) -> dict[str, A
 
 def reshaping(job: Job, directory: Path) -> Job:
     """The job that writes a checkpoint again, in its own layout, on CPU workers."""
-    manifest = checkpoint.read_manifest(directory)
+    job, manifest = job.on_cpus(), checkpoint.read_manifest(directory)
     assert manifest is not None
     plan = {**smallest_plan(job.plan, manifest), "train_iters": manifest["step"]}
     train = job.spec.train.model_copy(update={"precision": manifest["precision"]})
@@ -96,7 +123,6 @@ def reshaping(job: Job, directory: Path) -> Job:
         spec=spec,
         plan=plan,
         plans={},
-        backend="cpu",
         load_dir=str(directory),
         task="reshape",
         checkpoint_dir=str(checkpoint.reshaped(job.checkpoint_dir)),

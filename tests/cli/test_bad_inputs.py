@@ -136,7 +136,7 @@ SPEC = {
     "beta of 1": ("--adam_beta1 1", ["--adam_beta1 1", "less than 1"]),
     "negative interval": ("--save_interval -1", ["--save_interval -1", "greater than or equal to 0"]),
     "unknown backend": ("--backend tpu", ["--backend tpu", "'auto', 'cuda' or 'cpu'"]),
-    "unknown precision": ("--precision fp16", ["--precision fp16", "'auto', 'bf16', 'fp32', 'fp8' or 'fp8_blockwise'"]),
+    "unknown precision": ("--precision fp16", ["--precision fp16", "'fp8', 'fp8_blockwise' or 'mxfp8'"]),
     "profiler without steps": ("--profiler nsys", ["--profiler nsys", "add --profile_steps FIRST:LAST"]),
     "steps the wrong way round": ("--profile_steps 9:3", ["--profile_steps 9:3", "write 3:9"]),
     "gathered before reduced": ("--overlap_param_gather", ["--overlap_param_gather needs --overlap_grad_reduce"]),

@@ -71,8 +71,8 @@ def test_layout_agrees_with_hugging_face(
     from tests.smoke import oracle
 
     # Megatron adds a load-balancing loss to a mixture's gradients, transformers does not.
-    overrides = ["model.moe_aux_loss_coeff=0"] if case.model == MIXTURE else []
-    run = finetune(*overrides, num_workers=case.workers, hf_model_path=models[case.model], **case.flags)
+    balancing = {"moe_aux_loss_coeff": 0} if case.model == MIXTURE else {}
+    run = finetune(num_workers=case.workers, hf_model_path=models[case.model], **balancing, **case.flags)
     if case.model not in oracle_steps:
         batches = batches_of(run)
         oracle_steps[case.model] = oracle.train(models[case.model], batches, MAIN_FLAGS["learning_rate"])

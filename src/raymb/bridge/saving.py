@@ -34,7 +34,7 @@ from raymb.errors import RunFailed
 from raymb.exporting import Exports
 from raymb.job import Job
 from raymb.progress import Progress
-from raymb.reshape import layout_of
+from raymb.reshape import layout_of, optimizer_format
 from raymb.run_dir import POINTERS
 
 _ROOM_FOR_SMALL_FILES = 2 << 20
@@ -122,6 +122,7 @@ class Saving:
                 "copies": self.job.plan["data_parallel_size"] * self.job.plan["context_parallel_size"],
                 "precision": precision_of(self.job),
                 "any_layout": self.job.task == "reshape",
+                "optimizer_format": optimizer_format(self.job.spec),
             }
             checkpoint.write_manifest(directory, {**files, **checkpoint.describe_files(small)}, state)
             self.later.submit(self._publish, step, list(files)).add_done_callback(_raise_in_log)

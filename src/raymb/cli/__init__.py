@@ -10,7 +10,7 @@ from typing import Any
 import typer
 
 from raymb import __version__
-from raymb.cli import data, doctor, evaluate, export, finetune, generate, options, plan
+from raymb.cli import data, doctor, evaluate, export, finetune, generate, options, plan, schema
 from raymb.cli.help_text import SectionedCommand
 from raymb.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_USER, RaymbError
 
@@ -22,7 +22,7 @@ app = typer.Typer(
     name="raymb",
     help="Fine-tune a language model with Megatron-Bridge on Ray.",
     no_args_is_help=False,
-    add_completion=False,
+    add_completion=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["--help", "-h"], "token_normalize_func": options.underscored},
@@ -38,6 +38,7 @@ for _name, _command, _summary in (
     ("generate", generate.command, "Ask a tuned model, and its base beside it."),
     ("evaluate", evaluate.command, "Score a tuned model on held-out rows."),
     ("doctor", doctor.command, "Is this environment able to train?"),
+    ("schema", schema.command, "Print the schema of the flags, for editors or as a page."),
 ):
     app.command(_name, short_help=_summary)(_command)
 

@@ -104,23 +104,48 @@ def _parameter(section: str, flag: str, field: FieldInfo) -> inspect.Parameter:
     help_text = f"{' '.join((field.description or '').split())}{_default(field)}"
     if field.annotation is bool:
         names, annotation, metavar = [f"--{flag}/--no_{flag}"], bool | None, None
-    elif get_origin(field.annotation) is dict:
-        names, annotation, metavar = [f"--{flag}"], list[str] | None, "NAME=VALUE"
-    elif get_origin(field.annotation) is list:
-        names, annotation, metavar = [f"--{flag}"], list[str] | None, "TEXT"
     else:
-        names, annotation, metavar = [f"--{flag}"], str | None, _metavar(field.annotation)
-    option = typer.Option(None, *names, help=help_text, metavar=metavar, rich_help_panel=panel, show_default=False)
+        many = get_origin(field.annotation) in (dict, list)
+        names, annotation, metavar = [f"--{flag}"], list[str] | None if many else str | None, metavar_of(field)
+    option = typer.Option(
+        None,
+        *names,
+        help=help_text,
+        metavar=metavar,
+        rich_help_panel=panel,
+        show_default=False,
+        autocompletion=_completion(field.annotation),
+    )
     return inspect.Parameter(flag, inspect.Parameter.KEYWORD_ONLY, default=option, annotation=annotation)
 
 
 def _default(field: FieldInfo) -> str:
     if field.is_required():
         return " (needed)"
+    default = default_of(field)
+    return f" (default: {default})" if default not in ("", "on") else ""
+
+
+def default_of(field: FieldInfo) -> str:
+    """A flag's default in words; "" where there is none to name."""
     value = field.default
-    if value in (None, PydanticUndefined, []) or isinstance(value, bool):
-        return " (default: off)" if value is False else ""
-    return f" (default: {value})"
+    if value in (None, PydanticUndefined, []):
+        return ""
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return ",".join(value) if isinstance(value, list) else str(value)
+
+
+def metavar_of(field: FieldInfo) -> str:
+    """What stands behind a flag."""
+    many = {dict: "NAME=VALUE", list: "TEXT"}
+    return many.get(get_origin(field.annotation)) or _metavar(field.annotation)
+
+
+def _completion(annotation: Any) -> Callable[[str], list[str]] | None:
+    """The shell completes the words that a flag takes."""
+    words = [word for word in _metavar(annotation).split("|") if word.islower()]
+    return (lambda incomplete: [word for word in words if word.startswith(incomplete)]) if words else None
 
 
 def _metavar(annotation: Any) -> str:

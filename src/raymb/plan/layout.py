@@ -13,9 +13,12 @@ from raymb.plan import rules
 from raymb.plan.adapters import Targets, problems_with, targets_of
 from raymb.plan.automatic import Automatic, automatic, per_node, too_large
 from raymb.plan.elastic import is_elastic, usable_layouts
+from raymb.plan.experts import expert_problems
+from raymb.plan.gpu_only import gpu_only_problems
 from raymb.plan.memory import estimate
 from raymb.plan.placement import planned_problem
 from raymb.plan.precision import precision_problems
+from raymb.plan.recompute import recompute_problems
 from raymb.plan.speed import step_time
 from raymb.spec.sections import RunSpec
 
@@ -136,9 +139,10 @@ def usable_plans(
     layouts, problems = usable_layouts(spec, shape, backend, choice.micro_batch_size)
     if chip and gpu:  # nothing is too large for a GPU that is only supposed
         problems += too_large(spec, shape, gpu, layouts)
-    problems += problems_with(spec.peft, shape)
+    problems += [*problems_with(spec.peft, shape), *gpu_only_problems(spec, backend)]
     if layouts:
         layout = layouts[max(layouts)][0]
+        problems += [*recompute_problems(layout, shape), *expert_problems(spec.moe, layout, shape)]
         problems += precision_problems(spec.train.precision, backend, gpu, layout, shape)
         if node := spec.cluster.gpus_per_node:
             problems += filter(None, [planned_problem(layout.tensor, layout.num_workers, node)])

@@ -11,9 +11,13 @@ from dataclasses import asdict, dataclass
 from raymb.gpus import GIB
 from raymb.model_parameters import is_gated
 from raymb.model_shape import ModelShape
+from raymb.plan.recompute import recomputed_layers
 from raymb.plan.rules import Layout, layers_per_stage
 
-_FP32 = 4
+_OPTIMIZER = {"fp32": 12, "bf16": 8}
+"""Bytes a trained bf16 number, by the type of its moments: two of them and an fp32 weight."""
+_ON_THE_WAY = 2
+"""Layers whose activations are between GPU and host."""
 _NORMS = 3.25
 """Activations of hidden size that a layer keeps a token: inputs and outputs of two norms, and less than another."""
 _GATED, _PLAIN = {True: 3, False: 5}, {True: 2, False: 2}
@@ -72,25 +76,44 @@ def _of_stage(layout: Layout, shape: ModelShape, stage: int) -> Memory:
     dense, experts = _weights(layout, shape, stage, layers)
     trained = (dense, experts) if layout.adapter_rank is None else (_adapters(layout, shape, layers), 0)
     adapters = 0 if layout.adapter_rank is None else trained[0]
-    shares = layout.data * layout.context, layout.expert_data
-    optimizer = 12 if layout.number_bytes == 2 else 8  # weights in fp32 besides, and two moments
+    shares = (layout.data * layout.context, layout.expert_data) if layout.distributed_optimizer else (1, 1)
+    optimizer = _OPTIMIZER[layout.optimizer_moments] if layout.number_bytes == 2 else 8
     moments = sum(optimizer * count / share for count, share in zip(trained, shares, strict=True))
     tokens = layout.micro_batch_size * layout.seq_length // layout.context
     of_layer = tokens * activations_a_token(layout, shape)
     inputs = tokens * layout.number_bytes * shape.hidden_size / _norm_share(layout)
-    kept = inputs if layout.recompute == "full" else of_layer
+    kept, buffers = _kept(layout, shape, layers, inputs, of_layer)
     in_flight = _layers_in_flight(layout, layers, stage)
+    if layout.offloaded_layers:
+        in_flight -= max(0, layout.offloaded_layers - _ON_THE_WAY)
     logits = _LOGITS[layout.fused_loss] * layout.number_bytes * tokens * shape.vocab_size / layout.tensor if last else 0
     groups = sum(size > 1 for size in (layout.tensor, layout.pipeline, layout.context, layout.expert, layout.data))
     return Memory(
         weights=int(layout.number_bytes * (dense + experts + adapters) + _fp8_copies(layout, shape, layers)),
-        gradients=int(_FP32 * sum(trained)),
+        gradients=int(layout.gradient_bytes * sum(trained)),
         optimizer=int(moments * (1 - layout.optimizer_offload)),
         activations=int(in_flight * kept),
         logits=int(logits),
-        buffers=int(of_layer if layout.recompute == "full" else 0),
+        buffers=int(buffers),
         context=_CONTEXT + groups * _CHANNELS,
     )
+
+
+def _kept(layout: Layout, shape: ModelShape, layers: int, inputs: float, of_layer: float) -> tuple[float, float]:
+    """(bytes that an average layer of a stage keeps of a micro-batch, bytes of what is computed again at a time).
+
+    Args:
+        inputs, of_layer: bytes of a layer's input, and of all that it keeps without recomputation.
+    """
+    if layout.recompute == "full":
+        again = recomputed_layers(layout, layers) / layers
+        group = layout.recompute_layers if layout.recompute_method == "uniform" else 1
+        return again * inputs / group + (1 - again) * of_layer, group * of_layer
+    if layout.recompute == "selective":
+        tokens = layout.micro_batch_size * layout.seq_length // layout.context
+        saved = tokens * _saved_a_token(layout, shape)
+        return of_layer - saved, saved
+    return of_layer, 0.0
 
 
 def _layers_in_flight(layout: Layout, layers: int, stage: int) -> float:
@@ -155,6 +178,27 @@ def _keys(shape: ModelShape) -> int:
 def _norm_share(layout: Layout) -> int:
     """Workers that share what lies between the tensor parallel matrices."""
     return layout.tensor if layout.sequence_parallel else 1
+
+
+def _saved_a_token(layout: Layout, shape: ModelShape) -> float:
+    """Bytes that a layer does not keep of a token with --recompute selective. Flash attention keeps nothing that
+    core_attn could save."""
+    units = (_GATED if is_gated(shape.model_type) else _PLAIN)[layout.fused_activation]
+    sparse = shape.sparse_layers / shape.num_layers
+    inner, routed = shape.moe_intermediate_size or 0, sparse * (shape.experts_per_token or 0) / layout.expert_tensor
+    shared = units * sparse * shape.shared_experts_size / layout.tensor
+    saved = {
+        "layernorm": sparse * shape.hidden_size / _norm_share(layout),
+        "mlp": units * (1 - sparse) * shape.intermediate_size / layout.tensor,
+        "shared_experts": shared,
+        "moe_act": routed * inner,
+        "moe": routed * (2 * shape.hidden_size + units * inner) + shared,
+        "mla_up_proj": 3 * shape.num_attention_heads * shape.head_dim / layout.tensor,
+    }
+    modules = set(layout.recompute_modules) - (
+        {"moe_act", "shared_experts"} if "moe" in layout.recompute_modules else set()
+    )
+    return layout.number_bytes * sum(saved.get(module, 0.0) for module in modules)
 
 
 def activations_a_token(layout: Layout, shape: ModelShape) -> float:

@@ -8,8 +8,8 @@ from raymb.gpus import Gpu
 from raymb.model_shape import ModelShape
 from raymb.plan.rules import Layout
 
-_MULTIPLE = 16
-"""Of both sides of an FP8 matrix product (Transformer Engine 2.20, on cuBLAS)."""
+_MULTIPLE = {"fp8": 16, "fp8_blockwise": 16, "mxfp8": 32}
+"""Of both sides of an FP8 matrix product (Transformer Engine 2.20, on cuBLAS); mxfp8: of a block, too."""
 
 
 def precision_problems(precision: str, backend: str, gpu: Gpu | None, layout: Layout, shape: ModelShape) -> list[str]:
@@ -19,7 +19,7 @@ def precision_problems(precision: str, backend: str, gpu: Gpu | None, layout: La
         backend: cuda or cpu; auto where it is not known yet.
         gpu: what the workers have, where somebody knows.
     """
-    if not precision.startswith("fp8"):
+    if precision not in _MULTIPLE:
         return []
     flag = f"--precision {precision}"
     if backend == "cpu":
@@ -27,10 +27,10 @@ def precision_problems(precision: str, backend: str, gpu: Gpu | None, layout: La
     if gpu is not None and precision not in gpu.fp8:
         other = f"set it to {' or '.join(gpu.fp8)} or bf16" if gpu.fp8 else "set it to bf16"
         return [f"{flag} is not possible on --gpu {gpu.name}; {other}"]
-    return list(_sizes(flag, layout, shape))
+    return list(_sizes(flag, _MULTIPLE[precision], layout, shape))
 
 
-def _sizes(flag: str, layout: Layout, shape: ModelShape) -> Iterator[str]:
+def _sizes(flag: str, multiple: int, layout: Layout, shape: ModelShape) -> Iterator[str]:
     tensor = layout.tensor
     inner = (shape.moe_intermediate_size or shape.intermediate_size) if shape.num_experts else shape.intermediate_size
     split = layout.expert_tensor if shape.num_experts else tensor
@@ -43,5 +43,5 @@ def _sizes(flag: str, layout: Layout, shape: ModelShape) -> Iterator[str]:
         f"{layout.seq_length})": tokens,
     }
     for what, size in sizes.items():
-        if size % _MULTIPLE:
-            yield f"{flag} needs multiples of {_MULTIPLE}, and {what} is none; change it, or set --precision bf16"
+        if size % multiple:
+            yield f"{flag} needs multiples of {multiple}, and {what} is none; change it, or set --precision bf16"

@@ -30,7 +30,14 @@ class Layout:
     seq_length: int
     packing: bool = False
     recompute: str = "none"
+    recompute_method: str = "uniform"
+    recompute_layers: int = 1
+    recompute_modules: tuple[str, ...] = ()
+    offloaded_layers: int = 0
     optimizer_offload: float = 0.0
+    optimizer_moments: str = "fp32"
+    distributed_optimizer: bool = True
+    gradient_bytes: int = 4
     fused_loss: bool = True
     fused_activation: bool = True
     fp8: bool = False

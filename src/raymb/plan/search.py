@@ -10,6 +10,7 @@ from raymb.gpus import Gpu
 from raymb.model_shape import ModelShape
 from raymb.plan.choose import sequence_parallel
 from raymb.plan.memory import Memory, estimate
+from raymb.plan.recompute import recompute_problems
 from raymb.plan.rules import Layout, broken_rules, default_expert_tensor, divisors
 from raymb.plan.speed import StepTime, step_time
 from raymb.spec.sections import RunSpec
@@ -46,7 +47,7 @@ def candidates(spec: RunSpec, start: Layout, shape: ModelShape, gpu: Gpu, per_no
     """
     found = []
     for layout in _layouts(spec, start, shape, per_node):
-        if broken_rules(layout, shape):
+        if broken_rules(layout, shape) or next(recompute_problems(layout, shape), ""):
             continue
         for candidate in _savings(spec, layout, shape, gpu, per_node):
             found.append(candidate)
@@ -64,6 +65,10 @@ def _thrifty_first(fitting: list[Candidate]) -> list[Candidate]:
 
 def _savings(spec: RunSpec, layout: Layout, shape: ModelShape, gpu: Gpu, per_node: int) -> Iterator[Candidate]:
     asked, offload = spec.train.recompute, spec.optimizer.optimizer_offload
+    if layout.offloaded_layers and asked == "auto":
+        asked = "none"
+    if offload == "auto" and (layout.optimizer_moments == "bf16" or not layout.distributed_optimizer):
+        offload = 0.0
     ways = [
         (recompute if asked == "auto" else asked, share if offload == "auto" else float(offload))
         for recompute, share in (_SAVING if layout.adapter_rank is None else _SAVING[:2])

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from raymb.gpus import Gpu
 from raymb.model_shape import ModelShape
 from raymb.plan.memory import activations_a_token, dense_weights, embedding, expert_weights
+from raymb.plan.recompute import recomputed_work
 from raymb.plan.rules import Layout, layers_per_stage
 
 _MATRIX, _SMALL = 0.8, 300
@@ -74,7 +75,7 @@ def step_time(layout: Layout, shape: ModelShape, gpu: Gpu, per_node: int) -> Ste
         "context": layers * _context(layout, shape, gpu, per_node, tokens),
         "expert": layers * _expert(layout, shape, gpu, per_node, tokens),
     }
-    launching = layers * _LAUNCH[layout.tensor > 1] * _passes(layout) / 3
+    launching = layers * _LAUNCH[layout.tensor > 1] * _passes(layout, shape) / 3
     parts["launch"] = max(0.0, launching - sum(parts.values()))
     of_micro_batch = sum(parts.values())
     idle = (layout.pipeline - 1) / (layout.virtual or 1)
@@ -91,9 +92,10 @@ def step_time(layout: Layout, shape: ModelShape, gpu: Gpu, per_node: int) -> Ste
 def _slowest_stage(layout: Layout, shape: ModelShape, gpu: Gpu, tokens: float) -> tuple[float, int]:
     """(seconds of one micro-batch, forward and backward, layers) of the slowest stage."""
     peak, layers = gpu.tflops * 2e12 / layout.number_bytes, layers_per_stage(layout, shape.num_layers)
-    matrices = 2 * _passes(layout) * tokens * _active_weights(shape) / shape.num_layers / layout.tensor
+    matrices = 2 * _passes(layout, shape) * tokens * _active_weights(shape) / shape.num_layers / layout.tensor
     query = shape.num_attention_heads * shape.head_dim / layout.tensor
-    attention = (3.5 + (1 if layout.recompute == "full" else 0)) * 2 * layout.seq_length * query * tokens
+    attention_again = recomputed_work(layout, shape) if layout.recompute == "full" else 0
+    attention = (3.5 + attention_again) * 2 * layout.seq_length * query * tokens
     passes = _TRAFFIC[layout.fused_activation] + (_ADAPTER_TRAFFIC if layout.adapter_rank else 0.0)
     traffic = passes * tokens * activations_a_token(layout, shape)
     rate = _MATRIX * peak * shape.hidden_size / (shape.hidden_size + _SMALL)
@@ -119,9 +121,9 @@ def _held(layout: Layout, shape: ModelShape) -> tuple[tuple[float, int], tuple[f
     return (_local_weights(layout, shape), layout.data * layout.context), (experts, layout.expert_data)
 
 
-def _passes(layout: Layout) -> int:
+def _passes(layout: Layout, shape: ModelShape) -> float:
     """Forward, gradients of inputs, gradients of weights unless they are frozen, forward again."""
-    return (2 if layout.adapter_rank else 3) + (1 if layout.recompute == "full" else 0)
+    return (2 if layout.adapter_rank else 3) + recomputed_work(layout, shape)
 
 
 def _active_weights(shape: ModelShape) -> float:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 import string
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
-from raymb.spec.sections import Checkpoint, Data, Parallel, Peft, Performance, RunSpec, bounds, worker_range
+from raymb.spec.sections import Checkpoint, Data, Moe, Parallel, Peft, Performance, RunSpec, Train, bounds, worker_range
 
 
 def conflicts(spec: RunSpec) -> list[str]:
@@ -15,6 +15,10 @@ def conflicts(spec: RunSpec) -> list[str]:
         *_data(spec.data),
         *_parallel(spec.parallel),
         *_train(spec),
+        *_recompute(spec.train),
+        *_optimizer(spec),
+        *_moe(spec.moe),
+        *_overrides(spec.overrides),
         *_adapters(spec.peft, spec.checkpoint),
         *_exports(spec),
         *_performance(spec.performance),
@@ -37,6 +41,76 @@ def _train(spec: RunSpec) -> Iterator[str]:
             f"--train_iters {spec.train.train_iters} and --num_epochs {spec.train.num_epochs:g} both say how long to "
             f"train; give one of them"
         )
+
+
+def _recompute(train: Train) -> Iterator[str]:
+    wanted = {"recompute_method": "full", "recompute_num_layers": "full", "recompute_modules": "selective"}
+    for flag, kind in wanted.items():
+        if getattr(train, flag) and train.recompute != kind:
+            yield f"--{flag} needs --recompute {kind}, and it is {train.recompute}; set it, or leave --{flag} out"
+    if train.activation_offload_layers and train.recompute in ("selective", "full"):
+        yield (
+            f"--activation_offload_layers {train.activation_offload_layers} and --recompute {train.recompute} exclude "
+            f"each other in Megatron-Core 0.19.2; drop one of them"
+        )
+
+
+def _optimizer(spec: RunSpec) -> Iterator[str]:
+    optimizer, offload = spec.optimizer, spec.optimizer.optimizer_offload
+    offloaded = offload not in ("auto", 0.0)
+    if optimizer.optimizer_moments == "bf16" and offloaded:
+        yield f"--optimizer_moments bf16 with --optimizer_offload {offload:g}: the host's moments are fp32; drop one"
+    if optimizer.optimizer_moments == "bf16" and "fp8" in spec.train.precision:
+        yield (
+            f"--optimizer_moments bf16 with --precision {spec.train.precision}: Megatron-Core 0.19.2 has another "
+            f"optimizer under FP8, whose checkpoints no other layout can go on from; drop one"
+        )
+    if not optimizer.distributed_optimizer:
+        others = {
+            f"--optimizer_offload {offload}": offloaded,
+            "--optimizer_moments bf16": optimizer.optimizer_moments == "bf16",
+            "--overlap_param_gather": spec.performance.overlap_param_gather,
+        }
+        for other in (flag for flag, given in others.items() if given):
+            yield f"{other} needs the distributed optimizer; leave --no_distributed_optimizer out"
+
+
+def _moe(moe: Moe) -> Iterator[str]:
+    balancing = moe.moe_load_balancing
+    if balancing in ("none", "sinkhorn") and moe.moe_aux_loss_coeff:
+        yield (
+            f"--moe_aux_loss_coeff {moe.moe_aux_loss_coeff:g} is the weight of a loss that --moe_load_balancing "
+            f"{balancing} does not have; drop one of them"
+        )
+    if balancing == "sinkhorn" and moe.moe_capacity_factor:
+        yield "--moe_capacity_factor is not possible with --moe_load_balancing sinkhorn; drop one of them"
+    if moe.moe_shared_expert_overlap and moe.moe_token_dispatcher == "allgather":
+        yield "--moe_shared_expert_overlap needs --moe_token_dispatcher alltoall; drop one of them"
+
+
+_FSDP = (
+    "raymb's checkpoints (manifest, resume in another layout, export) are torch_dist, and Bridge 0.6.2 saves FSDP as "
+    "fsdp_dtensor only; the distributed optimizer shares the optimizer's state, --tensor_parallel_size and "
+    "--pipeline_parallel_size the weights (`auto` chooses them)"
+)
+_NOT_POSSIBLE = {
+    "ddp.use_megatron_fsdp": _FSDP,
+    "ddp.use_custom_fsdp": _FSDP,
+    "ddp.data_parallel_sharding_strategy": _FSDP,
+    "dist.use_megatron_fsdp": _FSDP,
+    "dist.use_torch_fsdp2": _FSDP,
+    "checkpoint.ckpt_format": _FSDP,
+    "model.cpu_offloading_weights": (
+        "Transformer Engine 2.20 takes no weights to the host any more (its cpu_offload.py ignores it); "
+        "--optimizer_offload takes the optimizer's, --activation_offload_layers activations"
+    ),
+}
+
+
+def _overrides(overrides: Mapping[str, object]) -> Iterator[str]:
+    for path in overrides:
+        if path in _NOT_POSSIBLE:
+            yield f"override {path}: {_NOT_POSSIBLE[path]}"
 
 
 def _adapters(peft: Peft, checkpoint: Checkpoint) -> Iterator[str]:

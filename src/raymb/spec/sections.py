@@ -36,6 +36,8 @@ PathOrAddress = Annotated[str, BeforeValidator(lambda value: str(value) if isins
 """Kept as it is written: a Path would make s3:/bucket of s3://bucket."""
 Change = Literal["model", "tokenizer", "data", "batch", "seed", "versions"]
 """A part of a run's fingerprint."""
+Recomputed = Literal["core_attn", "layernorm", "mlp", "moe", "moe_act", "shared_experts", "mla_up_proj"]
+"""A module of a layer that Megatron-Core 0.19.2 can recompute alone."""
 WorkerRange = Annotated[str, Field(pattern=r"^[1-9]\d*:[1-9]\d*$")]
 """MIN:MAX."""
 
@@ -141,7 +143,7 @@ class Train(Section):
     """Samples in an optimizer step, over all workers."""
     micro_batch_size: AutoSize = bridge("train.micro_batch_size", "validation.eval_micro_batch_size", default="auto")
     """Samples in one forward and backward pass of a worker."""
-    precision: Literal["auto", "bf16", "fp32", "fp8", "fp8_blockwise"] = bridge(
+    precision: Literal["auto", "bf16", "fp32", "fp8", "fp8_blockwise", "mxfp8"] = bridge(
         "mixed_precision",
         "model.bf16",
         "model.fp16",
@@ -151,11 +153,29 @@ class Train(Section):
         default="auto",
     )
     """auto: bf16 on CUDA, fp32 on CPU. fp8: bf16 weights, matrix products in FP8 but those of the first and the last
-    layer, a scale a tensor (Hopper, Ada or later); fp8_blockwise: a scale a block (Hopper)."""
-    recompute: Literal["auto", "none", "selective", "full"] = bridge(
-        "model.recompute_granularity", "model.recompute_method", "model.recompute_num_layers", default="auto"
+    layer, a scale a tensor (Hopper, Ada or later); fp8_blockwise: a scale a block (Hopper); mxfp8: a scale 32
+    numbers (Blackwell)."""
+    recompute: Literal["auto", "none", "selective", "full"] = bridge("model.recompute_granularity", default="auto")
+    """Recompute activations in the backward pass, to save memory: of some modules of every layer, or of whole
+    layers."""
+    recompute_method: Literal["uniform", "block"] | None = bridge("model.recompute_method", default=None)
+    """With --recompute full. uniform: all layers, in groups of --recompute_num_layers that keep their input; block:
+    the first --recompute_num_layers of a stage and no others. Default: uniform."""
+    recompute_num_layers: Size | None = bridge("model.recompute_num_layers", default=None)
+    """With --recompute full: layers in a group, or of a stage (of a chunk, with virtual stages). Default: 1."""
+    recompute_modules: Annotated[list[Recomputed], BeforeValidator(_comma_words)] = bridge(
+        "model.recompute_modules", default=[]
     )
-    """Recompute activations in the backward pass, to save memory: of attention alone, or of whole layers."""
+    """With --recompute selective: core_attn, layernorm, mlp, moe, moe_act, shared_experts, mla_up_proj, with commas
+    between them. Default: core_attn."""
+    activation_offload_layers: int = bridge(
+        "model.cpu_offloading",
+        "model.cpu_offloading_num_layers",
+        "model.cpu_offloading_activations",
+        default=0,
+        ge=0,
+    )
+    """Layers whose activations wait for the backward pass on the host. Not with pipeline parallel or --recompute."""
     seed: int = bridge("rng.seed", "dataset.seed", default=1234, ge=1)
     """Seed of data order and dropout."""
 
@@ -198,7 +218,26 @@ class Optimizer(Section):
     optimizer_offload: Annotated[float, Field(ge=0, le=1)] | Auto = bridge(
         "optimizer.optimizer_cpu_offload", "optimizer.optimizer_offload_fraction", default="auto"
     )
-    """Share of the optimizer's state that is kept, and of its work that is done, on the host: memory for time."""
+    """Share of the optimizer's state that is kept, and of its work that is done, on the host: memory for time. Fp32
+    weights and gradients of that share go with it."""
+    optimizer_offload_overlap: bool = bridge("optimizer.overlap_cpu_optimizer_d2h_h2d", default=True)
+    """With --optimizer_offload: copy to and from the host while the host computes."""
+    optimizer_offload_pin_memory: bool = bridge("optimizer.pin_cpu_params", "optimizer.pin_cpu_grads", default=True)
+    """With --optimizer_offload: weights and gradients in pinned host memory, which copies faster and is never
+    swapped."""
+    optimizer_moments: Literal["fp32", "bf16"] = bridge(
+        "optimizer.use_precision_aware_optimizer",
+        "optimizer.exp_avg_dtype",
+        "optimizer.exp_avg_sq_dtype",
+        "optimizer.store_param_remainders",
+        default="fp32",
+    )
+    """Type of Adam's two moments. bf16: 8 bytes a weight with its fp32 copy instead of 12, by Transformer Engine's
+    optimizer. Checkpoints have them in fp32, for either."""
+    distributed_optimizer: bool = bridge(
+        "ddp.use_distributed_optimizer", "optimizer.use_distributed_optimizer", default=True
+    )
+    """Share the optimizer's state among data parallel workers."""
 
 
 class Evaluation(Section):
@@ -220,6 +259,10 @@ class Checkpoint(Section):
     PATH: start from that checkpoint directory."""
     async_save: bool = bridge("checkpoint.async_save", default=True)
     """Write checkpoints while the training goes on."""
+    parallel_save: bool = bridge("checkpoint.fully_parallel_save", default=True)
+    """Data parallel workers share the writing; else the first of them writes what all have."""
+    parallel_load: bool = bridge("checkpoint.fully_parallel_load", default=False)
+    """Data parallel workers read a share each and exchange it over the network; for slow storage."""
     keep_last: Size | None = bridge("checkpoint.most_recent_k", default=None)
     """Checkpoints to keep, the newest ones; default: all."""
     keep_best: Size | None = None
@@ -261,6 +304,8 @@ class Performance(Section):
     """Reduce gradients over data parallel workers while the backward pass goes on."""
     overlap_param_gather: bool = bridge("ddp.overlap_param_gather", default=False)
     """Gather weights from data parallel workers while the next forward pass begins; needs --overlap_grad_reduce."""
+    grad_reduce_in_fp32: bool = bridge("ddp.grad_reduce_in_fp32", default=True)
+    """Add gradients up, and reduce them over data parallel workers, in fp32; else in bf16, in half the memory."""
     expandable_segments: bool = True
     """Let torch's allocator grow its segments: less memory is lost between them."""
     compile_cache: bool = True
@@ -270,6 +315,32 @@ class Performance(Section):
     profiler: Literal["torch", "nsys"] = "torch"
     """What --profile_steps uses: torch's profiler (a trace and a table of rank 0), or nsys, which is NVIDIA Nsight
     Systems and has to be on the nodes (a report of each worker)."""
+
+
+class Moe(Section):
+    moe_load_balancing: Literal["aux_loss", "seq_aux_loss", "global_aux_loss", "sinkhorn", "none"] | None = bridge(
+        "model.moe_router_load_balancing_type", default=None
+    )
+    """How tokens are spread over experts: a loss over a micro-batch, a sample or the global batch; Sinkhorn's routing;
+    nothing. Default: what Bridge has for the model."""
+    moe_aux_loss_coeff: float | None = bridge("model.moe_aux_loss_coeff", default=None, ge=0)
+    """Weight of the load balancing loss, in which padding counts, too (--packing leaves none). Default: what Bridge has
+    for the model."""
+    moe_z_loss_coeff: float | None = bridge("model.moe_z_loss_coeff", default=None, ge=0)
+    """Weight of a loss that keeps the router's logits small. Default: none."""
+    moe_router_dtype: Literal["fp32", "fp64"] | None = bridge("model.moe_router_dtype", default=None)
+    """Type of the router's scores. Default: what Bridge has for the model."""
+    moe_token_dispatcher: Literal["alltoall", "allgather", "deepep", "hybridep"] | None = bridge(
+        "model.moe_token_dispatcher_type", "model.moe_flex_dispatcher_backend", "model.moe_enable_deepep", default=None
+    )
+    """How tokens come to experts on other workers. deepep, hybridep: by the kernels of the package deep_ep, which must
+    be on the workers. Default: what Bridge has for the model."""
+    moe_permute_fusion: bool | None = bridge("model.moe_permute_fusion", default=None)
+    """Sort tokens by expert in one fused kernel. Default: what Bridge has for the model."""
+    moe_shared_expert_overlap: bool | None = bridge("model.moe_shared_expert_overlap", default=None)
+    """Compute shared experts while tokens are on their way to others. Default: what Bridge has for the model."""
+    moe_capacity_factor: float | None = bridge("model.moe_expert_capacity_factor", default=None, gt=0)
+    """An expert takes at most this many times its even share of the tokens; the others pass it by. Default: all."""
 
 
 class Resilience(Section):
@@ -335,6 +406,7 @@ class RunSpec(Section):
     evaluation: Evaluation = Evaluation()
     checkpoint: Checkpoint = Checkpoint()
     performance: Performance = Performance()
+    moe: Moe = Moe()
     resilience: Resilience = Resilience()
     run: Run = Run()
     cluster: Cluster = Cluster()

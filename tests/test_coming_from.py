@@ -1,0 +1,86 @@
+"""docs/coming-from.md: what other tools' users bring, translated; every key is one of raymb's, every example plans."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from raymb.bridge.fields import check_overrides
+from raymb.gpus import GIB, gpu_named
+from raymb.plan import make_plan
+from raymb.spec import FLAG_THAT_OWNS, SECTION_OF_FLAG, SECTIONS, RunSpec, load_spec
+from tests.test_configs import plan_for_its_gpu, shape_of
+
+PAGE = (Path(__file__).parents[1] / "docs" / "coming-from.md").read_text(encoding="utf-8")
+TOOLS = re.split(r"^## ", PAGE, flags=re.M)[1:]
+EXAMPLES = [
+    (tool.splitlines()[0].partition(":")[0], text)
+    for tool in TOOLS
+    for text in re.findall(r"```yaml\n(.*?)```", tool, re.S)
+]
+
+
+MEAN_OTHERS = {"load", "save"}
+"""Flags that are more than the field of the same name: ms-swift's --load is the model."""
+
+
+def spec_of(text: str, directory: Path) -> RunSpec:
+    file = directory / "run.yaml"
+    file.write_text(text)
+    return load_spec({}, [file])
+
+
+@pytest.mark.parametrize(("tool", "text"), EXAMPLES, ids=[f"{tool}-{at}" for at, (tool, _) in enumerate(EXAMPLES)])
+def test_a_translation_plans_and_fits(tool: str, text: str, tmp_path: Path) -> None:
+    spec = spec_of(text, tmp_path)
+    check_overrides(spec.overrides)
+    plan = plan_for_its_gpu(spec)
+    assert plan.num_workers == plan.model_parallel_size * plan.data_parallel_size
+
+
+def test_all_four_tools_are_there() -> None:
+    assert {tool for tool, _ in EXAMPLES} == {"Oumi", "ms-swift", "LLaMA-Factory", "Ray Train"}
+    examples = dict(EXAMPLES)
+    assert "tensor_parallel_size: 8" in examples["Oumi"] and "expert_parallel_size: 2" in examples["LLaMA-Factory"]
+
+
+def rows(tool: str) -> list[list[str]]:
+    """[what the tool says, what raymb says, note] of its table."""
+    lines = [line for line in tool.splitlines() if line.startswith("| ")]
+    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines[1:]]
+
+
+@pytest.mark.parametrize("tool", TOOLS, ids=lambda tool: tool.splitlines()[0])
+def test_every_key_is_one_of_raymbs(tool: str) -> None:
+    """`section.key`, with `: value` or without, and the bare names that follow in the same row."""
+    table = rows(tool)
+    assert len(table) > 15
+    for row in table:
+        ours = re.findall(r"`([^`]+)`", row[1])
+        assert ours or row[1] in ("-", "the same names"), row
+        section = ""
+        for word in ours:
+            path = word.partition(":")[0].rstrip(".")
+            section, _, key = path.rpartition(".") if "." in path else (section, "", path)
+            if path in (*SECTIONS, "overrides") or row[1].startswith(f"`{path}.` and"):
+                continue
+            assert SECTION_OF_FLAG.get(key) == section or path == "lora", (row, word)
+
+
+@pytest.mark.parametrize("tool", TOOLS, ids=lambda tool: tool.splitlines()[0])
+def test_megatrons_own_names_lead_to_the_flag_that_owns_them(tool: str) -> None:
+    """Where a tool has Megatron's name for a field, the row names the flag that owns it."""
+    names = {path.rpartition(".")[2]: flag for path, flag in FLAG_THAT_OWNS.items()}
+    for theirs, ours, *_ in rows(tool):
+        for word in re.findall(r"`(?:--|\w+\.)*(\w+)", theirs):
+            flag = names.get(word)
+            unnamed = "the same name" in ours or "without model" in ours or ours == "-" or word in MEAN_OTHERS
+            assert flag is None or unnamed or flag in ours, (word, flag, ours)
+
+
+def test_why_one_translation_differs(tmp_path: Path) -> None:
+    spec = spec_of(dict(EXAMPLES)["Oumi"].replace("optimizer_offload: 1.0", "optimizer_offload: 0.0"), tmp_path)
+    plan = make_plan(spec, shape_of(spec.model.hf_model_path), backend="cuda", gpu=gpu_named(spec.cluster.gpu))
+    assert plan.memory is not None and round(plan.memory["total"] / GIB) == 86
