@@ -81,10 +81,8 @@ def catalog() -> dict[str, Recipe]:
         for node in tree.body:
             if isinstance(node, ast.FunctionDef) and _is_recipe(node.name):
                 found[node.name] = Recipe(node.name, module, family, *name_parts(node.name), _sizes(module, node.name))
-            elif isinstance(node, ast.ImportFrom):
-                for alias in node.names:
-                    if alias.asname and alias.asname != alias.name and _is_recipe(alias.asname):
-                        older.setdefault(alias.name, []).append(alias.asname)
+            for original, name in _other_names(node):
+                older.setdefault(original, []).append(name)
     return {
         name: Recipe(**{**vars(recipe), "older_names": tuple(dict.fromkeys(older.get(name, ())))})
         for name, recipe in sorted(found.items(), key=lambda item: item[1].family)
@@ -104,6 +102,16 @@ def find(name: str) -> Recipe:
     near = difflib.get_close_matches(name, named, n=3)
     guess = f"; did you mean {' or '.join(near)}?" if near else ""
     raise SpecError(f"--recipe {name}: Megatron-Bridge has no recipe of this name{guess}", "raymb recipes list")
+
+
+def _other_names(node: ast.stmt) -> Iterator[tuple[str, str]]:
+    """(name, other name) of `import name as other` and `other = name`."""
+    pairs: list[tuple[str, str | None]] = []
+    if isinstance(node, ast.ImportFrom):
+        pairs = [(alias.name, alias.asname) for alias in node.names]
+    elif isinstance(node, ast.Assign) and isinstance(node.value, ast.Name):
+        pairs = [(node.value.id, target.id) for target in node.targets if isinstance(target, ast.Name)]
+    return ((name, other) for name, other in pairs if other and other != name and _is_recipe(other))
 
 
 def _is_recipe(name: str) -> bool:
@@ -179,8 +187,11 @@ def _sizes_of_call(module: str, function: str, call: ast.Call) -> dict[str, int]
         return {}
     source, name = _imported(module).get(call.func.id, (module, call.func.id))
     known = name in _functions().get(source, {}) and (source, name) != (module, function)
-    given = {word.arg: _number(word.value, {}) for word in call.keywords if word.arg in LAYOUT}
-    found = {name: size for name, size in given.items() if name and size is not None}
+    # Helpers of recipes leave `model` out of the names.
+    given = {(word.arg or "").replace("_parallel_size", "_model_parallel_size"): word.value for word in call.keywords}
+    given |= {word.arg or "": word.value for word in call.keywords}
+    numbers = {name: _number(value, {}) for name, value in given.items() if name in LAYOUT}
+    found = {name: size for name, size in numbers.items() if size is not None}
     return (_sizes(source, name) if known else {}) | found
 
 

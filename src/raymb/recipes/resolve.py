@@ -65,6 +65,8 @@ def values_below(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
     resolved = resolve(name, peft if peft in ("lora", "dora") else None)
     if resolved.recipe.mode == "pretrain" and peft is None:
         raise SpecError(f"--recipe {name} is for pretraining, and raymb fine-tunes", _other_modes(resolved.recipe))
+    if not resolved.text:
+        raise SpecError(f"--recipe {name} trains on images or sound, and raymb's rows are text (see --dataset)")
     sections = {section: dict(values) for section, values in resolved.translation.sections.items()}
     if given.get("train", {}).get("num_epochs") is not None:
         sections["train"].pop("train_iters", None)

@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from raymb.bridge.fields import problem_of
 from raymb.data.presets import PRESETS
 from raymb.recipes.catalog import Recipe
 from raymb.spec.sections import FLAG_THAT_OWNS, SECTION_OF_FLAG, SECTIONS
@@ -40,9 +41,6 @@ class Translation:
             self.left_out.append(f"--{flag} {value}: raymb has no such value")
             return
         self.sections.setdefault(section, {})[flag] = value
-
-    def given(self, flag: str) -> Any:
-        return self.sections.get(SECTION_OF_FLAG.get(flag, ""), {}).get(flag)
 
 
 def translate(recipe: Recipe, found: Mapping[str, Any]) -> Translation:
@@ -119,29 +117,30 @@ _OWN_WAY = frozenset(
     {
         *(f"model.{name}" for name in _ONE),
         "model.seq_length",
+        "mixed_precision",
         "optimizer.weight_decay",
         "optimizer.optimizer_cpu_offload",
-        "optimizer.optimizer_offload_fraction",
-        "validation.eval_global_batch_size",
-        "validation.eval_micro_batch_size",
         "train.num_epochs",
         "train.iterations_to_skip",
+        "dataset.enable_offline_packing",
         "ddp.overlap_grad_reduce",
         "ddp.overlap_param_gather",
+        "ddp.grad_reduce_in_fp32",
         "checkpoint.save",
-        "checkpoint.load",
         "checkpoint.most_recent_k",
     }
 )
 """Fields that a flag owns and that are not simply that flag's value."""
+_FIELD_OF_FLAG = {flag: path for path, flag in reversed(FLAG_THAT_OWNS.items())}
+"""Of a flag that owns several fields the first one, which has its value."""
 
 
 def _flags(made: Translation, found: Mapping[str, Any]) -> None:
     """Fields that a flag owns."""
     values, changed = found["values"], set(found["changed"])
-    for path, flag in FLAG_THAT_OWNS.items():
+    for flag, path in _FIELD_OF_FLAG.items():
         wanted = path in changed or path.partition(".")[0] not in ("checkpoint", "logger")
-        if path in _OWN_WAY or path not in values or not wanted or made.given(flag) is not None:
+        if path in _OWN_WAY or path not in values or not wanted:
             continue
         value = _FROM_NONE.get(flag) if values[path] is None else values[path]
         if value is not None:
@@ -202,8 +201,11 @@ def _overrides(made: Translation, found: Mapping[str, Any]) -> None:
     values = found["values"]
     paths = (path for path in found["changed"] if not _owned(path) and not _reason(path))
     wanted = {path: values[path] for path in paths if not _says_nothing(path, values[path], values)}
-    if wanted:
-        made.sections["overrides"] = wanted
+    known = {path: value for path, value in wanted.items() if not problem_of(path)}
+    if known:
+        made.sections["overrides"] = known
+    if strange := [f"{path}={value}" for path, value in wanted.items() if path not in known]:
+        made.left_out.append(f"{', '.join(strange)}: no field of Bridge's GPT or hybrid models")
 
 
 def _owned(path: str) -> bool:
@@ -219,7 +221,7 @@ _NOTHING: dict[str, _Rule] = {
     "model.hf_model_": lambda value, values: True,
     "model.transformer_impl": lambda value, values: value == "transformer_engine",
     "scheduler.lr_decay_iters": lambda value, values: value in (None, values.get("train.train_iters")),
-    "scheduler.lr_wsd_": lambda value, values: values.get("scheduler.lr_decay_style") != "WSD",
+    "scheduler.lr_wsd_": lambda value, values: True,  # of a decay that raymb has not
     "ddp.data_parallel_sharding_strategy": lambda value, values: not values.get("ddp.use_megatron_fsdp"),
     "train.manual_gc_": lambda value, values: not values.get("train.manual_gc"),
     "comm_overlap.": lambda value, values: value in (None, False),
@@ -237,6 +239,7 @@ _LEFT_OUT = {
     "checkpoint.": "raymb writes checkpoints its own way, into the run directory",
     "logger.": "metrics are raymb's",
     "ddp.average_in_collective": "the loss is the mean over the global batch's trained tokens, in every layout",
+    "ddp.grad_reduce_in_fp32": "",  # see _precision
     "dist.distributed_timeout_minutes": "raymb joins the workers; see --hang_timeout",
     "dataset.": "",
     "ddp.check_for_": "--bad_loss looks at losses and gradients",
@@ -267,6 +270,8 @@ def _others_left_out(found: Mapping[str, Any]) -> Iterator[str]:
         if names and reason:
             shown = ", ".join(path.rpartition(".")[2] for path in names)
             yield f"{begin.rstrip('.')} ({shown}): {reason}" if begin.endswith(".") else f"{', '.join(names)}: {reason}"
+    if "checkpoint.save" in found["changed"]:
+        yield "checkpoint paths: --storage_path and --output_dir"
     if found["tokenizer"]:
         yield "tokenizer: the model's own"
     if found["unsaid"]:
