@@ -327,8 +327,10 @@ def _free_models() -> None:
     tensors: list[Any] = []
     for one in gc.get_objects():
         if isinstance(one, DistributedDataParallel):
-            buffers = [*one.buffers, *one.expert_parallel_buffers]
-            tensors += [*one.parameters(), *(data for each in buffers for data in (each.param_data, each.grad_data))]
+            wrapped: Any = one
+            tensors += wrapped.parameters()
+            for buffer in (*wrapped.buffers, *wrapped.expert_parallel_buffers):
+                tensors += buffer.param_data, buffer.grad_data
         elif isinstance(one, torch.optim.Optimizer):
             tensors += [number for group in one.param_groups for number in group["params"]]
             tensors += [value for state in one.state.values() for value in state.values()]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 from megatron.bridge.models.conversion.auto_bridge import AutoBridge
@@ -28,7 +27,7 @@ from raymb.bridge.checkpoint import left_out
 from raymb.bridge.dataset import PreparedRowsConfig
 from raymb.bridge.fusions import fusion_settings
 from raymb.bridge.moe import moe_settings
-from raymb.errors import SpecError
+from raymb.bridge.overrides import apply_overrides, set_field
 from raymb.job import Job
 from raymb.plan.layout import evaluation_batch
 from raymb.spec.sections import Optimizer, Train
@@ -99,25 +98,9 @@ def build_config(
     )
     config.rerun_state_machine.check_for_nan_in_loss = False  # for the same reason
     for path, value in accelerator.config_settings().items():
-        _set(config, path, value)
+        set_field(config, path, value)
     apply_overrides(config, job.spec.overrides)
     return config, hf_bridge
-
-
-def apply_overrides(config: ConfigContainer, overrides: dict[str, Any]) -> None:
-    """Set ConfigContainer fields by path; a field that does not exist is an error, not a new attribute."""
-    for path, value in overrides.items():
-        _set(config, path, value)
-
-
-def _set(config: ConfigContainer, path: str, value: Any) -> None:
-    *sections, name = path.split(".")
-    target: Any = config
-    for section in sections:
-        target = getattr(target, section, None)
-    if target is None or not dataclasses.is_dataclass(target) or not hasattr(target, name):
-        raise SpecError(f"override {path}: the ConfigContainer has no such field")
-    setattr(target, name, value)
 
 
 def _hf_bridge(job: Job) -> AutoBridge:

@@ -22,12 +22,13 @@ def check_overrides(overrides: Mapping[str, Any]) -> None:
     Raises:
         SpecError: every wrong path, with the nearest right one.
     """
-    problems = [problem for path in overrides if (problem := _problem(path))]
+    problems = [problem for path in overrides if (problem := problem_of(path))]
     if problems:
         raise SpecError("\n".join(problems))
 
 
-def _problem(path: str) -> str:
+def problem_of(path: str) -> str:
+    """What is wrong with a path; "" for nothing."""
     section, _, name = path.partition(".")
     sections = class_fields(*_CONTAINER)
     if not sections:  # the sources are not here; the workers will tell

@@ -28,6 +28,8 @@ from typing import Any
 from raymb import stand_in
 
 LAZY = frozenset({"megatron.bridge", "megatron.bridge.models", "megatron.bridge.data.builders", "megatron.training"})
+LAZY_BELOW = "megatron.bridge.recipes"
+"""All of its packages: one recipe does not import the other families'."""
 STAND_INS = ("modelopt", "megatron.energon", "diffusers", "datasets")
 UNUSED = frozenset({"wandb", "comet_ml", "mlflow", "multistorageclient", "scipy", "sklearn"})
 
@@ -71,10 +73,11 @@ def _mentions(file: Path, architecture: str) -> bool:
 
 class _LeanFinder(MetaPathFinder):
     def find_spec(self, name: str, path: Sequence[str] | None = None, target: Any = None) -> ModuleSpec | None:
-        if name not in LAZY:
+        below = name == LAZY_BELOW or name.startswith(f"{LAZY_BELOW}.")
+        if name not in LAZY and not below:
             return None
         spec = PathFinder.find_spec(name, path)
-        if spec is not None and spec.origin:
+        if spec is not None and spec.origin and Path(spec.origin).name == "__init__.py":
             spec.loader = _LazyPackageLoader(Path(spec.origin))
         return spec
 

@@ -4,6 +4,7 @@ raymb does not have."""
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from megatron.bridge.training.callbacks import Callback, CallbackContext
@@ -65,9 +66,13 @@ class NsysWindow(Callback):
 
     def on_train_step_start(self, context: CallbackContext) -> None:
         if context.state.train_state.step + 1 == self.first:
-            torch.cuda.cudart().cudaProfilerStart()
+            _runtime().cudaProfilerStart()
 
     def on_train_step_end(self, context: CallbackContext) -> None:
         if context.state.train_state.step + 1 == self.last:
             torch.cuda.synchronize()
-            torch.cuda.cudart().cudaProfilerStop()
+            _runtime().cudaProfilerStop()
+
+
+def _runtime() -> Any:
+    return torch.cuda.cudart()

@@ -10,7 +10,7 @@ from typing import Any
 import typer
 
 from raymb import __version__
-from raymb.cli import data, doctor, evaluate, export, finetune, generate, options, plan, schema
+from raymb.cli import data, doctor, evaluate, export, finetune, generate, options, plan, recipes, schema
 from raymb.cli.help_text import SectionedCommand
 from raymb.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_USER, RaymbError
 
@@ -50,9 +50,15 @@ for _name, _command, _summary in (
     _data.command(_name, cls=SectionedCommand, short_help=_summary)(options.with_spec_options(_command))
 app.add_typer(_data, name="data")
 
+_recipes = typer.Typer(help="Look at the recipes of Megatron-Bridge.", rich_markup_mode=None)
+_recipes.command("list", short_help="Every recipe by family, with mode, GPUs and layout.")(recipes.list_)
+_recipes.command("show", short_help="A recipe as YAML for --config.")(recipes.show)
+app.add_typer(_recipes, name="recipes")
 
+
+@_recipes.callback(invoke_without_command=True)
 @_data.callback(invoke_without_command=True)
-def _data_root(context: typer.Context) -> None:
+def _group_root(context: typer.Context) -> None:
     if context.invoked_subcommand is None:
         print(context.get_help())
         raise typer.Exit(EXIT_OK)

@@ -74,7 +74,13 @@ def _spec(values: Mapping[str, Any]) -> RunSpec:
     flags = {name: value for name, value in values.items() if name not in ("config", "overrides")}
     flags = {name: value for name, value in flags.items() if value != []}  # a repeatable flag that was not given
     flags["env"] = _environment(flags.get("env") or ())
-    return load_spec(flags, [Path(file) for file in values["config"] or ()], values["overrides"] or ())
+    return load_spec(flags, [Path(file) for file in values["config"] or ()], values["overrides"] or (), recipe=_below)
+
+
+def _below(recipe: str, given: Mapping[str, Any]) -> Mapping[str, Any]:
+    from raymb.recipes import values_below
+
+    return values_below(recipe, given)
 
 
 def _environment(words: list[str] | tuple[str, ...]) -> dict[str, str] | None:

@@ -6,7 +6,7 @@ import difflib
 import io
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +21,15 @@ def load_spec(
     flags: Mapping[str, Any],
     config_files: Sequence[Path] = (),
     overrides: Sequence[str] = (),
+    recipe: Callable[[str, Mapping[str, Any]], Mapping[str, Any]] | None = None,
 ) -> RunSpec:
-    """Build the spec.
+    """Build the spec. With --recipe its values are below all others, and the spec no longer names it.
 
     Args:
         flags: flag name (no dashes in front) to value; None means not given.
         config_files: YAML files with flag names in sections; a later file wins.
         overrides: `section.field=value` words for ConfigContainer fields that no flag owns.
+        recipe: from a recipe's name, and what YAML and flags give, to the recipe's sections.
 
     Raises:
         SpecError: with every mistake found, one a line.
@@ -42,6 +44,11 @@ def load_spec(
     for flag, value in flags.items():
         if value is not None:
             merged = _merge(merged, {SECTION_OF_FLAG[flag]: {flag: value}})
+    name = merged.get("model", {}).pop("recipe", None)
+    if name is not None:
+        if recipe is None:
+            raise SpecError(f"--recipe {name} is read by commands only", f"raymb recipes show {name} writes it as YAML")
+        merged = _merge(recipe(str(name), merged), merged)
     given = merged.get("overrides")
     overrides_by_path = dict(given) if isinstance(given, Mapping) else {}
     for word in overrides:

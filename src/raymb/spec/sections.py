@@ -60,6 +60,9 @@ class Model(Section):
     """Branch, tag or commit of a hub model."""
     trust_remote_code: bool = False
     """Run Python code that the model's repository carries. Off unless you say so."""
+    recipe: str | None = None
+    """Recipe of Megatron-Bridge to start from, such as qwen25_500m_sft_config (raymb recipes list): its model, layout,
+    batch, optimizer and adapters, where no YAML and no flag says otherwise."""
 
 
 class Data(Section):

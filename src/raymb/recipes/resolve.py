@@ -1,0 +1,89 @@
+"""A recipe by name as values for the RunSpec. Its module is imported by a process of its own, alone."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from raymb.child import Child
+from raymb.errors import SpecError
+from raymb.recipes.catalog import Recipe, catalog, find
+from raymb.recipes.translate import TEXT, Translation, translate
+
+_DIFFUSION = ("flux", "wan")
+"""Families that make pictures: no language models."""
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """
+    Args:
+        text: whether it trains on text alone.
+    """
+
+    recipe: Recipe
+    translation: Translation
+    text: bool
+
+
+def resolve(name: str, scheme: str | None = None) -> Resolved:
+    """
+    Args:
+        scheme: lora or dora, for a recipe that asks which.
+
+    Raises:
+        SpecError: there is no such recipe, or it cannot be read.
+    """
+    recipe = find(name)
+    if recipe.family in _DIFFUSION:
+        raise SpecError(f"--recipe {name}: {recipe.family} makes pictures, and raymb trains language models")
+    asked = {"module": recipe.module, "function": recipe.name, "scheme": scheme}
+    child = Child("raymb.bridge.recipe", {"CUDA_VISIBLE_DEVICES": ""})
+    found, errors = child.result(json.dumps(asked), lambda: None)
+    if found is None or "error" in found:
+        reason = found["error"] if found else (errors.strip().splitlines() or ["its process ended"])[-1]
+        raise SpecError(
+            f"--recipe {name}: {recipe.module} cannot be read without its model: {reason}",
+            "take another of raymb recipes list",
+        )
+    return Resolved(recipe, translate(recipe, found), found["dataset"]["kind"] in TEXT)
+
+
+def values_below(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The sections of a recipe to merge YAML and flags over, for load_spec; says on standard error what is left out.
+
+    Args:
+        given: sections of YAML and flags. What contradicts one of them is not taken from the recipe.
+
+    Raises:
+        SpecError: no recipe, or one that is not for fine-tuning.
+    """
+    peft = given.get("peft", {}).get("peft")
+    resolved = resolve(name, peft if peft in ("lora", "dora") else None)
+    if resolved.recipe.mode == "pretrain" and peft is None:
+        raise SpecError(f"--recipe {name} is for pretraining, and raymb fine-tunes", _other_modes(resolved.recipe))
+    if not resolved.text:
+        raise SpecError(f"--recipe {name} trains on images or sound, and raymb's rows are text (see --dataset)")
+    sections = {section: dict(values) for section, values in resolved.translation.sections.items()}
+    if given.get("train", {}).get("num_epochs") is not None:
+        sections["train"].pop("train_iters", None)
+    if peft == "none":
+        sections["peft"] = {}
+    print(f"recipe {resolved.recipe.name}; left out:", file=sys.stderr)
+    for line in resolved.translation.left_out:
+        print(f"  {line}", file=sys.stderr)
+    return sections
+
+
+def _other_modes(recipe: Recipe) -> str:
+    """What to give instead of a recipe for pretraining."""
+    model = recipe.name.partition("_pretrain")[0]
+    others = [other.name for other in catalog().values() if other.name.startswith(f"{model}_") and other.mode in _TUNE]
+    own = "--peft none|lora|dora fine-tunes with its settings"
+    return f"{' or '.join(others)}; {own}" if others else own
+
+
+_TUNE = ("sft", "lora")

@@ -1,0 +1,281 @@
+"""From what a recipe sets to sections of the RunSpec and overrides, and what of it is left out and why."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import ValidationError
+
+from raymb.bridge.fields import problem_of
+from raymb.data.presets import PRESETS
+from raymb.recipes.catalog import Recipe
+from raymb.spec.sections import FLAG_THAT_OWNS, SECTION_OF_FLAG, SECTIONS
+
+TEXT = ("GPTSFTDatasetConfig", "GPTDatasetConfig")
+"""Datasets of text."""
+
+
+@dataclass
+class Translation:
+    """
+    Args:
+        sections: as in a YAML file: section to flag to value, and `overrides`.
+        left_out: a line for what is not taken over, with the reason.
+    """
+
+    sections: dict[str, dict[str, Any]] = field(default_factory=dict)
+    left_out: list[str] = field(default_factory=list)
+
+    def set(self, flag: str, value: Any) -> None:
+        """Take a value over, unless another flag of this version owns it or it is not one that the flag has."""
+        section = SECTION_OF_FLAG.get(flag)
+        if section is None:
+            return
+        try:
+            if section != "model":
+                SECTIONS[section].model_validate({flag: value})
+        except ValidationError:
+            self.left_out.append(f"--{flag} {value}: raymb has no such value")
+            return
+        self.sections.setdefault(section, {})[flag] = value
+
+
+def translate(recipe: Recipe, found: Mapping[str, Any]) -> Translation:
+    """
+    Args:
+        found: what raymb.bridge.recipe.read says.
+    """
+    made = Translation()
+    _model(made, found)
+    _data(made, found)
+    _sizes(made, found, recipe)
+    _flags(made, found)
+    _precision(made, found)
+    _adapters(made, found)
+    _environment(made, found)
+    _overrides(made, found)
+    made.left_out += _others_left_out(found)
+    made.sections = {name: made.sections[name] for name in (*SECTIONS, "overrides") if name in made.sections}
+    return made
+
+
+def _model(made: Translation, found: Mapping[str, Any]) -> None:
+    model = found["model"]
+    if model is None:
+        if found["tokenizer"]:
+            made.set("hf_model_path", found["tokenizer"])
+        made.left_out.append("the model's sizes, which it writes by hand: those of --hf_model_path's config.json count")
+        return
+    made.set("hf_model_path", model["hf_model_path"])
+    if model["hf_revision"]:
+        made.set("hf_revision", model["hf_revision"])
+    if model["trust_remote_code"]:
+        made.left_out.append("trust_remote_code: code of the model's repository runs with --trust_remote_code only")
+
+
+def _data(made: Translation, found: Mapping[str, Any]) -> None:
+    dataset = found["dataset"]
+    made.set("seq_length", found["values"].get("model.seq_length") or dataset["seq_length"])
+    if dataset["name"] in PRESETS and dataset["kind"] in TEXT:
+        made.set("dataset", [dataset["name"]])
+        if dataset["validation_split"]:
+            made.set("validation_split", dataset["validation_split"])
+    else:
+        name = f" {dataset['name']}" if dataset["name"] else ""
+        made.left_out.append(f"dataset{name} ({dataset['kind']}): --dataset says what is trained on")
+    if dataset["kind"] in TEXT:
+        made.set("packing", dataset["packing"])
+
+
+_ONE: dict[str, Any] = {
+    "tensor_model_parallel_size": 1,
+    "pipeline_model_parallel_size": 1,
+    "virtual_pipeline_model_parallel_size": 1,
+    "context_parallel_size": 1,
+    "expert_model_parallel_size": 1,
+    "sequence_parallel": False,
+}
+"""What a layout is in a recipe that does not speak of it: nothing is left to `auto`."""
+
+
+def _sizes(made: Translation, found: Mapping[str, Any], recipe: Recipe) -> None:
+    values = found["values"]
+    sizes = {name: values.get(f"model.{name}") or one for name, one in _ONE.items()}
+    for name, size in sizes.items():
+        if flag := FLAG_THAT_OWNS.get(f"model.{name}"):
+            made.set(flag, size)
+    dense = ("tensor_model_parallel_size", "pipeline_model_parallel_size", "context_parallel_size")
+    made.set("num_workers", recipe.gpus or math.prod(sizes[name] for name in dense))
+
+
+_FROM_NONE: dict[str, Any] = {"eval_interval": 0, "save_interval": 0, "recompute": "none"}
+"""What a flag has for a field that is None, where that is not its own default."""
+_OWN_WAY = frozenset(
+    {
+        *(f"model.{name}" for name in _ONE),
+        "model.seq_length",
+        "mixed_precision",
+        "optimizer.weight_decay",
+        "optimizer.optimizer_cpu_offload",
+        "train.num_epochs",
+        "train.iterations_to_skip",
+        "dataset.enable_offline_packing",
+        "ddp.overlap_grad_reduce",
+        "ddp.overlap_param_gather",
+        "ddp.grad_reduce_in_fp32",
+        "checkpoint.save",
+        "checkpoint.most_recent_k",
+    }
+)
+"""Fields that a flag owns and that are not simply that flag's value."""
+_FIELD_OF_FLAG = {flag: path for path, flag in reversed(FLAG_THAT_OWNS.items())}
+"""Of a flag that owns several fields the first one, which has its value."""
+
+
+def _flags(made: Translation, found: Mapping[str, Any]) -> None:
+    """Fields that a flag owns."""
+    values, changed = found["values"], set(found["changed"])
+    for flag, path in _FIELD_OF_FLAG.items():
+        wanted = path in changed or path.partition(".")[0] not in ("checkpoint", "logger")
+        if path in _OWN_WAY or path not in values or not wanted:
+            continue
+        value = _FROM_NONE.get(flag) if values[path] is None else values[path]
+        if value is not None:
+            made.set(flag, value)
+    # Bridge's scheduler sets the optimizer's weight decay at every step, to its own.
+    made.set("weight_decay", values.get("scheduler.end_weight_decay") or values.get("optimizer.weight_decay"))
+    if values.get("optimizer.optimizer_cpu_offload"):
+        made.set("optimizer_offload", values["optimizer.optimizer_offload_fraction"])
+    for flag in ("overlap_grad_reduce", "overlap_param_gather"):
+        overlap = values.get(f"comm_overlap.{flag}")
+        if overlap is None and "comm_overlap.tp_comm_overlap" in values:
+            overlap = True  # of data parallel workers, where there is a comm_overlap section
+        made.set(flag, bool(values.get(f"ddp.{flag}") if overlap is None else overlap))
+
+
+_FP8 = {"tensorwise": "fp8", "blockwise": "fp8_blockwise"}
+"""Bridge's name of a way to scale to --precision."""
+
+
+def _precision(made: Translation, found: Mapping[str, Any]) -> None:
+    precision = found["precision"]
+    if precision is None:
+        made.set("precision", "fp32")
+    elif precision["fp8"] and precision["fp8_recipe"] in _FP8:
+        made.set("precision", _FP8[precision["fp8_recipe"]])
+    else:
+        made.set("precision", "auto")  # bf16 where there are GPUs
+        low = precision["fp4"] or (precision["fp8"] and precision["fp8_recipe"]) or (precision["fp16"] and "fp16")
+        if low:
+            made.left_out.append(f"precision {low}: raymb trains in bf16 instead; see --precision")
+    if precision and not precision["grad_reduce_in_fp32"]:  # Bridge's recipe of a precision sets it, whatever ddp says
+        if flag := FLAG_THAT_OWNS.get("ddp.grad_reduce_in_fp32"):
+            made.set(flag, False)
+        else:
+            made.left_out.append("grad_reduce_in_fp32=False: raymb reduces gradients in fp32")
+
+
+def _adapters(made: Translation, found: Mapping[str, Any]) -> None:
+    peft = found["peft"]
+    if peft is None:
+        made.set("peft", "none")
+        return
+    made.set("peft", "dora" if "DoRA" in peft["kind"] else "lora")
+    fields = ("dim", "rank"), ("alpha", "alpha"), ("dropout", "dropout"), ("target_modules", "target_modules")
+    for name, flag in fields:
+        if peft[name] is not None:
+            made.set(f"lora_{flag}", peft[name])
+
+
+def _environment(made: Translation, found: Mapping[str, Any]) -> None:
+    """PYTORCH_CUDA_ALLOC_CONF is --expandable_segments."""
+    env = {name: value for name, value in found["env"].items() if name != "PYTORCH_CUDA_ALLOC_CONF"}
+    if env:
+        made.set("env", env)
+
+
+def _overrides(made: Translation, found: Mapping[str, Any]) -> None:
+    values = found["values"]
+    paths = (path for path in found["changed"] if not _owned(path) and not _reason(path))
+    wanted = {path: values[path] for path in paths if not _says_nothing(path, values[path], values)}
+    known = {path: value for path, value in wanted.items() if not problem_of(path)}
+    if known:
+        made.sections["overrides"] = known
+    if strange := [f"{path}={value}" for path, value in wanted.items() if path not in known]:
+        made.left_out.append(f"{', '.join(strange)}: no field of Bridge's GPT or hybrid models")
+
+
+def _owned(path: str) -> bool:
+    parts = path.split(".")
+    return any(".".join(parts[: length + 1]) in FLAG_THAT_OWNS for length in range(len(parts)))
+
+
+_Rule = Callable[[Any, Mapping[str, Any]], bool]
+_NOTHING: dict[str, _Rule] = {
+    "model.attention_backend": lambda value, values: value in (None, "auto"),
+    "model.cuda_graph": lambda value, values: values.get("model.cuda_graph_impl", "none") == "none",
+    "model.init_method_std": lambda value, values: True,  # weights are loaded
+    "model.hf_model_": lambda value, values: True,
+    "model.transformer_impl": lambda value, values: value == "transformer_engine",
+    "scheduler.lr_decay_iters": lambda value, values: value in (None, values.get("train.train_iters")),
+    "scheduler.lr_wsd_": lambda value, values: True,  # of a decay that raymb has not
+    "ddp.data_parallel_sharding_strategy": lambda value, values: not values.get("ddp.use_megatron_fsdp"),
+    "train.manual_gc_": lambda value, values: not values.get("train.manual_gc"),
+    "comm_overlap.": lambda value, values: value in (None, False),
+    "model.mtp_num_layers": lambda value, values: False,  # None takes away what config.json has
+}
+"""Fields, by how they begin, and when their value is what a run of raymb has anyway. None is, where no rule is."""
+
+
+def _says_nothing(path: str, value: Any, values: Mapping[str, Any]) -> bool:
+    rule = next((rule for begin, rule in _NOTHING.items() if path.startswith(begin)), None)
+    return value is None if rule is None else rule(value, values)
+
+
+_LEFT_OUT = {
+    "checkpoint.": "raymb writes checkpoints its own way, into the run directory",
+    "logger.": "metrics are raymb's",
+    "ddp.average_in_collective": "the loss is the mean over the global batch's trained tokens, in every layout",
+    "ddp.grad_reduce_in_fp32": "",  # see _precision
+    "dist.distributed_timeout_minutes": "raymb joins the workers; see --hang_timeout",
+    "dataset.": "",
+    "ddp.check_for_": "--bad_loss looks at losses and gradients",
+    # What a run of raymb has as well, or decides by the model, the layout or the precision.
+    "ddp.use_distributed_optimizer": "",
+    "optimizer.use_distributed_optimizer": "",
+    "optimizer.overlap_param_gather": "",
+    "optimizer.bf16": "",
+    "scheduler.override_opt_param_scheduler": "",
+    "model.calculate_per_token_loss": "",
+    "model.pipeline_dtype": "",
+    "model.params_dtype": "",
+    "model.vocab_size": "",
+    "model.make_vocab_size_divisible_by": "",
+}
+"""Fields, by how they begin, that are never overrides, and why; "" for those not worth a word."""
+
+
+def _reason(path: str) -> str | None:
+    """Why a field is left out; None where it is not."""
+    begin = next((begin for begin in _LEFT_OUT if path.startswith(begin)), None)
+    return None if begin is None else _LEFT_OUT[begin] or "nothing to say"
+
+
+def _others_left_out(found: Mapping[str, Any]) -> Iterator[str]:
+    for begin, reason in _LEFT_OUT.items():
+        names = [path for path in found["changed"] if path.startswith(begin) and path not in FLAG_THAT_OWNS]
+        if names and reason:
+            shown = ", ".join(path.rpartition(".")[2] for path in names)
+            yield f"{begin.rstrip('.')} ({shown}): {reason}" if begin.endswith(".") else f"{', '.join(names)}: {reason}"
+    if "checkpoint.save" in found["changed"]:
+        yield "checkpoint paths: --storage_path and --output_dir"
+    if found["tokenizer"]:
+        yield "tokenizer: the model's own"
+    if found["unsaid"]:
+        yield f"{', '.join(found['unsaid'])}: code, which YAML cannot say"
+    if found["asked"]:
+        asked = ", ".join(found["asked"])
+        yield f"what follows from the model's {asked}: the recipe was read without its config.json"
