@@ -33,7 +33,7 @@ def _sections() -> Iterator[str]:
         yield "| flag | value | default | what | Bridge |"
         yield "|---|---|---|---|---|"
         for flag, field in model.model_fields.items():
-            owned = (field.json_schema_extra or {}).get("bridge", [])  # type: ignore[union-attr]
+            owned: Any = (field.json_schema_extra or {}).get("bridge", [])  # type: ignore[union-attr]
             name, value = f"`--{flag}`", metavar_of(field)
             if field.annotation is bool:
                 name, value = f"{name}, `--no_{flag}`", ""
