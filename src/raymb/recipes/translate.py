@@ -120,6 +120,7 @@ _OWN_WAY = frozenset(
         "mixed_precision",
         "optimizer.weight_decay",
         "optimizer.optimizer_cpu_offload",
+        "optimizer.use_precision_aware_optimizer",
         "train.num_epochs",
         "train.iterations_to_skip",
         "dataset.enable_offline_packing",
@@ -149,6 +150,9 @@ def _flags(made: Translation, found: Mapping[str, Any]) -> None:
     made.set("weight_decay", values.get("scheduler.end_weight_decay") or values.get("optimizer.weight_decay"))
     if values.get("optimizer.optimizer_cpu_offload"):
         made.set("optimizer_offload", values["optimizer.optimizer_offload_fraction"])
+    moments = str(values.get("optimizer.exp_avg_dtype")).removeprefix("torch.")
+    aware = values.get("optimizer.use_precision_aware_optimizer") and moments in ("bf16", "bfloat16")
+    made.set("optimizer_moments", "bf16" if aware else "fp32")
     for flag in ("overlap_grad_reduce", "overlap_param_gather"):
         overlap = values.get(f"comm_overlap.{flag}")
         if overlap is None and "comm_overlap.tp_comm_overlap" in values:
@@ -156,7 +160,7 @@ def _flags(made: Translation, found: Mapping[str, Any]) -> None:
         made.set(flag, bool(values.get(f"ddp.{flag}") if overlap is None else overlap))
 
 
-_FP8 = {"tensorwise": "fp8", "blockwise": "fp8_blockwise"}
+_FP8 = {"tensorwise": "fp8", "blockwise": "fp8_blockwise", "mxfp8": "mxfp8"}
 """Bridge's name of a way to scale to --precision."""
 
 
