@@ -65,6 +65,8 @@ def show(
 
     recipe = resolved.recipe
     print(f"# {recipe.name} ({recipe.mode}) of {recipe.module}")
+    if not resolved.text:
+        print("# trains on images or sound, and raymb's rows are text: not a recipe that finetune can start from")
     for line in translation.left_out:
         print(f"# left out: {line}")
     print(yaml.safe_dump(translation.sections, sort_keys=False, width=1000), end="")

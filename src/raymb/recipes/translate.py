@@ -58,8 +58,18 @@ def translate(recipe: Recipe, found: Mapping[str, Any]) -> Translation:
     _environment(made, found)
     _overrides(made, found)
     made.left_out += _others_left_out(found)
-    made.sections = {name: made.sections[name] for name in (*SECTIONS, "overrides") if name in made.sections}
+    _in_order(made)
     return made
+
+
+def _in_order(made: Translation) -> None:
+    """As in the schema."""
+    ordered = {
+        name: {flag: made.sections[name][flag] for flag in section.model_fields if flag in made.sections[name]}
+        for name, section in SECTIONS.items()
+        if name in made.sections
+    }
+    made.sections = ordered | {"overrides": made.sections["overrides"]} if "overrides" in made.sections else ordered
 
 
 def _model(made: Translation, found: Mapping[str, Any]) -> None:
