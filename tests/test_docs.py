@@ -44,8 +44,8 @@ COMMANDS = [(page.name, command) for page in PAGES for command in commands_of(pa
 
 def words_of(command: str) -> list[str]:
     """`...` stands for flags that were given before, [--a] may be left out, of a|b the first one is taken, N is
-    a number."""
-    words = [word.strip("[]") for word in shlex.split(command)]
+    a number; what follows > is the shell's."""
+    words = [word.strip("[]") for word in shlex.split(command.partition(" > ")[0])]
     return ["1" if word == "N" else word.partition("|")[0] for word in words if word and word != "..."]
 
 
