@@ -22,7 +22,7 @@ from raymb.plan.automatic import flags_of, searched
 from raymb.preflight import checked_shape, local_gpu, preflight
 from raymb.run_dir import RunDir
 from raymb.spec import RunSpec, load_spec
-from raymb.spec.sections import worker_range
+from raymb.spec.training import worker_range
 
 STEPS, WARM_UP, SECONDS = 7, 2, 240
 

@@ -19,7 +19,7 @@ _STEP = re.compile(
     r".*?lm loss: ([\d.E+-]+)"
 )
 END_OF_JOB = '{"job": '
-"""What the line begins with that raymb.worker prints behind a job."""
+"""What the line begins with that raymb.bare prints behind a job."""
 _ERROR = re.compile(r"^(?:\[rank\d+\]: ?)?((?:\w+\.)*\w*(?:Error|Exception): .+)", re.MULTILINE)
 
 
@@ -55,12 +55,12 @@ def start(jobs: Sequence[Path], output: IO[str] | int, program: Sequence[str] = 
     Args:
         jobs: their files.
         output: takes all output, as for Popen.
-        program: Python's arguments; default: raymb's worker.
+        program: Python's arguments; default: Bridge alone.
         settings: of the environment besides; the user's own come before.
     """
     given = json.loads(jobs[0].read_text(encoding="utf-8"))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
-    command += [str(given["plan"]["num_workers"]), *(program or ["-m", "raymb.worker", *map(str, jobs)])]
+    command += [str(given["plan"]["num_workers"]), *(program or ["-m", "raymb.bare", *map(str, jobs)])]
     own = {"OMP_NUM_THREADS": str(given["threads"]), "CUDA_DEVICE_MAX_CONNECTIONS": "1", "PYTHONUNBUFFERED": "1"}
     own |= {"PYTORCH_ALLOC_CONF": "expandable_segments:True", **settings}
     return Popen(command, stdout=output, stderr=STDOUT, env=own | os.environ, text=True, errors="replace")

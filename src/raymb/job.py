@@ -10,7 +10,7 @@ from typing import Any, Literal
 from raymb.model_files import base_directory
 from raymb.remote import is_address, storage_root
 from raymb.spec import RunSpec, spec_from_json, spec_to_json
-from raymb.spec.sections import Moe
+from raymb.spec.training import Moe
 
 
 def with_absolute_paths(spec: RunSpec) -> RunSpec:

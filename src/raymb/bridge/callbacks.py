@@ -24,7 +24,7 @@ from raymb.bridge.saving import Saving
 from raymb.early_stopping import has_stalled
 from raymb.job import Job
 from raymb.progress import Progress
-from raymb.spec.sections import bounds
+from raymb.spec.values import bounds
 from raymb.stopping import StopTogether
 from raymb.written import Written
 

@@ -30,7 +30,7 @@ from raymb.bridge.moe import moe_settings
 from raymb.bridge.overrides import apply_overrides, set_field
 from raymb.job import Job
 from raymb.plan.layout import evaluation_batch
-from raymb.spec.sections import Optimizer, Train
+from raymb.spec.training import Optimizer, Train
 
 _FP8_RECIPES = {
     "fp8": "bf16_with_fp8_current_scaling_mixed",
@@ -141,8 +141,6 @@ def _model(job: Job, hf_bridge: AutoBridge, accelerator: Accelerator, precision:
     }
     if getattr(provider, "num_moe_experts", None):
         settings |= moe_settings(job.spec.moe, job.spec.train)
-    if job.spec.train.precision in _FP8_RECIPES and getattr(provider, "num_moe_experts", None):
-        settings["moe_router_padding_for_quantization"] = True  # an expert's tokens, to multiples that FP8 can multiply
     if plan["adapters"] and getattr(provider, "moe_router_enable_expert_bias", False):
         settings["moe_router_bias_update_rate"] = 0.0  # part of the model, which is frozen and not exported
     for name, value in settings.items():

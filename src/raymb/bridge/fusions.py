@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as functional
 
-from raymb.spec.sections import Performance
+from raymb.spec.training import Performance
 
 
 def fusion_settings(provider: Any, performance: Performance, precision: str) -> dict[str, bool]:

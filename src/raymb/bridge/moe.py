@@ -6,10 +6,8 @@ import importlib.util
 from typing import Any
 
 from raymb.errors import SpecError
-from raymb.spec.sections import Moe, Train
-
-_FLEX = ("deepep", "hybridep")
-"""Dispatchers that Megatron-Core calls `flex`, with a back end."""
+from raymb.plan.experts import FLEX
+from raymb.spec.training import Moe, Train
 
 
 def moe_settings(moe: Moe, train: Train) -> dict[str, Any]:
@@ -29,6 +27,8 @@ def moe_settings(moe: Moe, train: Train) -> dict[str, Any]:
     }
     if moe.moe_load_balancing == "sinkhorn":
         given["moe_aux_loss_coeff"] = 0.0  # the model's own would be one loss too many (moe/router.py asserts)
+    if "fp8" in train.precision:
+        given["moe_router_padding_for_quantization"] = True  # an expert's tokens, to multiples that FP8 can multiply
     alone = "shared_experts" in train.recompute_modules or moe.moe_token_dispatcher == "allgather"
     if moe.moe_shared_expert_overlap is None and alone:  # Bridge's providers of some families have it on
         given["moe_shared_expert_overlap"] = False
@@ -38,7 +38,7 @@ def moe_settings(moe: Moe, train: Train) -> dict[str, Any]:
 def _dispatcher(name: str | None) -> dict[str, Any]:
     if name is None:
         return {}
-    if name not in _FLEX:
+    if name not in FLEX:  # those Megatron-Core calls `flex`, with a back end
         return {"moe_token_dispatcher_type": name}
     if importlib.util.find_spec("deep_ep") is None:
         raise SpecError(

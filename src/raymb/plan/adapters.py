@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from raymb.model_shape import ModelShape
-from raymb.spec.sections import Peft
+from raymb.spec.training import Peft
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from raymb.plan.elastic import is_elastic
 from raymb.plan.memory import estimate
 from raymb.plan.rules import Layout
 from raymb.plan.search import Candidate, candidates
-from raymb.spec.sections import RunSpec, worker_range
+from raymb.spec.sections import RunSpec
+from raymb.spec.training import worker_range
 
 NODE = 8
 """GPUs of a node where nobody says."""

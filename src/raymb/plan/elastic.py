@@ -10,7 +10,8 @@ from itertools import islice
 from raymb.model_shape import ModelShape
 from raymb.plan import rules
 from raymb.plan.choose import resolve
-from raymb.spec.sections import RunSpec, worker_range
+from raymb.spec.sections import RunSpec
+from raymb.spec.training import worker_range
 
 Resolved = tuple[rules.Layout, dict[str, str]]
 """A layout without `auto`, and the reason of every choice by flag."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from raymb.model_shape import ModelShape
 from raymb.plan.rules import Layout
-from raymb.spec.sections import Moe
+from raymb.spec.training import Moe
 
 FLEX = ("deepep", "hybridep")
 """Dispatchers with kernels of the package deep_ep."""

@@ -1,7 +1,8 @@
 """What the user asked for, as one frozen object. Imports no framework and looks at nothing outside its input."""
 
 from raymb.spec.load import load_spec, spec_from_json, spec_to_json, without_secrets
-from raymb.spec.sections import FLAG_THAT_OWNS, SECTION_OF_FLAG, SECTIONS, RunSpec, worker_range
+from raymb.spec.sections import FLAG_THAT_OWNS, SECTION_OF_FLAG, SECTIONS, RunSpec
+from raymb.spec.training import worker_range
 
 __all__ = [
     "FLAG_THAT_OWNS",

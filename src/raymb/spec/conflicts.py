@@ -6,7 +6,9 @@ import re
 import string
 from collections.abc import Iterator, Mapping
 
-from raymb.spec.sections import Checkpoint, Data, Moe, Parallel, Peft, Performance, RunSpec, Train, bounds, worker_range
+from raymb.spec.sections import Checkpoint, Data, RunSpec
+from raymb.spec.training import Moe, Parallel, Peft, Performance, Train, worker_range
+from raymb.spec.values import bounds
 
 
 def conflicts(spec: RunSpec) -> list[str]:

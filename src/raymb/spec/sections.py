@@ -10,47 +10,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BeforeValidator, Field
 
-Auto = Literal["auto"]
-Size = Annotated[int, Field(ge=1)]
-AutoSize = Size | Auto
+from raymb.spec.training import Moe, Optimizer, Parallel, Peft, Performance, Train
+from raymb.spec.values import Auto, PathOrAddress, Section, Size, Words, bridge, one_or_more
 
-
-def _words(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value
-
-
-def _comma_words(value: Any) -> Any:
-    words = [value] if isinstance(value, str) else value
-    if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
-        return words
-    return [name for word in words for name in word.replace(",", " ").split()]
-
-
-Words = Annotated[list[str], BeforeValidator(_words)]
-"""A repeatable flag; in YAML one word or a list."""
-Names = Annotated[list[str], BeforeValidator(_comma_words), Field(min_length=1)]
-"""Names with commas between them, or repeated; in YAML a list, too."""
-PathOrAddress = Annotated[str, BeforeValidator(lambda value: str(value) if isinstance(value, Path) else value)]
-"""Kept as it is written: a Path would make s3:/bucket of s3://bucket."""
 Change = Literal["model", "tokenizer", "data", "batch", "seed", "versions"]
 """A part of a run's fingerprint."""
-Recomputed = Literal["core_attn", "layernorm", "mlp", "moe", "moe_act", "shared_experts", "mla_up_proj"]
-"""A module of a layer that Megatron-Core 0.19.2 can recompute alone."""
-WorkerRange = Annotated[str, Field(pattern=r"^[1-9]\d*:[1-9]\d*$")]
-"""MIN:MAX."""
-
-
-def bridge(*paths: str, default: Any = ..., **constraints: Any) -> Any:
-    """A field that owns the given ConfigContainer paths (`section.field`)."""
-    return Field(default, json_schema_extra={"bridge": list(paths)}, **constraints)
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=(), allow_inf_nan=False
-    )
 
 
 class Model(Section):
@@ -66,7 +32,7 @@ class Model(Section):
 
 
 class Data(Section):
-    dataset: Words = []
+    dataset: Words = Field(default=[])
     """JSONL, JSON, CSV, TSV or Parquet file, glob, directory or address (s3://...); hub id (owner/name, with
     ?config=&split=&revision=); squad, gsm8k, tulu3, openmathinstruct2; `sample` (dialogues of the chatterbot-corpus
     package). Repeatable; a:0.7 and b:0.3 mix by weight. Default: squad."""
@@ -100,147 +66,6 @@ class Data(Section):
     """What becomes of samples longer than --seq_length; truncate cuts their end."""
     bad_rows: Literal["fail", "drop"] = "fail"
     """What becomes of rows that cannot be used; fail names the first ones."""
-
-
-class Parallel(Section):
-    num_workers: Size | WorkerRange = 1
-    """Workers, one GPU each (on CPU: one process each). The world size. MIN:MAX is elastic: as many as the cluster has
-    and the layout can use, growing and shrinking during the run."""
-    tensor_parallel_size: AutoSize = bridge("model.tensor_model_parallel_size", default="auto")
-    """TP: how many workers share each layer's matrices."""
-    pipeline_parallel_size: AutoSize = bridge("model.pipeline_model_parallel_size", default="auto")
-    """PP: how many stages the layers are cut into."""
-    virtual_pipeline_parallel_size: AutoSize = bridge("model.virtual_pipeline_model_parallel_size", default="auto")
-    """VPP: model chunks on each pipeline stage (interleaved schedule); 1 for the plain schedule."""
-    context_parallel_size: AutoSize = bridge("model.context_parallel_size", default="auto")
-    """CP: how many workers share one sequence."""
-    expert_parallel_size: AutoSize = bridge("model.expert_model_parallel_size", default="auto")
-    """EP: how many workers share a layer's experts (mixture-of-experts models)."""
-    expert_tensor_parallel_size: Size | None = bridge("model.expert_tensor_parallel_size", default=None)
-    """ETP: tensor parallelism inside experts; default: the same as TP for dense layers."""
-    sequence_parallel: bool | Auto = bridge("model.sequence_parallel", default="auto")
-    """Split norm and dropout activations along the sequence inside a TP group."""
-    num_layers_in_first_stage: Size | None = bridge("model.num_layers_in_first_pipeline_stage", default=None)
-    """Uneven pipeline: layers on the first stage."""
-    num_layers_in_last_stage: Size | None = bridge("model.num_layers_in_last_pipeline_stage", default=None)
-    """Uneven pipeline: layers on the last stage."""
-
-
-def bounds(text: object) -> tuple[int, int]:
-    """The two numbers of LOW:HIGH; a number alone is both."""
-    low, _, high = str(text).partition(":")
-    return int(low), int(high or low)
-
-
-def worker_range(parallel: Parallel) -> tuple[int, int]:
-    """(MIN, MAX) of --num_workers."""
-    return bounds(parallel.num_workers)
-
-
-class Train(Section):
-    train_iters: Size | None = bridge("train.train_iters", default=None)
-    """Optimizer steps (default: 100)."""
-    num_epochs: float | None = bridge("train.num_epochs", default=None, gt=0)
-    """Passes over the training rows, instead of --train_iters."""
-    global_batch_size: Size = bridge("train.global_batch_size", "validation.eval_global_batch_size", default=8)
-    """Samples in an optimizer step, over all workers."""
-    micro_batch_size: AutoSize = bridge("train.micro_batch_size", "validation.eval_micro_batch_size", default="auto")
-    """Samples in one forward and backward pass of a worker."""
-    precision: Literal["auto", "bf16", "fp32", "fp8", "fp8_blockwise", "mxfp8"] = bridge(
-        "mixed_precision",
-        "model.bf16",
-        "model.fp16",
-        "model.fp8",
-        "model.fp8_recipe",
-        "model.fp8_param",
-        default="auto",
-    )
-    """auto: bf16 on CUDA, fp32 on CPU. fp8: bf16 weights, matrix products in FP8 but those of the first and the last
-    layer, a scale a tensor (Hopper, Ada or later); fp8_blockwise: a scale a block (Hopper); mxfp8: a scale 32
-    numbers (Blackwell)."""
-    recompute: Literal["auto", "none", "selective", "full"] = bridge("model.recompute_granularity", default="auto")
-    """Recompute activations in the backward pass, to save memory: of some modules of every layer, or of whole
-    layers."""
-    recompute_method: Literal["uniform", "block"] | None = bridge("model.recompute_method", default=None)
-    """With --recompute full. uniform: all layers, in groups of --recompute_num_layers that keep their input; block:
-    the first --recompute_num_layers of a stage and no others. Default: uniform."""
-    recompute_num_layers: Size | None = bridge("model.recompute_num_layers", default=None)
-    """With --recompute full: layers in a group, or of a stage (of a chunk, with virtual stages). Default: 1."""
-    recompute_modules: Annotated[list[Recomputed], BeforeValidator(_comma_words)] = bridge(
-        "model.recompute_modules", default=[]
-    )
-    """With --recompute selective: core_attn, layernorm, mlp, moe, moe_act, shared_experts, mla_up_proj, with commas
-    between them. Default: core_attn."""
-    activation_offload_layers: int = bridge(
-        "model.cpu_offloading",
-        "model.cpu_offloading_num_layers",
-        "model.cpu_offloading_activations",
-        default=0,
-        ge=0,
-    )
-    """Layers whose activations wait for the backward pass on the host. Not with pipeline parallel or --recompute."""
-    seed: int = bridge("rng.seed", "dataset.seed", default=1234, ge=1)
-    """Seed of data order and dropout."""
-
-
-class Peft(Section):
-    peft: Literal["none", "lora", "dora"] = "none"
-    """Train low-rank adapters beside the frozen model (LoRA, DoRA) instead of the model itself."""
-    lora_rank: Size = 16
-    """Rank of the adapters."""
-    lora_alpha: Size = 32
-    """An adapter's output is multiplied by alpha / rank."""
-    lora_dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Dropout in front of the adapters."""
-    lora_target_modules: Names = ["all-linear"]
-    """What gets an adapter: q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj, or all-linear. Megatron's names
-    (linear_qkv, linear_proj, linear_fc1, linear_fc2) put one adapter on a whole fused matrix."""
-
-
-class Optimizer(Section):
-    learning_rate: float = bridge("optimizer.lr", default=1e-5, gt=0)
-    """Peak learning rate."""
-    min_learning_rate: float = bridge("optimizer.min_lr", default=0.0, ge=0)
-    """Learning rate at the end of the decay."""
-    lr_decay_style: Literal["constant", "linear", "cosine"] = bridge("scheduler.lr_decay_style", default="cosine")
-    """Shape of the decay."""
-    lr_warmup_iters: int = bridge("scheduler.lr_warmup_iters", default=0, ge=0)
-    """Steps of linear warm-up from 0."""
-    weight_decay: float = bridge(
-        "optimizer.weight_decay", "scheduler.start_weight_decay", "scheduler.end_weight_decay", default=0.01, ge=0
-    )
-    """Decoupled weight decay (AdamW); biases and norms are left out."""
-    adam_beta1: float = bridge("optimizer.adam_beta1", default=0.9, ge=0, lt=1)
-    """Adam's first-moment decay."""
-    adam_beta2: float = bridge("optimizer.adam_beta2", default=0.95, ge=0, lt=1)
-    """Adam's second-moment decay."""
-    adam_eps: float = bridge("optimizer.adam_eps", default=1e-8, gt=0)
-    """Adam's epsilon."""
-    clip_grad: float = bridge("optimizer.clip_grad", default=1.0, ge=0)
-    """Clip the global gradient norm to this; 0 for no clipping."""
-    optimizer_offload: Annotated[float, Field(ge=0, le=1)] | Auto = bridge(
-        "optimizer.optimizer_cpu_offload", "optimizer.optimizer_offload_fraction", default="auto"
-    )
-    """Share of the optimizer's state that is kept, and of its work that is done, on the host: memory for time. Fp32
-    weights and gradients of that share go with it."""
-    optimizer_offload_overlap: bool = bridge("optimizer.overlap_cpu_optimizer_d2h_h2d", default=True)
-    """With --optimizer_offload: copy to and from the host while the host computes."""
-    optimizer_offload_pin_memory: bool = bridge("optimizer.pin_cpu_params", "optimizer.pin_cpu_grads", default=True)
-    """With --optimizer_offload: weights and gradients in pinned host memory, which copies faster and is never
-    swapped."""
-    optimizer_moments: Literal["fp32", "bf16"] = bridge(
-        "optimizer.use_precision_aware_optimizer",
-        "optimizer.exp_avg_dtype",
-        "optimizer.exp_avg_sq_dtype",
-        "optimizer.store_param_remainders",
-        default="fp32",
-    )
-    """Type of Adam's two moments. bf16: 8 bytes a weight with its fp32 copy instead of 12, by Transformer Engine's
-    optimizer. Checkpoints have them in fp32, for either."""
-    distributed_optimizer: bool = bridge(
-        "ddp.use_distributed_optimizer", "optimizer.use_distributed_optimizer", default=True
-    )
-    """Share the optimizer's state among data parallel workers."""
 
 
 class Evaluation(Section):
@@ -287,63 +112,9 @@ class Checkpoint(Section):
     """Type of the exported model's tensors; source: as in the model that the training started from."""
     overwrite: bool = False
     """Delete the run directory's old content first."""
-    accept_changes: Annotated[list[Change], BeforeValidator(_words)] = []
+    accept_changes: Annotated[list[Change], BeforeValidator(one_or_more)] = Field(default=[])
     """Go on with checkpoints although this is another than in the run that wrote them: model, tokenizer, data, batch,
     seed or versions. Repeatable."""
-
-
-class Performance(Section):
-    fused_cross_entropy: bool = bridge(
-        "model.cross_entropy_loss_fusion", "model.cross_entropy_fusion_impl", default=True
-    )
-    """Loss by Transformer Engine's fused kernel, without a copy of the logits in fp32."""
-    fused_activation: bool = bridge("model.bias_activation_fusion", default=True)
-    """SwiGLU by one fused kernel, without a copy of its inner values."""
-    fused_rope: bool = bridge("model.apply_rope_fusion", default=True)
-    """Rotary positions by Transformer Engine's fused kernel."""
-    fused_gradient_accumulation: bool = bridge("model.gradient_accumulation_fusion", default=True)
-    """Add a weight's gradient to the gradients within its matrix product."""
-    overlap_grad_reduce: bool = bridge("ddp.overlap_grad_reduce", default=False)
-    """Reduce gradients over data parallel workers while the backward pass goes on."""
-    overlap_param_gather: bool = bridge("ddp.overlap_param_gather", default=False)
-    """Gather weights from data parallel workers while the next forward pass begins; needs --overlap_grad_reduce."""
-    grad_reduce_in_fp32: bool = bridge("ddp.grad_reduce_in_fp32", default=True)
-    """Add gradients up, and reduce them over data parallel workers, in fp32; else in bf16, in half the memory."""
-    expandable_segments: bool = True
-    """Let torch's allocator grow its segments: less memory is lost between them."""
-    compile_cache: bool = True
-    """Keep compiled kernels in STORAGE_PATH/_compiled, where the next start finds them."""
-    profile_steps: str | None = Field(default=None, pattern=r"^[1-9]\d*:[1-9]\d*$")
-    """FIRST:LAST: write a profile of these steps to profile/ in the run directory."""
-    profiler: Literal["torch", "nsys"] = "torch"
-    """What --profile_steps uses: torch's profiler (a trace and a table of rank 0), or nsys, which is NVIDIA Nsight
-    Systems and has to be on the nodes (a report of each worker)."""
-
-
-class Moe(Section):
-    moe_load_balancing: Literal["aux_loss", "seq_aux_loss", "global_aux_loss", "sinkhorn", "none"] | None = bridge(
-        "model.moe_router_load_balancing_type", default=None
-    )
-    """How tokens are spread over experts: a loss over a micro-batch, a sample or the global batch; Sinkhorn's routing;
-    nothing. Default: what Bridge has for the model."""
-    moe_aux_loss_coeff: float | None = bridge("model.moe_aux_loss_coeff", default=None, ge=0)
-    """Weight of the load balancing loss, in which padding counts, too (--packing leaves none). Default: what Bridge has
-    for the model."""
-    moe_z_loss_coeff: float | None = bridge("model.moe_z_loss_coeff", default=None, ge=0)
-    """Weight of a loss that keeps the router's logits small. Default: none."""
-    moe_router_dtype: Literal["fp32", "fp64"] | None = bridge("model.moe_router_dtype", default=None)
-    """Type of the router's scores. Default: what Bridge has for the model."""
-    moe_token_dispatcher: Literal["alltoall", "allgather", "deepep", "hybridep"] | None = bridge(
-        "model.moe_token_dispatcher_type", "model.moe_flex_dispatcher_backend", "model.moe_enable_deepep", default=None
-    )
-    """How tokens come to experts on other workers. deepep, hybridep: by the kernels of the package deep_ep, which must
-    be on the workers. Default: what Bridge has for the model."""
-    moe_permute_fusion: bool | None = bridge("model.moe_permute_fusion", default=None)
-    """Sort tokens by expert in one fused kernel. Default: what Bridge has for the model."""
-    moe_shared_expert_overlap: bool | None = bridge("model.moe_shared_expert_overlap", default=None)
-    """Compute shared experts while tokens are on their way to others. Default: what Bridge has for the model."""
-    moe_capacity_factor: float | None = bridge("model.moe_expert_capacity_factor", default=None, gt=0)
-    """An expert takes at most this many times its even share of the tokens; the others pass it by. Default: all."""
 
 
 class Resilience(Section):

@@ -1,0 +1,50 @@
+"""Kinds of values that a field of the schema can have, and what a section is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+Auto = Literal["auto"]
+Size = Annotated[int, Field(ge=1)]
+AutoSize = Size | Auto
+
+
+def one_or_more(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+def comma_words(value: Any) -> Any:
+    words = one_or_more(value)
+    if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+        return words
+    return [name for word in words for name in word.replace(",", " ").split()]
+
+
+Words = Annotated[list[str], BeforeValidator(one_or_more)]
+"""A repeatable flag; in YAML one word or a list."""
+Names = Annotated[list[str], BeforeValidator(comma_words), Field(min_length=1)]
+"""Names with commas between them, or repeated; in YAML a list, too."""
+PathOrAddress = Annotated[str, BeforeValidator(lambda value: str(value) if isinstance(value, Path) else value)]
+"""Kept as it is written: a Path would make s3:/bucket of s3://bucket."""
+WorkerRange = Annotated[str, Field(pattern=r"^[1-9]\d*:[1-9]\d*$")]
+"""MIN:MAX."""
+
+
+def bridge(*paths: str, default: Any = ..., **constraints: Any) -> Any:
+    """A field that owns the given ConfigContainer paths (`section.field`)."""
+    return Field(default, json_schema_extra={"bridge": list(paths)}, **constraints)
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=(), allow_inf_nan=False
+    )
+
+
+def bounds(text: object) -> tuple[int, int]:
+    """The two numbers of LOW:HIGH; a number alone is both."""
+    low, _, high = str(text).partition(":")
+    return int(low), int(high or low)
