@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,11 @@ def _job(tmp_path: Path, shape: ModelShape = DENSE, **flags: Any) -> Job:
     given = {"hf_model_path": "some/model", "global_batch_size": 8, "train_iters": 40, "save_interval": 10, **flags}
     spec = load_spec({name: str(value) for name, value in given.items()})
     return resolved_job(spec, shape, tmp_path, "cuda")
+
+
+def _resuming(job: Job, directory: Path) -> Job:
+    settings = job.spec.checkpoint.model_copy(update={"resume": str(directory)})
+    return replace(job, spec=job.spec.model_copy(update={"checkpoint": settings}))
 
 
 def _saved(job: Job, step: int, home: Path | None = None, **state: Any) -> Path:
@@ -62,51 +68,63 @@ def test_another_cut_of_the_model_needs_the_checkpoint_again(
     old = _job(tmp_path, **before)
     directory = _saved(old, 10)
     job = _job(tmp_path, **now)
-    assert to_reshape(job.checkpoint_dir, "auto", job.plan) == (directory if again else None)
-    assert to_reshape(job.checkpoint_dir, "auto", old.plan) is None
+    assert to_reshape(job) == (directory if again else None)
+    assert to_reshape(old) is None
 
 
 def test_another_spread_of_the_experts_needs_the_checkpoint_again(tmp_path: Path) -> None:
     directory = _saved(_job(tmp_path, MOE, **{EP: 2, "num_workers": 4}), 10)
     job = _job(tmp_path, MOE, **{EP: 4, "num_workers": 4})
-    assert to_reshape(job.checkpoint_dir, "auto", job.plan) == directory
+    assert to_reshape(job) == directory
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_weights_of_another_precision_need_the_checkpoint_again(tmp_path: Path, precision: str) -> None:
+    """GPUs' bf16 is gone on with in CPUs' fp32, and the other way round."""
+    job = _job(tmp_path, precision=precision)
+    directory = _saved(job, 10, precision="fp32" if precision == "bf16" else "bf16")
+    assert to_reshape(job) == directory
+    _saved(job, 20, precision=precision)
+    assert to_reshape(job) is None
+    directory = directory.with_name("iter_0000020")
+    assert to_reshape(_job(tmp_path, precision="fp8")) == (None if precision == "bf16" else directory)
 
 
 def test_what_every_layout_can_read_is_not_written_again(tmp_path: Path) -> None:
     old, job = _job(tmp_path, **{TP: 2, "num_workers": 4}), _job(tmp_path, **{TP: 4, "num_workers": 4})
     _saved(old, 10, any_layout=True)
-    assert to_reshape(job.checkpoint_dir, "auto", job.plan) is None
+    assert to_reshape(job) is None
 
 
 def test_once_written_again_it_is_the_one_to_go_on_from(tmp_path: Path) -> None:
     old, job = _job(tmp_path, **{TP: 2, "num_workers": 4}), _job(tmp_path, **{TP: 4, "num_workers": 4})
     _saved(old, 5)
     directory = _saved(old, 10)
-    assert to_reshape(job.checkpoint_dir, "auto", job.plan) == directory
+    assert to_reshape(job) == directory
     again = _saved(old, 10, checkpoint.reshaped(job.checkpoint_dir), any_layout=True)
-    assert to_reshape(job.checkpoint_dir, "auto", job.plan) is None
+    assert to_reshape(job) is None
     assert newest(job.checkpoint_dir, "auto") == again
     (again / checkpoint.MANIFEST).unlink()  # the driver died in the middle of it
-    assert to_reshape(job.checkpoint_dir, "auto", job.plan) == directory
+    assert to_reshape(job) == directory
 
 
 def test_the_newest_that_is_whole_decides(tmp_path: Path) -> None:
     old, job = _job(tmp_path, **{TP: 2, "num_workers": 4}), _job(tmp_path, **{TP: 4, "num_workers": 4})
     _saved(job, 5)
     newer = _saved(old, 10)
-    assert to_reshape(job.checkpoint_dir, "auto", job.plan) == newer
+    assert to_reshape(job) == newer
     (newer / "__0_0.distcp").unlink()
-    assert to_reshape(job.checkpoint_dir, "auto", job.plan) is None
+    assert to_reshape(job) is None
 
 
 def test_resume_path_counts_where_the_run_has_nothing_of_its_own(tmp_path: Path) -> None:
     old, job = _job(tmp_path, **{TP: 2, "num_workers": 4}), _job(tmp_path, **{TP: 4, "num_workers": 4})
     other = _saved(old, 50, tmp_path / "other")
     for resume in (tmp_path / "other", other):
-        assert to_reshape(job.checkpoint_dir, str(resume), job.plan) == other
-    assert to_reshape(job.checkpoint_dir, "auto", job.plan) is None
+        assert to_reshape(_resuming(job, resume)) == other
+    assert to_reshape(job) is None
     _saved(job, 5)
-    assert to_reshape(job.checkpoint_dir, str(other), job.plan) is None
+    assert to_reshape(_resuming(job, other)) is None
 
 
 def test_of_a_run_at_an_address_this_machine_may_have_the_manifests_only(tmp_path: Path) -> None:
@@ -114,18 +132,18 @@ def test_of_a_run_at_an_address_this_machine_may_have_the_manifests_only(tmp_pat
     directory, other = _saved(old, 10), _saved(old, 50, tmp_path / "other")
     for path in (directory, other):
         (path / "__0_0.distcp").unlink()
-    assert to_reshape(job.checkpoint_dir, "auto", job.plan) is None
-    assert to_reshape(job.checkpoint_dir, "auto", job.plan, remote=True) == directory
+    assert to_reshape(job) is None
+    assert to_reshape(job, remote=True) == directory
     (directory / checkpoint.MANIFEST).unlink()
     assert newest(job.checkpoint_dir, str(other), remote=True) is None, "--resume PATH is here"
 
 
 def test_nothing_there_and_nothing_known_about_it(tmp_path: Path) -> None:
     job = _job(tmp_path)
-    assert newest(job.checkpoint_dir, "auto") is None and to_reshape(job.checkpoint_dir, "auto", job.plan) is None
+    assert newest(job.checkpoint_dir, "auto") is None and to_reshape(job) is None
     directory = _saved(job, 10)
     checkpoint.write_manifest(directory, checkpoint.describe_files([directory / "__0_0.distcp"]), {"step": 10})
-    assert to_reshape(job.checkpoint_dir, "auto", job.plan) is None
+    assert to_reshape(job) is None
 
 
 def test_the_job_that_writes_it_again(tmp_path: Path) -> None:
@@ -176,8 +194,8 @@ def test_experts_are_read_by_as_many_as_they_are_spread_over(
 
 
 def test_a_layout_in_words(tmp_path: Path) -> None:
-    assert described(layout_of(_job(tmp_path, **{TP: 2, PP: 2, "num_workers": 4}).plan)) == "TP 2 x PP 2"
-    assert described(layout_of(_job(tmp_path, MOE, **{EP: 4, "num_workers": 4}).plan)) == "TP 1 x PP 1 x EP 4"
+    assert described(_job(tmp_path, **{TP: 2, PP: 2, "num_workers": 4})) == "TP 2 x PP 2 in bf16"
+    assert described(_job(tmp_path, MOE, **{EP: 4, "num_workers": 4})) == "TP 1 x PP 1 x EP 4 in bf16"
 
 
 @pytest.mark.parametrize("flag", ["distributed_optimizer", "grad_reduce_in_fp32"])

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from raymb.errors import RaymbError
+from raymb.job import Job
 
 
 @dataclass(frozen=True)
@@ -77,3 +78,11 @@ ACCELERATORS = {
     "cuda": Accelerator("cuda", "nccl", "bf16"),
     "cpu": Accelerator("cpu", "gloo", "fp32"),
 }
+
+
+def precision_of(job: Job) -> str:
+    """bf16 or fp32: of the weights, and of what is not computed in FP8."""
+    asked = job.spec.train.precision
+    if "fp8" in asked:
+        return "bf16"
+    return ACCELERATORS[job.backend].precision if asked == "auto" else asked

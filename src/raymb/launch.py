@@ -23,7 +23,7 @@ from raymb.plan import Plan, usable_plans
 from raymb.plan.table import better_line, estimate_line
 from raymb.preflight import Preflight, as_packed, fingerprint, local_gpu, model_path, run_name
 from raymb.remote_lock import RemoteLock
-from raymb.reshape import check_format, described, layout_of, reshaping, to_reshape
+from raymb.reshape import check_format, described, reshaping, to_reshape
 from raymb.spec.duration import seconds_of
 from raymb.telemetry.monitor import Monitor
 
@@ -128,16 +128,16 @@ def job_of(
 
 
 def _reshape(job: Job, cluster: Cluster, place: directories.RunDir, console: Console) -> None:
-    """Write the checkpoint that the run goes on from again, if it is of another layout."""
+    """Write the checkpoint that the run goes on from again, if it is of another layout or precision."""
     check_format(place.checkpoints, job.spec, place.remote is not None)
-    directory = to_reshape(place.checkpoints, job.spec.checkpoint.resume, job.plan, place.remote is not None)
+    directory = to_reshape(job, place.remote is not None)
     if directory is None:
         return
     again = reshaping(job, directory)
     workers = again.plan["num_workers"]
     console.print(
-        f"{directory} was written with {described(layout_of(again.plan))}; writing it again for "
-        f"{described(layout_of(job.plan))} with {workers} CPU workers",
+        f"{directory} was written with {described(again)}; writing it again for {described(job)} with {workers} CPU "
+        "workers",
         highlight=False,
         soft_wrap=True,
     )

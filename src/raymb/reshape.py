@@ -1,9 +1,10 @@
-"""A run that goes on in another layout.
+"""A run that goes on in another layout or precision.
 
 Megatron's optimizer writes its state in the pieces of its own layout, which is fast and which any number of copies
-(data and context parallel) can read. Another tensor, pipeline or expert layout cannot. Its other format, which all can
-read, gathers the whole state on every rank at every save. So checkpoints are written in the first, and the one that a
-new layout goes on from is written again in the second: by CPU workers in the old layout that load it and save it.
+(data and context parallel) can read. Another tensor, pipeline or expert layout cannot, nor can weights of another
+precision: GPUs' bf16 and CPUs' fp32. Its other format, which all can read, gathers the whole state on every rank at
+every save. So checkpoints are written in the first, and the one that such a run goes on from is written again in the
+second: by CPU workers in the old layout and precision that load it and save it.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from raymb.accelerator import precision_of
 from raymb.bridge import checkpoint
 from raymb.errors import RunDirError
 from raymb.job import Job
@@ -58,23 +60,25 @@ def check_format(checkpoint_dir: str | Path, spec: RunSpec, remote: bool = False
         )
 
 
-def described(layout: dict[str, Any]) -> str:
-    """TP 2 x PP 1."""
-    experts = f" x EP {layout['expert_parallel_size']}" if layout["expert_parallel_size"] > 1 else ""
-    return f"TP {layout['tensor_parallel_size']} x PP {layout['pipeline_parallel_size']}{experts}"
+def described(job: Job) -> str:
+    """TP 2 x PP 1 in bf16."""
+    plan = job.plan
+    experts = f" x EP {plan['expert_parallel_size']}" if plan["expert_parallel_size"] > 1 else ""
+    return f"TP {plan['tensor_parallel_size']} x PP {plan['pipeline_parallel_size']}{experts} in {precision_of(job)}"
 
 
-def to_reshape(checkpoint_dir: str | Path, resume: str, plan: dict[str, Any], remote: bool = False) -> Path | None:
-    """The checkpoint that a run would go on from, if it must be written again for this plan.
+def to_reshape(job: Job, remote: bool = False) -> Path | None:
+    """The checkpoint that a run would go on from, if it must be written again for it.
 
     Args:
         remote: only the manifests of the run's own checkpoints are on this machine.
     """
-    directory = newest(checkpoint_dir, resume, remote)
+    directory = newest(job.checkpoint_dir, job.spec.checkpoint.resume, remote)
     manifest = checkpoint.read_manifest(directory) if directory else None
     if manifest is None or "layout" not in manifest or manifest["any_layout"]:
         return None
-    return directory if manifest["layout"] != layout_of(plan) else None
+    same = manifest["layout"] == layout_of(job.plan) and manifest["precision"] == precision_of(job)
+    return None if same else directory
 
 
 def newest(checkpoint_dir: str | Path, resume: str, remote: bool = False) -> Path | None:

@@ -20,7 +20,7 @@ from megatron.bridge.training.config import (
 )
 from megatron.bridge.training.mixed_precision import MixedPrecisionConfig, get_mixed_precision_config
 
-from raymb.accelerator import ACCELERATORS, Accelerator
+from raymb.accelerator import ACCELERATORS, Accelerator, precision_of
 from raymb.bridge import fixes
 from raymb.bridge.adapters import make_adapters
 from raymb.bridge.checkpoint import left_out
@@ -37,14 +37,6 @@ _FP8_RECIPES = {
     "fp8_blockwise": "bf16_with_fp8_subchannel_scaling_mixed",
     "mxfp8": "bf16_with_mxfp8_mixed",
 }
-
-
-def precision_of(job: Job) -> str:
-    """bf16 or fp32: of the weights, and of what is not computed in FP8."""
-    asked = job.spec.train.precision
-    if asked in _FP8_RECIPES:
-        return "bf16"
-    return ACCELERATORS[job.backend].precision if asked == "auto" else asked
 
 
 def _mixed_precision(job: Job, precision: str) -> MixedPrecisionConfig | None:

@@ -13,8 +13,8 @@ import torch.distributed as dist
 from megatron.bridge.models.conversion.auto_bridge import AutoBridge
 from safetensors import SafetensorError
 
+from raymb.accelerator import precision_of
 from raymb.bridge.adapters import make_adapters
-from raymb.bridge.config import precision_of
 from raymb.bridge.export_adapter import write_adapter
 from raymb.bridge.merge import merge
 from raymb.bridge.reference import write_reference

@@ -26,9 +26,9 @@ from megatron.bridge.training.checkpointing import (
     DefaultCheckpointManager,
 )
 
+from raymb.accelerator import precision_of
 from raymb.bridge import checkpoint
 from raymb.bridge.collectives import largest_of_all, some_rank
-from raymb.bridge.config import precision_of
 from raymb.bridge.remote_checkpoints import RemoteCheckpoints
 from raymb.errors import RunFailed
 from raymb.exporting import Exports
