@@ -1,0 +1,98 @@
+"""The charts of a report: which numbers of one or two runs are drawn against steps, and against time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from raymb.telemetry.charts import Chart, Mark, Point, Series
+from raymb.telemetry.run_record import Record, RunRecord
+
+GIB = 2**30
+
+
+class Clock:
+    """Unix time to seconds for which a driver ran: what lies between two drivers' lives is left out."""
+
+    def __init__(self, run: RunRecord):
+        times = sorted(one["time"] for one in (*run.records, *run.events) if one.get("time") is not None)
+        starts = {event["time"] for event in run.events_of("started")}
+        self.origin = times[0] if times else 0.0
+        self.gaps = [(before, now) for before, now in zip(times, times[1:], strict=False) if now in starts]
+        self.seconds = self.at(times[-1]) if times else 0.0
+
+    def at(self, time: float) -> float:
+        return time - self.origin - sum(max(0.0, min(time, end) - begin) for begin, end in self.gaps)
+
+    @property
+    def left_out(self) -> float:
+        return sum(end - begin for begin, end in self.gaps)
+
+
+def charts(runs: list[RunRecord], by: str) -> list[Chart]:
+    """The charts with steps or seconds on their x axis, without those that would be empty.
+
+    Args:
+        by: step, or seconds.
+    """
+    clocks = [Clock(run) for run in runs]
+    marks = [mark for index, run in enumerate(runs) for mark in marks_of(run, clocks[index], by)]
+
+    def series(name: str, kind: str = "train", scale: float = 1.0) -> list[Series]:
+        found = []
+        for index, (run, clock) in enumerate(zip(runs, clocks, strict=True)):
+            points = points_of(run.of(kind), name, _place(clock, by), scale)
+            label = kind if len(runs) == 1 else f"{run.name} {kind}"
+            if points:
+                found.append(Series(label, f"{kind} run{index}", points, dots=kind != "train"))
+        return found
+
+    made = [
+        Chart("Loss", "nats a token", by, [*series("loss"), *series("loss", "validation"), *series("loss", "test")]),
+        Chart("Learning rate", "", by, series("learning_rate"), from_zero=True),
+        Chart("Gradient norm", "before clipping", by, series("grad_norm")),
+        Chart("Throughput", "tokens/s a worker", by, series("tokens_per_second_per_worker"), from_zero=True),
+        Chart("Memory", "GiB, the fullest worker", by, series("memory_bytes", scale=1 / GIB), from_zero=True),
+    ]
+    if by == "seconds":
+        progress = [
+            Series(run.name, f"train run{index}", progress_of(run, clock))
+            for index, (run, clock) in enumerate(zip(runs, clocks, strict=True))
+        ]
+        made.append(Chart("Progress", "step", by, progress, from_zero=True))
+    return [Chart(**{**vars(one), "marks": marks}) for one in made if not one.empty]
+
+
+def _place(clock: Clock, by: str) -> Callable[[Record], float]:
+    return (lambda record: clock.at(record["time"])) if by == "seconds" else lambda record: record["step"]
+
+
+def points_of(records: list[Record], name: str, place: Callable[[Record], float], scale: float = 1.0) -> list[Point]:
+    """(x, value); null in metrics.jsonl, a number that is not finite, is a hole. None if no record has the field."""
+    if not any(record.get(name) is not None for record in records):
+        return []
+    return [
+        (place(record), None if record[name] is None else record[name] * scale) for record in records if name in record
+    ]
+
+
+def progress_of(run: RunRecord, clock: Clock) -> list[Point]:
+    """Steps over time; it falls back where training began again from a checkpoint."""
+    steps: list[Point] = [(clock.at(one["time"]), float(one["step"])) for one in run.of("train")]
+    steps += [(clock.at(one["time"]), float(one["step"])) for one in run.events_of("failure")]
+    for event in run.events_of("training"):
+        at = clock.at(event["time"])
+        steps += [(at, None), (at, float(event["step"]))]
+    return sorted(steps, key=lambda point: point[0])
+
+
+def marks_of(run: RunRecord, clock: Clock, by: str) -> list[Mark]:
+    """Failures, and where training began again after a failure or in a new driver."""
+    place, found, began = _place(clock, by), [], False
+    for event in run.events_of("failure", "training"):
+        if event["event"] == "failure":
+            text = f"failure {event['number']} after step {event['step']}: {event['what']}"
+            found.append(Mark(place(event), "failure", text))
+        elif began:
+            found.append(Mark(place(event), "again", f"training again from step {event['step']}"))
+        began = True
+    return found
