@@ -49,7 +49,7 @@ class Driver:
         self.place.logs.mkdir(parents=True)
         self.hub, self.screen = Hub(), io.StringIO()
         plan = {"data_parallel_size": 2, "num_workers": 2, "train_iters": 40}
-        job: Any = SimpleNamespace(spec=spec, plan=plan, backend="cpu")
+        job: Any = SimpleNamespace(spec=spec, plan=plan, backend="cpu", task="train")
         self.lost = threading.Event()
         self.monitor = Monitor(self.hub, job, self.place, Console(file=self.screen, width=200), self.lost)
 

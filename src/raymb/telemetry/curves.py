@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 from raymb.telemetry.charts import Chart, Mark, Point, Series
 from raymb.telemetry.run_record import Record, RunRecord
@@ -17,7 +18,7 @@ class Clock:
         times = sorted(one["time"] for one in (*run.records, *run.events) if one.get("time") is not None)
         starts = {event["time"] for event in run.events_of("started")}
         self.origin = times[0] if times else 0.0
-        self.gaps = [(before, now) for before, now in zip(times, times[1:], strict=False) if now in starts]
+        self.gaps = [(before, now) for before, now in pairwise(times) if now in starts]
         self.seconds = self.at(times[-1]) if times else 0.0
 
     def at(self, time: float) -> float:

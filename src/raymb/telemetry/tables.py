@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from typing import Any
 
 from raymb.spec.sections import SECTIONS
@@ -125,7 +126,7 @@ def data_parts(run: RunRecord) -> list[Record]:
         rows = [(name.replace("_", " "), _number(numbers[name])) for name in _PART if numbers.get(name) is not None]
         histogram = numbers.get("length_histogram", {"edges": [], "rows": []})
         most = max(histogram["rows"], default=0) or 1
-        edges = [*zip(histogram["edges"], histogram["edges"][1:], strict=False)]
+        edges = pairwise(histogram["edges"])
         bars = [
             (100 * count / most, f"{low:g} to {high:g} tokens: {count:,} rows")
             for (low, high), count in zip(edges, histogram["rows"], strict=False)
