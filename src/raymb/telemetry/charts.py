@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 Point = tuple[float, float | None]
-"""(x, y); y is None where the value is not a number."""
+"""(x, y); y is NaN where the value is not a number, and None where the curve is only interrupted."""
 BUCKETS = 360
 """Columns of a plot in which the lowest and the highest value are kept: about a column a pixel or two."""
 _SPIKE = 20.0  # times the median: more than that needs a logarithmic axis
@@ -80,7 +80,7 @@ class Chart:
 
     @property
     def y(self) -> Scale:
-        return value_scale([y for one in self.series for _, y in one.points if y is not None], self.from_zero)
+        return value_scale([y for one in self.series for y in values_of(one.points)], self.from_zero)
 
     @property
     def empty(self) -> bool:
@@ -122,7 +122,12 @@ class Chart:
     def holes(self) -> list[float]:
         """Where values are not numbers, in percent from the left; one for each column of the plot at most."""
         x = self.x
-        places = {round(x.place(at) * BUCKETS / 1000) for one in self.series for at, y in one.points if y is None}
+        places = {
+            round(x.place(at) * BUCKETS / 1000)
+            for one in self.series
+            for at, y in one.points
+            if y is not None and math.isnan(y)
+        }
         return [100 * place / BUCKETS for place in sorted(places)]
 
     @property
@@ -130,13 +135,18 @@ class Chart:
         """The curves in words, for who does not see them."""
         words = []
         for one in self.series:
-            values = [y for _, y in one.points if y is not None]
+            values = values_of(one.points)
             if values:
                 words.append(
                     f"{one.label}: first {short(values[0])}, last {short(values[-1])}, "
                     f"lowest {short(min(values))}, highest {short(max(values))}"
                 )
         return f"{self.title} by {self.by}. " + "; ".join(words)
+
+
+def values_of(points: Iterable[Point]) -> list[float]:
+    """Those that can be drawn."""
+    return [y for _, y in points if y is not None and not math.isnan(y)]
 
 
 def value_scale(values: Sequence[float], from_zero: bool) -> Scale:
@@ -153,7 +163,7 @@ def value_scale(values: Sequence[float], from_zero: bool) -> Scale:
 
 
 def thin(points: list[Point], x: Scale, buckets: int = BUCKETS) -> list[Point]:
-    """At most the first, lowest, highest and last value of each column and one hole, so that every spike stays."""
+    """The lowest and the highest value of each column, so that every spike stays, and one hole of each kind."""
     if len(points) <= 2 * buckets:
         return points
     columns: dict[int, list[Point]] = {}
@@ -163,11 +173,16 @@ def thin(points: list[Point], x: Scale, buckets: int = BUCKETS) -> list[Point]:
 
 
 def _extremes(column: list[Point]) -> Iterable[Point]:
-    known = [index for index, (_, y) in enumerate(column) if y is not None]
-    kept = {next((index for index, (_, y) in enumerate(column) if y is None), 0)}
-    if known:
-        kept |= {min(known, key=lambda index: column[index][1]), max(known, key=lambda index: column[index][1])}
-    return [column[index] for index in sorted(kept)]
+    found: dict[str, int] = {}
+    for index, (_, y) in enumerate(column):
+        if y is None or math.isnan(y):
+            found.setdefault(str(y), index)
+            continue
+        if "low" not in found or y < column[found["low"]][1]:
+            found["low"] = index
+        if "high" not in found or y > column[found["high"]][1]:
+            found["high"] = index
+    return [column[index] for index in sorted(set(found.values()))]
 
 
 def path(points: list[Point], x: Scale, y: Scale, joined: bool = True) -> str:
@@ -175,7 +190,7 @@ def path(points: list[Point], x: Scale, y: Scale, joined: bool = True) -> str:
     a dot: a point between two holes is seen, and points that are not joined are all dots."""
     words, goes_on = [], False
     for at, value in points:
-        if value is None:
+        if value is None or math.isnan(value):
             goes_on = False
             continue
         place = f"{_number(x.place(at))} {_number(1000 - y.place(value))}"
@@ -223,14 +238,14 @@ def duration_ticks(scale: Scale) -> list[tuple[float, str]]:
 def duration(seconds: float) -> str:
     """In words of two units."""
     seconds = max(0.0, seconds)
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
+    minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     days, hours = divmod(hours, 24)
     if days:
         return f"{days} d {hours} h"
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min"
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
 def short(value: float | None) -> str:

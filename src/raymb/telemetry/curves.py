@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from itertools import pairwise
 
@@ -36,12 +37,14 @@ def charts(runs: list[RunRecord], by: str) -> list[Chart]:
         by: step, or seconds.
     """
     clocks = [Clock(run) for run in runs]
-    marks = [mark for index, run in enumerate(runs) for mark in marks_of(run, clocks[index], by)]
+    marks = [mark for run, clock in zip(runs, clocks, strict=True) for mark in marks_of(run, clock, by, len(runs) > 1)]
 
     def series(name: str, kind: str = "train", scale: float = 1.0) -> list[Series]:
         found = []
         for index, (run, clock) in enumerate(zip(runs, clocks, strict=True)):
             points = points_of(run.of(kind), name, _place(clock, by), scale)
+            if by == "seconds" and kind == "train":
+                points = _interrupted(points, run, clock)
             label = kind if len(runs) == 1 else f"{run.name} {kind}"
             if points:
                 found.append(Series(label, f"{kind} run{index}", points, dots=kind != "train"))
@@ -56,7 +59,7 @@ def charts(runs: list[RunRecord], by: str) -> list[Chart]:
     ]
     if by == "seconds":
         progress = [
-            Series(run.name, f"train run{index}", progress_of(run, clock))
+            Series("step" if len(runs) == 1 else run.name, f"train run{index}", progress_of(run, clock))
             for index, (run, clock) in enumerate(zip(runs, clocks, strict=True))
         ]
         made.append(Chart("Progress", "step", by, progress, from_zero=True))
@@ -68,12 +71,17 @@ def _place(clock: Clock, by: str) -> Callable[[Record], float]:
 
 
 def points_of(records: list[Record], name: str, place: Callable[[Record], float], scale: float = 1.0) -> list[Point]:
-    """(x, value); null in metrics.jsonl, a number that is not finite, is a hole. None if no record has the field."""
+    """(x, value); null in metrics.jsonl is a number that was not finite. None if no record has the field."""
     if not any(record.get(name) is not None for record in records):
         return []
-    return [
-        (place(record), None if record[name] is None else record[name] * scale) for record in records if name in record
-    ]
+    known = [record for record in records if name in record]
+    return [(place(record), math.nan if record[name] is None else record[name] * scale) for record in known]
+
+
+def _interrupted(points: list[Point], run: RunRecord, clock: Clock) -> list[Point]:
+    """A curve over time with a gap wherever nothing was trained."""
+    breaks: list[Point] = [(clock.at(event["time"]), None) for event in run.events if event["event"] != "checkpoint"]
+    return sorted([*breaks, *points], key=lambda point: point[0]) if points else []
 
 
 def progress_of(run: RunRecord, clock: Clock) -> list[Point]:
@@ -86,14 +94,15 @@ def progress_of(run: RunRecord, clock: Clock) -> list[Point]:
     return sorted(steps, key=lambda point: point[0])
 
 
-def marks_of(run: RunRecord, clock: Clock, by: str) -> list[Mark]:
-    """Failures, and where training began again after a failure or in a new driver."""
+def marks_of(run: RunRecord, clock: Clock, by: str, named: bool = False) -> list[Mark]:
+    """Failures, and where training began again after a failure or in a new driver; with the run's name if wanted."""
     place, found, began = _place(clock, by), [], False
+    name = f"{run.name}: " if named else ""
     for event in run.events_of("failure", "training"):
         if event["event"] == "failure":
-            text = f"failure {event['number']} after step {event['step']}: {event['what']}"
+            text = f"{name}failure {event['number']} after step {event['step']}: {event['what']}"
             found.append(Mark(place(event), "failure", text))
         elif began:
-            found.append(Mark(place(event), "again", f"training again from step {event['step']}"))
+            found.append(Mark(place(event), "again", f"{name}training again from step {event['step']}"))
         began = True
     return found

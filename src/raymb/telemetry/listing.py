@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -14,7 +13,7 @@ from raymb.telemetry.charts import short
 _STYLES = {"running": "cyan", "finished": "green", "failed": "red", "killed": "red"}
 
 
-def print_runs(lines: list[dict[str, Any]], storage: Path) -> None:
+def print_runs(lines: list[dict[str, Any]], storage: str) -> None:
     """
     Args:
         lines: of run_record.summary.

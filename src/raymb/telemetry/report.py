@@ -5,15 +5,44 @@ from __future__ import annotations
 import base64
 import hashlib
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 from raymb import __version__
+from raymb.errors import RunDirError
+from raymb.remote import is_address
+from raymb.run_dir import write_atomically
 from raymb.telemetry import tables
 from raymb.telemetry.charts import duration
 from raymb.telemetry.curves import Clock, charts
-from raymb.telemetry.run_record import RunRecord
+from raymb.telemetry.fetched import run_here
+from raymb.telemetry.run_record import RunRecord, read_run
 
 _PAGE = Path(__file__).parent / "page"
+
+
+def write_report(asked: list[str], output: Path | None = None) -> Path:
+    """Read one run, or two to compare, and write the page.
+
+    Args:
+        asked: run directories or addresses.
+        output: default: report.html in the first run's directory, or here for a run at an address; named after the
+            second run, too, if there is one.
+
+    Raises:
+        RunDirError: one is no run, or the page cannot be written.
+        StorageError: an address cannot be read.
+    """
+    with ExitStack() as stack:
+        runs = [read_run(stack.enter_context(run_here(one)), one) for one in asked]
+    name = "report.html" if len(runs) == 1 else f"report-{runs[1].name}.html"
+    home = Path(f"{runs[0].name}-{name}") if is_address(asked[0]) else Path(asked[0]).expanduser() / name
+    file = output or home
+    try:
+        write_atomically(file, render(runs))
+    except OSError as error:
+        raise RunDirError(f"{file} cannot be written ({error.strerror or error})", "give another --output") from None
+    return file
 
 
 def render(runs: list[RunRecord]) -> str:
@@ -53,4 +82,4 @@ def render(runs: list[RunRecord]) -> str:
 def _labels(runs: list[RunRecord]) -> list[str]:
     """Names of the runs; with their storage path where the names are the same."""
     names = [run.name for run in runs]
-    return names if len(set(names)) == len(names) else [f"{run.path.parent.name}/{run.name}" for run in runs]
+    return names if len(set(names)) == len(names) else [run.place for run in runs]

@@ -13,6 +13,7 @@ from raymb import lock
 from raymb.errors import RunDirError
 from raymb.run_dir import read_object
 from raymb.telemetry.events import read_lines, state_after
+from raymb.telemetry.fetched import place_of
 
 Record = dict[str, Any]
 _RECENT = 50  # train records that say how fast a run is
@@ -23,13 +24,17 @@ _TRAIN = '{"kind": "train"'
 class RunRecord:
     """
     Args:
+        place: its directory or address, for people.
+        state: of state_of.
         records: metrics.jsonl, in its order.
         events: events.jsonl, in its order.
         failures: the pages of failures/, by their numbers.
         answers: one object a question, from --sample_prompt and `raymb evaluate`.
     """
 
-    path: Path
+    name: str
+    place: str
+    state: str
     spec: Record
     plan: Record
     data: Record
@@ -38,19 +43,11 @@ class RunRecord:
     failures: dict[str, str]
     answers: list[Record]
 
-    @property
-    def name(self) -> str:
-        return self.path.name
-
     def of(self, kind: str) -> list[Record]:
         return [record for record in self.records if record.get("kind") == kind]
 
     def events_of(self, *names: str) -> list[Record]:
         return [event for event in self.events if event["event"] in names]
-
-    @property
-    def state(self) -> str:
-        return state_of(self.path, self.events)
 
     @property
     def best(self) -> Record | None:
@@ -59,22 +56,26 @@ class RunRecord:
         return min(losses, key=lambda one: one["loss"], default=None)
 
 
-def read_run(path: Path, recent_only: bool = False) -> RunRecord:
+def read_run(path: Path, asked: str = "", recent_only: bool = False) -> RunRecord:
     """
     Args:
+        asked: what the user called it.
         recent_only: leave out all but the newest train records, and what a list of runs does not show.
 
     Raises:
         RunDirError: there is no run.
     """
     if not (path / "spec.json").is_file():
-        raise RunDirError(f"{path} is no run directory: it has no spec.json", "raymb runs STORAGE_PATH lists the runs")
+        raise RunDirError(
+            f"{asked or path} is no run directory: it has no spec.json", "raymb runs STORAGE_PATH lists the runs"
+        )
     objects = [read_object(path / f"{name}.json") or {} for name in ("spec", "plan", "data")]
     records = _recent(path / "metrics.jsonl") if recent_only else read_lines(path / "metrics.jsonl")
     events = [event for event in read_lines(path / "events.jsonl") if {"event", "time"} <= event.keys()]
     failures = {} if recent_only else dict(_pages(path / "failures"))
     answers = [] if recent_only else list(_answers(path))
-    return RunRecord(path, *objects, records=records, events=events, failures=failures, answers=answers)
+    place, state = place_of(path, asked), state_of(path, events)
+    return RunRecord(path.name, place, state, *objects, records, events, failures, answers)
 
 
 def _recent(file: Path) -> list[Record]:
@@ -118,7 +119,7 @@ def summary(run: RunRecord) -> Record:
     times = [one["time"] for one in (*run.records, *run.events) if "time" in one]
     return {
         "name": run.name,
-        "path": str(run.path),
+        "path": run.place,
         "state": run.state,
         "step": max((one["step"] for one in run.records), default=0),
         "train_iters": run.plan.get("train_iters"),
@@ -137,13 +138,17 @@ def median(records: list[Record], name: str) -> float | None:
     return statistics.median(values) if values else None
 
 
-def runs_in(storage: Path) -> list[RunRecord]:
+def runs_in(directory: Path, asked: str) -> list[RunRecord]:
     """The runs of a storage path, the newest last.
+
+    Args:
+        asked: what the user called it.
 
     Raises:
         RunDirError: it is no directory.
     """
-    if not storage.is_dir():
-        raise RunDirError(f"{storage}: no such directory", "name a storage path: raymb runs STORAGE_PATH")
-    runs = [read_run(path.parent, recent_only=True) for path in storage.glob("*/spec.json")]
+    if not directory.is_dir():
+        raise RunDirError(f"{asked}: no such directory", "name a storage path: raymb runs STORAGE_PATH")
+    found = [path.parent for path in directory.glob("*/spec.json")]
+    runs = [read_run(path, f"{asked.rstrip('/')}/{path.name}", recent_only=True) for path in found]
     return sorted(runs, key=lambda run: summary(run)["time"] or 0.0)
