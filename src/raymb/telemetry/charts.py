@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 Point = tuple[float, float | None]
@@ -72,13 +73,13 @@ class Chart:
     marks: list[Mark] = field(default_factory=list)
     from_zero: bool = False
 
-    @property
+    @cached_property
     def x(self) -> Scale:
         values = [x for one in self.series for x, _ in one.points] + [mark.x for mark in self.marks]
         low, high = (min(values), max(values)) if values else (0.0, 1.0)
         return Scale(low, high if high > low else low + 1)
 
-    @property
+    @cached_property
     def y(self) -> Scale:
         return value_scale([y for one in self.series for y in values_of(one.points)], self.from_zero)
 
@@ -86,7 +87,7 @@ class Chart:
     def empty(self) -> bool:
         return not any(one.points for one in self.series)
 
-    @property
+    @cached_property
     def lines(self) -> list[dict[str, Any]]:
         """For each series: label, style, its path, and the thread that joins the dots of one that is all dots."""
         x, y = self.x, self.y
@@ -217,9 +218,9 @@ def _round_step(width: float) -> float:
 
 
 def log_ticks(scale: Scale) -> list[float]:
-    """Powers of ten; with 2 and 5 times them where there are few."""
+    """Powers of ten; with 2 and 5 times them where they are few."""
     powers = range(math.floor(math.log10(scale.low)), math.ceil(math.log10(scale.high)) + 1)
-    factors = (1, 2, 5) if len(powers) <= 3 else (1,)
+    factors = (1, 2, 5) if scale.high < 1000 * scale.low else (1,)
     every = max(1, len(powers) // 6)
     values = [factor * 10.0**power for power in powers if power % every == 0 for factor in factors]
     return [value for value in values if scale.low <= value <= scale.high]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 
 from raymb.telemetry.charts import Chart, Mark, Point, Series
@@ -63,7 +64,7 @@ def charts(runs: list[RunRecord], by: str) -> list[Chart]:
             for index, (run, clock) in enumerate(zip(runs, clocks, strict=True))
         ]
         made.append(Chart("Progress", "step", by, progress, from_zero=True))
-    return [Chart(**{**vars(one), "marks": marks}) for one in made if not one.empty]
+    return [replace(one, marks=marks) for one in made if not one.empty]
 
 
 def _place(clock: Clock, by: str) -> Callable[[Record], float]:
