@@ -44,7 +44,7 @@ def charts(runs: list[RunRecord], by: str) -> list[Chart]:
         found = []
         for index, (run, clock) in enumerate(zip(runs, clocks, strict=True)):
             points = points_of(run.of(kind), name, _place(clock, by), scale)
-            if by == "seconds" and kind == "train":
+            if by == "seconds":
                 points = _interrupted(points, run, clock)
             label = kind if len(runs) == 1 else f"{run.name} {kind}"
             if points:
@@ -81,18 +81,14 @@ def points_of(records: list[Record], name: str, place: Callable[[Record], float]
 
 def _interrupted(points: list[Point], run: RunRecord, clock: Clock) -> list[Point]:
     """A curve over time with a gap wherever nothing was trained."""
-    breaks: list[Point] = [(clock.at(event["time"]), None) for event in run.events if event["event"] != "checkpoint"]
-    return sorted([*breaks, *points], key=lambda point: point[0]) if points else []
+    breaks: list[Point] = [(clock.at(event["time"]), None) for event in run.events_of("started", "failure", "ended")]
+    return sorted([*points, *breaks], key=lambda point: point[0]) if points else []
 
 
 def progress_of(run: RunRecord, clock: Clock) -> list[Point]:
-    """Steps over time; it falls back where training began again from a checkpoint."""
-    steps: list[Point] = [(clock.at(one["time"]), float(one["step"])) for one in run.of("train")]
-    steps += [(clock.at(one["time"]), float(one["step"])) for one in run.events_of("failure")]
-    for event in run.events_of("training"):
-        at = clock.at(event["time"])
-        steps += [(at, None), (at, float(event["step"]))]
-    return sorted(steps, key=lambda point: point[0])
+    """Steps over time, up to what was reached before a failure; then from the checkpoint on again."""
+    steps = [(clock.at(one["time"]), float(one["step"])) for one in (*run.of("train"), *run.events_of("failure"))]
+    return _interrupted(sorted(steps), run, clock)
 
 
 def marks_of(run: RunRecord, clock: Clock, by: str, named: bool = False) -> list[Mark]:
