@@ -201,10 +201,9 @@ class MLflow:
         self.sent = time.monotonic()
         asked = {"experiment": wanted.mlflow_experiment}
         former = _remembered(place, "mlflow", asked)
-        self.run_id = self._former_run(former["id"]) if former else None
-        if self.run_id is None:
-            self.run_id = self._new_run(str(wanted.mlflow_experiment), job, place)
-            _remember(place, "mlflow", {**asked, "id": self.run_id})
+        found = self._former_run(former["id"]) if former else None
+        self.run_id = found or self._new_run(str(wanted.mlflow_experiment), job, place)
+        _remember(place, "mlflow", {**asked, "id": self.run_id})
         self.client.set_tag(self.run_id, "raymb.state", "running")
 
     @property
