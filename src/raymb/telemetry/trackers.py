@@ -151,9 +151,10 @@ class WeightsAndBiases:
         _remember(place, "wandb", {**asked, "id": identity})
         self.once = Once()
         self.run = wandb.init(
-            **asked,
+            project=wanted.wandb_project,
+            entity=wanted.wandb_entity,
             id=identity,
-            resume="allow",
+            resume="allow" if wandb.setup().settings.mode == "online" else None,  # offline it would only warn
             name=place.path.name,
             dir=place.path,
             config={**_settings(job.spec), "plan": job.plan, "raymb": __version__},
@@ -172,7 +173,9 @@ class WeightsAndBiases:
 
     @property
     def where(self) -> str:
-        return self.run.url or f"offline; wandb sync {Path(self.run.dir).parent} sends it"
+        if self.run.offline:
+            return f"offline; wandb sync {Path(self.run.dir).parent} sends it"
+        return str(self.run.url)
 
     def write(self, record: Record) -> None:
         if self.once.is_new(record):
