@@ -174,16 +174,10 @@ def thin(points: list[Point], x: Scale, buckets: int = BUCKETS) -> list[Point]:
 
 
 def _extremes(column: list[Point]) -> Iterable[Point]:
-    found: dict[str, int] = {}
-    for index, (_, y) in enumerate(column):
-        if y is None or math.isnan(y):
-            found.setdefault(str(y), index)
-            continue
-        if "low" not in found or y < column[found["low"]][1]:
-            found["low"] = index
-        if "high" not in found or y > column[found["high"]][1]:
-            found["high"] = index
-    return [column[index] for index in sorted(set(found.values()))]
+    known = [(y, index) for index, (_, y) in enumerate(column) if y is not None and not math.isnan(y)]
+    holes = {str(y): index for index, (_, y) in enumerate(column) if y is None or math.isnan(y)}
+    extremes = [min(known)[1], max(known)[1]] if known else []
+    return [column[index] for index in sorted({*extremes, *holes.values()})]
 
 
 def path(points: list[Point], x: Scale, y: Scale, joined: bool = True) -> str:

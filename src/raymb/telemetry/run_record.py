@@ -69,13 +69,13 @@ def read_run(path: Path, asked: str = "", recent_only: bool = False) -> RunRecor
         raise RunDirError(
             f"{asked or path} is no run directory: it has no spec.json", "raymb runs STORAGE_PATH lists the runs"
         )
-    objects = [read_object(path / f"{name}.json") or {} for name in ("spec", "plan", "data")]
+    spec, plan, data = (read_object(path / f"{name}.json") or {} for name in ("spec", "plan", "data"))
     records = _recent(path / "metrics.jsonl") if recent_only else read_lines(path / "metrics.jsonl")
     events = [event for event in read_lines(path / "events.jsonl") if {"event", "time"} <= event.keys()]
     failures = {} if recent_only else dict(_pages(path / "failures"))
     answers = [] if recent_only else list(_answers(path))
     place, state = place_of(path, asked), state_of(path, events)
-    return RunRecord(path.name, place, state, *objects, records, events, failures, answers)
+    return RunRecord(path.name, place, state, spec, plan, data, records, events, failures, answers)
 
 
 def _recent(file: Path) -> list[Record]:
