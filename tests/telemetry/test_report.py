@@ -242,6 +242,9 @@ def test_two_runs_side_by_side(run: MadeRun, shape_only_model_dir: Path, capsys:
     differing = tables.differing(tables.together(records, tables.settings))
     assert [row for row in differing if row[0] != "--experiment_name"] == [("--learning_rate", ["1e-05", "0.0003"])]
     assert "Settings that differ" in written.read_text()
+    twin = eventful_run(run.path.parent / "elsewhere", shape_only_model_dir)
+    both = charts([read_run(run.path), read_run(twin.path)], "step")[0]
+    assert [line["label"] for line in both.lines][:2] == [f"{run.path} train", f"{twin.path} train"]
 
 
 def test_settings_that_were_made(run: MadeRun) -> None:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from itertools import pairwise
 
 from raymb.telemetry.charts import Chart, Mark, Point, Series
-from raymb.telemetry.run_record import Record, RunRecord
+from raymb.telemetry.run_record import Record, RunRecord, labels
 
 GIB = 2**30
 
@@ -37,18 +37,18 @@ def charts(runs: list[RunRecord], by: str) -> list[Chart]:
     Args:
         by: step, or seconds.
     """
-    clocks = [Clock(run) for run in runs]
-    marks = [mark for run, clock in zip(runs, clocks, strict=True) for mark in marks_of(run, clock, by, len(runs) > 1)]
+    clocks, names = [Clock(run) for run in runs], labels(runs) if len(runs) > 1 else [""]
+    each = [*zip(runs, clocks, names, strict=True)]
+    marks = [mark for run, clock, name in each for mark in marks_of(run, clock, by, name)]
 
     def series(name: str, kind: str = "train", scale: float = 1.0) -> list[Series]:
         found = []
-        for index, (run, clock) in enumerate(zip(runs, clocks, strict=True)):
+        for index, (run, clock, label) in enumerate(each):
             points = points_of(run.of(kind), name, _place(clock, by), scale)
             if by == "seconds":
                 points = _interrupted(points, run, clock)
-            label = kind if len(runs) == 1 else f"{run.name} {kind}"
             if points:
-                found.append(Series(label, f"{kind} run{index}", points, dots=kind != "train"))
+                found.append(Series(f"{label} {kind}".strip(), f"{kind} run{index}", points, dots=kind != "train"))
         return found
 
     made = [
@@ -60,8 +60,8 @@ def charts(runs: list[RunRecord], by: str) -> list[Chart]:
     ]
     if by == "seconds":
         progress = [
-            Series("step" if len(runs) == 1 else run.name, f"train run{index}", progress_of(run, clock))
-            for index, (run, clock) in enumerate(zip(runs, clocks, strict=True))
+            Series(name or "step", f"train run{index}", progress_of(run, clock))
+            for index, (run, clock, name) in enumerate(each)
         ]
         made.append(Chart("Progress", "step", by, progress, from_zero=True))
     return [replace(one, marks=marks) for one in made if not one.empty]
@@ -91,10 +91,10 @@ def progress_of(run: RunRecord, clock: Clock) -> list[Point]:
     return _interrupted(sorted(steps), run, clock)
 
 
-def marks_of(run: RunRecord, clock: Clock, by: str, named: bool = False) -> list[Mark]:
-    """Failures, and where training began again after a failure or in a new driver; with the run's name if wanted."""
+def marks_of(run: RunRecord, clock: Clock, by: str, label: str = "") -> list[Mark]:
+    """Failures, and where training began again after a failure or in a new driver; with the run's label if it has one."""
     place, found, began = _place(clock, by), [], False
-    name = f"{run.name}: " if named else ""
+    name = f"{label}: " if label else ""
     for event in run.events_of("failure", "training"):
         if event["event"] == "failure":
             text = f"{name}failure {event['number']} after step {event['step']}: {event['what']}"

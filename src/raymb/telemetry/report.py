@@ -16,7 +16,7 @@ from raymb.telemetry import tables
 from raymb.telemetry.charts import duration
 from raymb.telemetry.curves import Clock, charts
 from raymb.telemetry.fetched import run_here
-from raymb.telemetry.run_record import RunRecord, read_run
+from raymb.telemetry.run_record import RunRecord, labels, read_run
 
 _PAGE = Path(__file__).parent / "page"
 
@@ -60,8 +60,8 @@ def render(runs: list[RunRecord]) -> str:
     script = (_PAGE / "report.js").read_text(encoding="utf-8")
     settings, layout = tables.together(runs, tables.settings), tables.together(runs, tables.layout)
     return environment.get_template("report.html.jinja").render(
-        title=" and ".join(_labels(runs)),
-        labels=_labels(runs),
+        title=" and ".join(labels(runs)),
+        labels=labels(runs),
         runs=runs,
         written=time.strftime("%Y-%m-%d %H:%M"),
         version=__version__,
@@ -77,9 +77,3 @@ def render(runs: list[RunRecord]) -> str:
         settings=settings,
         tables=tables,
     )
-
-
-def _labels(runs: list[RunRecord]) -> list[str]:
-    """Names of the runs; with their storage path where the names are the same."""
-    names = [run.name for run in runs]
-    return names if len(set(names)) == len(names) else [run.place for run in runs]

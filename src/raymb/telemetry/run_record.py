@@ -131,6 +131,12 @@ def summary(run: RunRecord) -> Record:
     }
 
 
+def labels(runs: list[RunRecord]) -> list[str]:
+    """Names of the runs; where they lie, if the names are the same."""
+    names = [run.name for run in runs]
+    return names if len(set(names)) == len(names) else [run.place for run in runs]
+
+
 def median(records: list[Record], name: str) -> float | None:
     """Of the known values; the first step, which compiles and warms up, is left out if there are more."""
     values = [one[name] for one in records if one.get(name) is not None and one["step"] > 1]
