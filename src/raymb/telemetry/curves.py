@@ -92,7 +92,7 @@ def progress_of(run: RunRecord, clock: Clock) -> list[Point]:
 
 
 def marks_of(run: RunRecord, clock: Clock, by: str, label: str = "") -> list[Mark]:
-    """Failures, and where training began again after a failure or in a new driver; with the run's label if it has one."""
+    """Failures, and where training began again after a failure or in a new driver; with the run's label, if any."""
     place, found, began = _place(clock, by), [], False
     name = f"{label}: " if label else ""
     for event in run.events_of("failure", "training"):
