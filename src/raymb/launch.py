@@ -14,7 +14,7 @@ from rich.console import Console
 from raymb import mirror
 from raymb import run_dir as directories
 from raymb.cluster import Cluster, Resources, check_room, check_storage, connect, start_coordinator, wait_for
-from raymb.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_STOPPED, RunFailed, UserError
+from raymb.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_STOPPED, RaymbError, RunFailed, UserError
 from raymb.interrupt import Interrupts
 from raymb.job import Job, with_absolute_paths
 from raymb.mirror import pushing
@@ -155,8 +155,26 @@ def _reshape(job: Job, cluster: Cluster, place: directories.RunDir, console: Con
 def _fit(
     job: Job, trainer: RaymbTrainer, place: directories.RunDir, console: Console, began: float, lost: threading.Event
 ) -> int:
-    resilience = job.spec.resilience
+    """Train, and record with which exit code the driver ends, however it ends."""
     monitor = Monitor(trainer.hub, job, place, console, lost)
+    code = EXIT_FAILED
+    try:
+        code = _trained(job, trainer, place, console, began, monitor)
+        return code
+    except RaymbError as error:
+        code = error.exit_code
+        raise
+    except KeyboardInterrupt:
+        code = EXIT_INTERRUPTED
+        raise
+    finally:
+        monitor.end(code)
+
+
+def _trained(
+    job: Job, trainer: RaymbTrainer, place: directories.RunDir, console: Console, began: float, monitor: Monitor
+) -> int:
+    resilience = job.spec.resilience
     interrupts = Interrupts(lambda: monitor.ask_to_stop("interrupted"), resilience.grace_time)
     failure: BaseException | None = None
     try:

@@ -24,9 +24,9 @@ from raymb.remote import Remote, storage_root
 from raymb.run_dir import LEFT_OUT, POINTERS, RunDir
 from raymb.transfer import files_below, part_of, side_by_side
 
-_METRICS = "metrics.jsonl"
+_GROWN = ("metrics.jsonl", "events.jsonl", "answers.jsonl")
 _POINTERS = tuple(f"checkpoints/{name}" for name in POINTERS)
-_SMALL = ("spec.json", "plan.json", "data.json", _METRICS, "checkpoints/fingerprint.json")
+_SMALL = ("spec.json", "plan.json", "data.json", *_GROWN, "trackers.json", "checkpoints/fingerprint.json")
 _APPENDED = ("failures", "logs")  # pages are numbered, and logs go on: a new machine has to know the old ones
 _TREES = ("tensorboard", *_APPENDED)
 _PREPARED = "_prepared"
@@ -37,8 +37,8 @@ def pull(run: RunDir) -> None:
     nothing for a local run, nor in a workspace that a live driver uses, which the next check will refuse.
 
     An iteration directory whose checkpoint is not the one at the address goes, too: half of it could be taken for
-    a part of the other. metrics.jsonl, logs and failure pages stay if they go on where the remote ones end: their
-    driver crashed before a push.
+    a part of the other. metrics.jsonl and its like, logs and failure pages stay if they go on where the remote
+    ones end: their driver crashed before a push.
 
     Raises:
         RunDirError: the address cannot be read, or the workspace not be written.
@@ -68,7 +68,7 @@ def _pull(run: RunDir, remote: Remote) -> None:
         if not _same_checkpoint(directory / MANIFEST, there):
             shutil.rmtree(directory, ignore_errors=True)
     for name, content in contents.items():
-        _take_over(run.path / name, content, keep=name == _METRICS)
+        _take_over(run.path / name, content, keep=name in _GROWN)
     for name, content in zip(grown, side_by_side(remote.read, grown), strict=True):
         if content is not None:
             _take_over(run.path / name, content, keep=True)

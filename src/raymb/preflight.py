@@ -17,6 +17,7 @@ from raymb.model_shape import ModelShape, read_model_shape
 from raymb.plan import Plan, make_plan
 from raymb.remote import check_writable
 from raymb.spec.sections import RunSpec
+from raymb.telemetry.trackers import check_trackers
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -46,6 +47,7 @@ def preflight(spec: RunSpec, console: Console | None = None) -> Preflight:
         raise SpecError(
             "--sample_prompt asks the exported model, and --no_export_hf leaves it out", "drop one of the two flags"
         )
+    check_trackers(spec)
     shape = checked_shape(spec)
     # Twice: the layout needs no data and is cheap, so its mistakes come before minutes of reading.
     backend = local_backend(spec)

@@ -4,6 +4,9 @@ STORAGE_PATH/EXPERIMENT_NAME/
     spec.json         what the user asked for, resolved; `--config spec.json` repeats the run
     plan.json         every size, with `auto` resolved
     metrics.jsonl     one object a line
+    events.jsonl      starts, failures, checkpoints and ends, with their times
+    answers.jsonl     what the models said to --sample_prompt
+    trackers.json     which W&B and MLflow runs it is
     job.json          what the driver gave to every worker
     checkpoints/      Megatron checkpoints and `latest`   (or --output_dir)
         fingerprint.json  what they belong to: model, tokenizer, data, batch, seed, versions
@@ -92,6 +95,18 @@ class RunDir:
     @property
     def data(self) -> Path:
         return self.path / "data.json"
+
+    @property
+    def events(self) -> Path:
+        return self.path / "events.jsonl"
+
+    @property
+    def answers(self) -> Path:
+        return self.path / "answers.jsonl"
+
+    @property
+    def trackers(self) -> Path:
+        return self.path / "trackers.json"
 
     @property
     def hf(self) -> Path:
@@ -284,8 +299,10 @@ def _delete_old_run(run: RunDir) -> None:
         *(run.path / f"{name}-failed" for name in ("hf", "adapter")),
         *(path for path in run.path.glob("*-step-*") if _EXPORT.fullmatch(path.name)),
         run.path / "evaluation",
+        run.path / "wandb",
         *steps,
     ):
         shutil.rmtree(directory, ignore_errors=True)
-    for file in (run.spec, run.plan, run.job, run.data, run.fingerprint, run.metrics):
+    told = (run.metrics, run.events, run.answers, run.trackers)
+    for file in (run.spec, run.plan, run.job, run.data, run.fingerprint, *told, *run.path.glob("report*.html")):
         file.unlink(missing_ok=True)

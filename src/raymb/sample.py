@@ -1,7 +1,8 @@
-"""After training: what the base and the tuned model answer to the same prompt."""
+"""After training: what the base and the tuned model answer to the same prompt, on the screen and in answers.jsonl."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from rich.console import Console
@@ -30,4 +31,7 @@ def print_sample(job: Job, console: Console) -> None:
     console.print("asking the base and the tuned model", style="dim")
     engines = open_engines(model, asker.tokenizer, True, "transformers")
     answers = answer_all(engines, asker, [prompt], Sampling(_TOKENS), console)
-    print_answers(asked, {**{name: texts[0] for name, texts in answers.items()}, **expected}, console)
+    said = {**{name: texts[0] for name, texts in answers.items()}, **expected}
+    with open(Path(job.run_dir, "answers.jsonl"), "a", encoding="utf-8") as stream:
+        stream.write(json.dumps({"prompt": asked, **said}, ensure_ascii=False) + "\n")
+    print_answers(asked, said, console)

@@ -19,6 +19,8 @@ from typing import Any
 import pytest
 
 from raymb.bridge.checkpoint import iteration_dir, latest_step, steps_of, why_not_whole
+from raymb.cli import main
+from raymb.telemetry.events import read_lines
 from tests.smoke.conftest import MAIN_FLAGS, curve, read_metrics, words_of, worst_deviation
 from tests.smoke.fault_table import Row
 
@@ -43,8 +45,6 @@ def run_with(finetune_with_faults: Callable[..., Path]) -> Callable[..., Path]:
 @pytest.fixture(scope="session")
 def undisturbed(ray_cluster: None, tiny_qwen2: Path, rows: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run with no fault."""
-    from raymb.cli import main
-
     storage = tmp_path_factory.mktemp("undisturbed")
     given = {**MAIN_FLAGS, **FLAGS, "hf_model_path": tiny_qwen2, "dataset": rows, "storage_path": storage}
     assert main(["finetune", *words_of(given), "--experiment_name", "run"]) == 0
@@ -102,6 +102,31 @@ def test_a_rank_is_killed_in_a_step(run_with: Callable[..., Path], undisturbed: 
     found = page(run, 1)
     assert (found["rank"], found["phase"], found["resumed from"]) == ("1", "step 8", "step 5")
     assert found["steps lost"] == "2"
+    told = [{name: event.get(name) for name in ("event", "step", "code")} for event in read_lines(run / "events.jsonl")]
+    assert [tuple(event.values()) for event in told if event["event"] != "checkpoint"] == [
+        ("started", None, None),
+        ("training", 0, None),
+        ("failure", 7, None),
+        ("training", 5, None),
+        ("ended", None, 0),
+    ]
+    assert main(["report", str(run), "--compare", str(undisturbed)]) == 0
+    html = (run / f"report-{undisturbed.name}.html").read_text()
+    assert "failure 1 (rank 1, after step 7)" in html and "training again from step 5" in html
+
+
+def test_an_undisturbed_run_is_listed_and_reported(undisturbed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["runs", str(undisturbed.parent), "--json"]) == 0
+    (line,) = json.loads(capsys.readouterr().out)
+    losses = {one["step"]: one["loss"] for one in read_metrics(undisturbed, "validation")}
+    best = min(losses, key=lambda step: losses[step])
+    assert (line["state"], line["step"], line["loss"]) == ("finished", 15, read_metrics(undisturbed)[-1]["loss"])
+    assert (line["best_validation_loss"], line["best_validation_step"]) == (losses[best], best)
+    assert main(["report", str(undisturbed)]) == 0
+    html = Path(capsys.readouterr().out.strip()).read_text()
+    for expected in ("15 of 15", "3 workers train", "exit code 0: finished", "--max_failures", "rows by length"):
+        assert expected.lower() in html.lower()
+    assert html.count('<figure class="chart">') == 5 + 6
 
 
 @pytest.mark.slow

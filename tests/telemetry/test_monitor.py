@@ -20,6 +20,7 @@ from raymb import lock
 from raymb.run_dir import RunDir
 from raymb.spec import load_spec
 from raymb.telemetry import hub
+from raymb.telemetry.events import read_lines
 from raymb.telemetry.monitor import Monitor
 
 
@@ -49,7 +50,7 @@ class Driver:
         self.place.logs.mkdir(parents=True)
         self.hub, self.screen = Hub(), io.StringIO()
         plan = {"data_parallel_size": 2, "num_workers": 2, "train_iters": 40}
-        job: Any = SimpleNamespace(spec=spec, plan=plan, backend="cpu")
+        job: Any = SimpleNamespace(spec=spec, plan=plan, backend="cpu", task="train")
         self.lost = threading.Event()
         self.monitor = Monitor(self.hub, job, self.place, Console(file=self.screen, width=200), self.lost)
 
@@ -117,6 +118,23 @@ def test_a_failure_has_a_page_and_steps_that_are_done_again_stand_once(driver: D
     assert "| steps lost | 1 |" in page.read_text()
     assert driver.metrics() == [("train", 1, 2.0), ("train", 2, 1.75), ("train", 3, 1.25)]
     assert "resumed" not in driver.hear(_start(3)), "told once"
+
+
+def test_starts_failures_checkpoints_and_the_end_are_recorded(driver: Driver) -> None:
+    driver.hear(_start(), *_parts(1, 2.0), {"kind": "checkpoint", "step": 1}, *(_status(rank, 3) for rank in range(2)))
+    driver.hear(_failure(), _start(1))
+    driver.monitor.end(75)
+    events = read_lines(driver.place.events)
+    assert all(abs(event.pop("time") - time.time()) < 60 for event in events)
+    what = "RuntimeError: [/pytorch/gloo/pair.cc:547] Connection closed by peer [127.0.0.1]:5"
+    assert events == [
+        {"event": "started"},
+        {"event": "training", "step": 0, "workers": 2},
+        {"event": "checkpoint", "step": 1},
+        {"event": "failure", "number": 1, "step": 3, "rank": 1, "what": what, "restarts": True},
+        {"event": "training", "step": 1, "workers": 2},
+        {"event": "ended", "code": 75, "state": "stopped"},
+    ]
 
 
 def test_after_a_resize_a_step_has_as_many_parts_as_there_are_copies_now(driver: Driver) -> None:

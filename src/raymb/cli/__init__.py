@@ -10,7 +10,7 @@ from typing import Any
 import typer
 
 from raymb import __version__
-from raymb.cli import data, doctor, evaluate, export, finetune, generate, options, plan, recipes, schema
+from raymb.cli import data, doctor, evaluate, export, finetune, generate, options, plan, recipes, report, schema
 from raymb.cli.help_text import SectionedCommand
 from raymb.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_USER, RaymbError
 
@@ -37,6 +37,8 @@ for _name, _command, _summary in (
     ("export", export.command, "Write a checkpoint as a Hugging Face model or a PEFT adapter."),
     ("generate", generate.command, "Ask a tuned model, and its base beside it."),
     ("evaluate", evaluate.command, "Score a tuned model on held-out rows."),
+    ("runs", report.runs, "List runs with their state, step, loss and speed."),
+    ("report", report.report, "Write a run, or two compared, as one HTML page."),
     ("doctor", doctor.command, "Is this environment able to train?"),
     ("schema", schema.command, "Print the schema of the flags, for editors or as a page."),
 ):

@@ -6,7 +6,7 @@ import re
 import string
 from collections.abc import Iterator, Mapping
 
-from raymb.spec.sections import Checkpoint, Data, RunSpec
+from raymb.spec.sections import Checkpoint, Data, RunSpec, Telemetry
 from raymb.spec.training import Moe, Parallel, Peft, Performance, Train, worker_range
 from raymb.spec.values import bounds
 
@@ -25,6 +25,7 @@ def conflicts(spec: RunSpec) -> list[str]:
         *_exports(spec),
         *_performance(spec.performance),
         *_storage(spec),
+        *_telemetry(spec.telemetry),
     ]
 
 
@@ -172,6 +173,17 @@ def _storage(spec: RunSpec) -> Iterator[str]:
         )
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", output_dir):  # a Path has one slash left
         yield f"--output_dir {output_dir}: must be a directory; --storage_path takes an address"
+
+
+def _telemetry(telemetry: Telemetry) -> Iterator[str]:
+    for flag, needed in {"wandb_entity": "wandb_project", "mlflow_tracking_uri": "mlflow_experiment"}.items():
+        if getattr(telemetry, flag) is not None and getattr(telemetry, needed) is None:
+            yield f"--{flag} says where, and nothing is sent without --{needed}; add it, or leave --{flag} out"
+    if re.match(r"[^/]*://[^/]*:[^/]*@", telemetry.mlflow_tracking_uri or ""):
+        yield (
+            "--mlflow_tracking_uri: a password in the address would be stored with the run; give it in the environment "
+            "(MLFLOW_TRACKING_USERNAME, MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_URI as a whole)"
+        )
 
 
 def _data(data: Data) -> Iterator[str]:

@@ -151,6 +151,21 @@ class Run(Section):
     validation rows)."""
 
 
+class Telemetry(Section):
+    wandb_project: str | None = bridge(
+        "logger.wandb_project", "logger.wandb_exp_name", "logger.wandb_save_dir", default=None, min_length=1
+    )
+    """Weights & Biases project that metrics go to, too. WANDB_MODE=offline keeps them in the run directory."""
+    wandb_entity: str | None = bridge("logger.wandb_entity", default=None, min_length=1)
+    """User or team that owns --wandb_project; default: your own."""
+    mlflow_experiment: str | None = bridge(
+        "logger.mlflow_experiment", "logger.mlflow_run_name", default=None, min_length=1
+    )
+    """MLflow experiment that metrics go to, too."""
+    mlflow_tracking_uri: str | None = bridge("logger.mlflow_tracking_uri", default=None, min_length=1)
+    """MLflow server, database or directory; default: MLFLOW_TRACKING_URI, else MLflow's own."""
+
+
 class Cluster(Section):
     ray_address: str | None = None
     """Ray cluster to join; default: the RAY_ADDRESS variable, else a local one is started."""
@@ -183,6 +198,7 @@ class RunSpec(Section):
     moe: Moe = Moe()
     resilience: Resilience = Resilience()
     run: Run = Run()
+    telemetry: Telemetry = Telemetry()
     cluster: Cluster = Cluster()
     overrides: dict[str, Any] = Field(default_factory=dict)
     """ConfigContainer fields by path (`optimizer.decoupled_lr: 1e-4`) that no flag owns."""

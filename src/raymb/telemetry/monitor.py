@@ -15,10 +15,12 @@ from raymb import run_dir as directories
 from raymb.cluster import RAY_SAID
 from raymb.failures import Failures, console_lines, resumed_line
 from raymb.job import Job
+from raymb.telemetry.events import Events, state_after
 from raymb.telemetry.hub import Receiver
 from raymb.telemetry.progress import Terminal
 from raymb.telemetry.sinks import JsonLines, TensorBoard
 from raymb.telemetry.steps import StepJoiner
+from raymb.telemetry.trackers import trackers
 from raymb.written import exported_line
 
 Record = dict[str, Any]
@@ -52,6 +54,9 @@ class Monitor:
         self.trains = False
         self.terminal = Terminal(console, job.plan["train_iters"])
         self.terminal.phase(f"starting {job.plan['num_workers']} {job.backend} workers")
+        self.events = Events(place.events) if job.task == "train" else None
+        self._note("started")
+        self.trackers = trackers(job, place, self.terminal.phase)
         self.receiver = Receiver(hub, self._handle)
 
     def ask_to_stop(self, reason: str) -> bool:
@@ -68,6 +73,16 @@ class Monitor:
         for sink in self.sinks:
             sink.close()
 
+    def end(self, code: int) -> None:
+        """The driver is about to exit with this code."""
+        self._note("ended", code=code, state=state_after(code))
+        for tracker in self.trackers:
+            tracker.end(code)
+
+    def _note(self, event: str, **fields: Any) -> None:
+        if self.events is not None:
+            self.events.add(event, **fields)
+
     def _handle(self, record: Record | None) -> None:
         if record is None:
             self._touch()
@@ -77,6 +92,7 @@ class Monitor:
             self.terminal.phase(record["text"])
         elif kind == "start":
             self.trains = True
+            self._note("training", step=record["step"], workers=record["world_size"])
             self.joiner = StepJoiner(record["copies"], self.batch, record["world_size"], record["chip"])
             failure = self.failures.resumed(record["step"])
             if failure is not None:
@@ -93,6 +109,7 @@ class Monitor:
             self._write(record)
             self.terminal.validation(record)
         elif kind == "checkpoint":
+            self._note("checkpoint", step=record["step"])
             self.terminal.checkpoint(record["step"])
         elif kind == "export":
             self._write(record)
@@ -107,10 +124,18 @@ class Monitor:
     def _failed(self, record: Record) -> None:
         self.trains = False
         failure = self.failures.failed(record)
+        self._note(
+            "failure",
+            number=failure.number,
+            step=failure.reached,
+            rank=failure.rank,
+            what=failure.what,
+            restarts=record["restarts"],
+        )
         self.terminal.lines(console_lines(failure, self.failures.page(failure)))
 
     def _write(self, record: Record) -> None:
-        for sink in self.sinks:
+        for sink in (*self.sinks, *self.trackers):
             sink.write(record)
 
     def _touch(self) -> None:

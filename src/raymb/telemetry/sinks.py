@@ -54,6 +54,15 @@ def _step_of(line: str) -> int | None:
         return None
 
 
+def scalars(record: Record) -> dict[str, float]:
+    """The numbers of a record as KIND/FIELD."""
+    return {
+        f"{record['kind']}/{name}": value
+        for name, value in record.items()
+        if name not in ("kind", "step", "time") and isinstance(value, int | float)
+    }
+
+
 class TensorBoard:
     """Scalars under train/ and validation/, by step. A new event file begins with each start of the training."""
 
@@ -79,9 +88,8 @@ class TensorBoard:
         if record["kind"] == "export":
             return
         writer = self.writer or self._open(record["step"] - 1)
-        for name, value in record.items():
-            if name not in ("kind", "step", "time") and isinstance(value, int | float):
-                writer.add_scalar(f"{record['kind']}/{name}", value, record["step"])
+        for name, value in scalars(record).items():
+            writer.add_scalar(name, value, record["step"])
 
     def close(self) -> None:
         if self.writer is not None:

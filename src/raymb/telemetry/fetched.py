@@ -1,0 +1,67 @@
+"""Runs as directories of this machine: where they are, or for a while as copies of what lies at an address."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from raymb.remote import Remote, is_address
+from raymb.transfer import side_by_side
+
+_LISTED = ("spec.json", "plan.json", "metrics.jsonl", "events.jsonl", "lock")  # a lock that is there counts as held
+_TOLD = (*_LISTED, "data.json", "answers.jsonl")
+
+
+@contextmanager
+def run_here(run: str) -> Iterator[Path]:
+    """The directory of a run, or a copy of its small files.
+
+    Args:
+        run: a directory, or an address: STORAGE_PATH/EXPERIMENT_NAME.
+
+    Raises:
+        StorageError: the address cannot be read.
+    """
+    remote = Remote.of(run)
+    if remote is None:
+        yield Path(run).expanduser().absolute()
+        return
+    with tempfile.TemporaryDirectory() as home:
+        copy = Path(home, remote.url.rpartition("/")[2])
+        pages = [f"failures/{page}" for page in remote.listing("failures")]
+        answers = [f"evaluation/{name}" for name in remote.listing("evaluation") if name.endswith(".jsonl")]
+        _copy(remote, copy, (*_TOLD, *pages, *answers))
+        yield copy
+
+
+@contextmanager
+def storage_here(storage_path: str) -> Iterator[Path]:
+    """The directory of a storage path, or copies of what a list of its runs shows.
+
+    Raises:
+        StorageError: the address cannot be read.
+    """
+    remote = Remote.of(storage_path)
+    if remote is None:
+        yield Path(storage_path).expanduser().absolute()
+        return
+    with tempfile.TemporaryDirectory() as home:
+        for name in remote.listing():
+            if not name.startswith("_"):
+                _copy(remote.child(name), Path(home, name), _LISTED)
+        yield Path(home)
+
+
+def place_of(path: Path, asked: str) -> str:
+    """Where a run is, for people: its directory, or its address."""
+    return asked if is_address(asked) else str(path)
+
+
+def _copy(remote: Remote, directory: Path, names: tuple[str, ...]) -> None:
+    for name, content in zip(names, side_by_side(remote.read, names), strict=True):
+        if content is not None:
+            file = directory / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(content)

@@ -1,0 +1,79 @@
+"""`raymb report`: a run, or two side by side, as one HTML page that needs nothing else, not even JavaScript."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+from raymb import __version__
+from raymb.errors import RunDirError
+from raymb.remote import is_address
+from raymb.run_dir import write_atomically
+from raymb.telemetry import tables
+from raymb.telemetry.charts import duration
+from raymb.telemetry.curves import Clock, charts
+from raymb.telemetry.fetched import run_here
+from raymb.telemetry.run_record import RunRecord, labels, read_run
+
+_PAGE = Path(__file__).parent / "page"
+
+
+def write_report(asked: list[str], output: Path | None = None) -> Path:
+    """Read one run, or two to compare, and write the page.
+
+    Args:
+        asked: run directories or addresses.
+        output: default: report.html in the first run's directory, or here for a run at an address; named after the
+            second run, too, if there is one.
+
+    Raises:
+        RunDirError: one is no run, or the page cannot be written.
+        StorageError: an address cannot be read.
+    """
+    with ExitStack() as stack:
+        runs = [read_run(stack.enter_context(run_here(one)), one) for one in asked]
+    name = "report.html" if len(runs) == 1 else f"report-{runs[1].name}.html"
+    home = Path(f"{runs[0].name}-{name}") if is_address(asked[0]) else Path(asked[0]).expanduser() / name
+    file = output or home
+    try:
+        write_atomically(file, render(runs))
+    except OSError as error:
+        raise RunDirError(f"{file} cannot be written ({error.strerror or error})", "give another --output") from None
+    return file
+
+
+def render(runs: list[RunRecord]) -> str:
+    """The page, with every text of the runs escaped.
+
+    Args:
+        runs: one, or two to compare.
+    """
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(
+        loader=FileSystemLoader(_PAGE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    script = (_PAGE / "report.js").read_text(encoding="utf-8")
+    settings, layout = tables.together(runs, tables.settings), tables.together(runs, tables.layout)
+    return environment.get_template("report.html.jinja").render(
+        title=" and ".join(labels(runs)),
+        labels=labels(runs),
+        runs=runs,
+        written=time.strftime("%Y-%m-%d %H:%M"),
+        version=__version__,
+        style=Markup((_PAGE / "report.css").read_text(encoding="utf-8")),
+        script=Markup(script),
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        axes={by: charts(runs, by) for by in ("step", "seconds")},
+        left_out=[duration(seconds) if (seconds := Clock(run).left_out) >= 1 else "" for run in runs],
+        key_numbers=tables.together(runs, tables.key_numbers),
+        layout=layout,
+        chosen_settings=tables.set_by_hand(runs),
+        differing=tables.differing(settings) if len(runs) > 1 else [],
+        settings=settings,
+        tables=tables,
+    )
