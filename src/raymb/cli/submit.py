@@ -9,13 +9,21 @@ import typer
 
 from raymb.errors import SpecError
 from raymb.spec.sections import RunSpec
+from raymb.submit.anyscale import Anyscale
+from raymb.submit.kuberay import Kuberay
 from raymb.submit.ray import Ray
+from raymb.submit.sagemaker import Sagemaker
+from raymb.submit.skypilot import Skypilot
 from raymb.submit.slurm import Slurm
 from raymb.submit.target import JobOptions, Target
 
 TARGETS: dict[str, tuple[type[Target], str]] = {
     "ray": (Ray, "A job of a Ray cluster that runs."),
     "slurm": (Slurm, "A batch script for Slurm."),
+    "kuberay": (Kuberay, "A RayJob for Kubernetes with KubeRay."),
+    "anyscale": (Anyscale, "A job for Anyscale."),
+    "sagemaker": (Sagemaker, "A training job for Amazon SageMaker."),
+    "skypilot": (Skypilot, "A task for SkyPilot."),
 }
 """Name to its flags and what it makes."""
 
@@ -44,8 +52,8 @@ def command_for(kind: type[Target]) -> Callable[..., int]:
 
     command.__annotations__["target"] = kind
     command.__doc__ = (
-        "Check a run as `finetune --dry_run` does, write it as a job into --output, and submit it with the target's own "
-        "client. Takes finetune's flags."
+        "Check a run as `finetune --dry_run` does, write it as a job into --output, and submit it with the target's "
+        "own client. Takes finetune's flags."
     )
     return command
 

@@ -26,16 +26,17 @@ _LOST = 5
 
 def lead(host: str, port: int, start: Sequence[str], command: Sequence[str]) -> int:
     """Be the head. Returns the exit code of the command."""
-    address = f"{socket.gethostbyname(host)}:{port}"
-    ray = _start(["--head", f"--node-ip-address={socket.gethostbyname(host)}", f"--port={port}", *start])
-    driver = None
+    here = socket.gethostbyname(host)
+    # A host that knows itself by a loopback address only (127.0.1.1 on Debian): Ray finds the one that others see.
+    own_address = [] if here.startswith("127.") else [f"--node-ip-address={here}"]
+    ray = _start(["--head", f"--port={port}", *own_address, *start])
     try:
         if not _answers(host, port, SECONDS_FOR_THE_HEAD, ray):
             print(f"ray start --head failed on {host}", file=sys.stderr)
             return 1
-        driver = subprocess.Popen(command, env={**os.environ, "RAY_ADDRESS": address})
+        driver = subprocess.Popen(command, env={**os.environ, "RAY_ADDRESS": f"{host}:{port}"})
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda number, frame, to=driver: to.send_signal(signal.SIGTERM))
+            signal.signal(number, lambda number, frame: driver.send_signal(signal.SIGTERM))
         return driver.wait()
     finally:
         _stop(ray)
@@ -58,9 +59,11 @@ def follow(host: str, port: int, start: Sequence[str]) -> int:
 
 
 def _start(words: Sequence[str]) -> subprocess.Popen[bytes]:
-    """Ray in a session of its own: what a terminal or a batch system signals is for the command."""
+    """Ray in a session of its own: what a terminal signals is for the command. Ray 2.60 would wait 30 s at its end for
+    a node to drain, whose work has ended by then."""
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats", *words]
-    return subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL)
+    environment = {**os.environ, "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0"}
+    return subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, env=environment)
 
 
 def _stop(ray: subprocess.Popen[bytes]) -> None:

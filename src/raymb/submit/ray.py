@@ -14,7 +14,7 @@ from raymb.submit.target import Submission
 from raymb.submit.working_dir import Uploading
 
 if TYPE_CHECKING:
-    from ray.job_submission import JobSubmissionClient  # noqa: TID253
+    from ray.job_submission import JobSubmissionClient
 
 
 class Ray(Uploading):

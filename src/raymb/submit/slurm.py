@@ -80,8 +80,8 @@ class Slurm(Target):
     def check(self, job: Submission) -> None:
         if job.spec.resilience.grace_time >= self.stop_before:
             raise SpecError(
-                f"--stop_before {self.stop_before} leaves less than --grace_time {job.spec.resilience.grace_time:g} for "
-                "the last checkpoint",
+                f"--stop_before {self.stop_before} leaves less than --grace_time {job.spec.resilience.grace_time:g} "
+                "for the last checkpoint",
                 f"--stop_before {int(job.spec.resilience.grace_time) + 120}",
             )
         if self.launcher == "symmetric-run" and not self.exclusive:
@@ -154,7 +154,7 @@ fi
         gpus = f"--num-gpus={job.gpus_per_node}"
         if self.launcher == "symmetric-run":
             lines = [
-                'ray symmetric-run --address "$RAYMB_HEAD" --min-nodes "$SLURM_JOB_NUM_NODES"',
+                'env RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT=900 ray symmetric-run --address "$RAYMB_HEAD" --min-nodes "$SLURM_JOB_NUM_NODES"',
                 f'--num-cpus="$SLURM_CPUS_ON_NODE" {gpus} --disable-usage-stats --',
                 f'env RAY_ADDRESS="$RAYMB_HEAD" {noted}',
             ]
@@ -186,13 +186,15 @@ fi
 
 
 _NAMES = """
-RAYMB_HEAD=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1):$((20000 + SLURM_JOB_ID % 10000))
+# This script runs on the first of the job's nodes.
+RAYMB_HEAD=$(hostname):$((20000 + SLURM_JOB_ID % 10000))
 RAYMB_DRIVER_PID={directory}/$SLURM_JOB_ID.pid
 rm -f "$RAYMB_DRIVER_PID"
 # Only this job's processes may join its Ray, whose files other users' must not meet.
 RAY_AUTH_TOKEN=$(head -c 32 /dev/urandom | od -An -v -tx1 | tr -d ' \\n')
 RAY_TMPDIR=/tmp/ray-$SLURM_JOB_ID
-export RAYMB_HEAD RAYMB_DRIVER_PID RAY_AUTH_MODE=token RAY_AUTH_TOKEN RAY_TMPDIR RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT=900
+RAY_AUTH_MODE=token
+export RAYMB_HEAD RAYMB_DRIVER_PID RAY_AUTH_MODE RAY_AUTH_TOKEN RAY_TMPDIR
 
 stopping=
 stop() {{
