@@ -154,7 +154,8 @@ fi
         gpus = f"--num-gpus={job.gpus_per_node}"
         if self.launcher == "symmetric-run":
             lines = [
-                'env RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT=900 ray symmetric-run --address "$RAYMB_HEAD" --min-nodes "$SLURM_JOB_NUM_NODES"',
+                "env RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT=900",
+                'ray symmetric-run --address "$RAYMB_HEAD" --min-nodes "$SLURM_JOB_NUM_NODES"',
                 f'--num-cpus="$SLURM_CPUS_ON_NODE" {gpus} --disable-usage-stats --',
                 f'env RAY_ADDRESS="$RAYMB_HEAD" {noted}',
             ]
