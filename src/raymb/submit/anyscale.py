@@ -72,6 +72,7 @@ class Anyscale(Uploading):
             "name": job.name,
             "entrypoint": shlex.join(job.command(self.spec_file(job))),
             "working_dir": str(self.root(job)),
+            "excludes": ["raymb-runs"] if self.working_dir else [],
             "image_uri": self.image,
             "registry_login_secret": self.registry_login_secret,
             "compute_config": self.compute_config or self._compute(job),

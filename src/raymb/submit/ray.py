@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import shlex
 from pathlib import Path
@@ -40,10 +41,18 @@ class Ray(Uploading):
     def words(self, job: Submission) -> list[str]:
         address = ["--address", self.address] if self.address else []
         wait = [] if self.follow else ["--no-wait"]
-        return [
-            *("ray", "job", "submit", *address, "--working-dir", str(self.root(job)), *wait, *_variables(job)),
-            *("--", *job.command(self.spec_file(job))),
-        ]
+        values = {name: f"${name}" for name in job.options.pass_env}
+        environment = self._runtime_env(job, values)
+        directory = ["--working-dir", environment.pop("working_dir")]
+        more = ["--runtime-env-json", json.dumps(environment)] if environment else []
+        return ["ray", "job", "submit", *address, *directory, *wait, *more, "--", *job.command(self.spec_file(job))]
+
+    def _runtime_env(self, job: Submission, values: dict[str, str]) -> dict[str, Any]:
+        """Runs that lie in an uploaded directory stay here."""
+        environment: dict[str, Any] = {"working_dir": str(self.root(job))}
+        if values:
+            environment["env_vars"] = values
+        return {**environment, "excludes": ["raymb-runs"]} if self.working_dir else environment
 
     def shown_command(self, job: Submission) -> str:
         """The values of variables are the shell's to fill in."""
@@ -55,11 +64,11 @@ class Ray(Uploading):
     def submit(self, job: Submission) -> int:
         """By Ray's own client, so that no value of a variable stands in a command line."""
         client = _client(self.address)
-        environment = {name: os.environ[name] for name in job.options.pass_env}
+        values = {name: os.environ[name] for name in job.options.pass_env}
         try:
             identity = client.submit_job(
                 entrypoint=shlex.join(job.command(self.spec_file(job))),
-                runtime_env={"working_dir": str(self.root(job)), "env_vars": environment},
+                runtime_env=self._runtime_env(job, values),
                 metadata={"name": job.name},
             )
         except (RuntimeError, ValueError, OSError) as error:
@@ -70,13 +79,6 @@ class Ray(Uploading):
             print(f"  ray job logs{to} --follow {identity}\n  ray job stop{to} {identity}")
             return EXIT_OK
         return asyncio.run(_followed(client, identity))
-
-
-def _variables(job: Submission) -> list[str]:
-    """`$NAME` stands for the value."""
-    if not job.options.pass_env:
-        return []
-    return ["--runtime-env-json", json.dumps({"env_vars": {name: f"${name}" for name in job.options.pass_env}})]
 
 
 def _client(address: str | None) -> JobSubmissionClient:
@@ -90,11 +92,13 @@ def _client(address: str | None) -> JobSubmissionClient:
     if asked.startswith("http"):
         check_reachable(asked.partition("://")[2].partition("/")[0])
     import ray
+    from ray.exceptions import RayError
     from ray.job_submission import JobSubmissionClient
 
+    logging.getLogger("ray").setLevel(logging.WARNING)
     try:
         return JobSubmissionClient(asked)
-    except (ImportError, RuntimeError, ConnectionError, ValueError) as error:
+    except (ImportError, RuntimeError, ConnectionError, ValueError, RayError) as error:
         hint = f'pip install "ray[default]=={ray.__version__}" here' if "ray[default]" in str(error) else _HINT
         raise SubmitError(f"no job server answers at {asked}: {' '.join(str(error).split())[:300]}", hint) from None
 
