@@ -74,7 +74,7 @@ def check(words: list[str]) -> None:
         values["hf_model_path"] = values["hf_model_path"] or "MODEL"
         values["config"] = [file for file in values["config"] or () if (ROOT / file).is_file()]
         options._spec({name: values[name] for name in (*SECTION_OF_FLAG, "config", "overrides")})
-        if words[0] == "submit":
+        if words[0] == "submit" and len(words) > 2:
             target, _ = TARGETS[words[1]]
             load_section(target, {name: values[name] for name in target.model_fields})
 
@@ -121,7 +121,7 @@ def flags() -> set[str]:
     return {*of(typer.main.get_command(app)), "--help"}
 
 
-OTHERS = {"--all", "--sides", "--warm", "--break-system-packages", "--gpus"}
+OTHERS = {"--all", "--batch", "--break-system-packages", "--gpus", "--reservation", "--sides", "--signal", "--warm"}
 """Flags of scripts and of other programs."""
 
 

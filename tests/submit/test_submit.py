@@ -39,7 +39,7 @@ def test_what_is_wrong_is_said_before_anything_is_written(refused: Callable[...,
     assert "--num_workers 3 must be a multiple of" in refused(
         "slurm", *MODEL, "--num_workers", "3", "--tensor_parallel_size", "2"
     )
-    assert "--time_limit tomorrow" in refused("slurm", *MODEL, "--time_limit", "tomorrow")
+    assert "--time_limit tomorrow: must be MINUTES, HH:MM:SS" in refused("slurm", *MODEL, "--time_limit", "tomorrow")
     assert "--dataset nowhere.jsonl: no such file" in refused(
         "slurm", "--hf_model_path", "model", "--dataset", "nowhere.jsonl"
     )
@@ -94,7 +94,7 @@ def test_the_command_that_is_shown_takes_secrets_from_the_shell(
     rendered("skypilot", *local, "--accelerator", "H100")
     assert " --secret HF_TOKEN " in capsys.readouterr().out
     rendered("ray", *local, "--address", "http://head:8265")
-    assert """'{"env_vars": {"HF_TOKEN": "'"$HF_TOKEN"'"}}'""" in capsys.readouterr().out
+    assert """'{"env_vars": {"HF_TOKEN": "'"$HF_TOKEN"'"}, "excludes": ["raymb-runs"]}'""" in capsys.readouterr().out
 
 
 def test_other_files_are_not_written_over(rendered: Callable[..., Path], refused: Callable[..., str]) -> None:

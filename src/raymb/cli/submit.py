@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import typer
+from typer.core import TyperGroup
 
 from raymb.errors import SpecError
 from raymb.spec.sections import RunSpec
@@ -28,7 +29,7 @@ TARGETS: dict[str, tuple[type[Target], str]] = {
 """Name to its flags and what it makes."""
 
 
-class TargetGroup(typer.core.TyperGroup):
+class TargetGroup(TyperGroup):
     """The group of targets: a wrong one is answered with the list."""
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:

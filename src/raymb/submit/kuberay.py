@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
+from raymb.errors import SpecError
 from raymb.spec import spec_as_yaml
-from raymb.spec.values import Size, Words
+from raymb.spec.values import Size, Words, written_as
 from raymb.submit.target import SPEC, Submission, Target, as_yaml
 
 MANIFEST = "rayjob.yaml"
 _SPEC_DIRECTORY = "/etc/raymb"
-Claim = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?:/.+$")]
-Label = Annotated[str, Field(pattern=r"^[\w./-]+=[\w.-]*$")]
+Claim = Annotated[
+    str, written_as(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?:/.+", "must be CLAIM:/PATH, the name in small letters")
+]
+Label = Annotated[str, written_as(r"[\w./-]+=[\w.-]*", "must be NAME=VALUE")]
+Quantity = Annotated[str, written_as(r"\d+(\.\d+)?([KMGT]i?)?", "must be a number and Ki, Mi, Gi or Ti, such as 256Gi")]
 
 
 class Kuberay(Target):
@@ -31,13 +36,13 @@ class Kuberay(Target):
     """Secret of the namespace whose keys become environment variables, such as HF_TOKEN. Repeatable."""
     cpus_per_node: Size = 32
     """CPUs of a worker pod."""
-    memory: str = Field(default="256Gi", pattern=r"^\d+(\.\d+)?([KMGT]i?)?$")
+    memory: Quantity = "256Gi"
     """Memory of a worker pod."""
-    shared_memory: str = Field(default="64Gi", pattern=r"^\d+(\.\d+)?([KMGT]i?)?$")
+    shared_memory: Quantity = "64Gi"
     """/dev/shm of a pod, for NCCL and Ray's object store; a part of --memory."""
     head_cpus: Size = 4
     """CPUs of the head, which runs the driver and no worker."""
-    head_memory: str = Field(default="32Gi", pattern=r"^\d+(\.\d+)?([KMGT]i?)?$")
+    head_memory: Quantity = "32Gi"
     """Memory of the head."""
     gpu_resource: str = "nvidia.com/gpu"
     """Kubernetes' name of a GPU."""
@@ -68,8 +73,6 @@ class Kuberay(Target):
         return "--volume_claims CLAIM:/PATH mounts a volume; or give an address (s3://...) or a hub id"
 
     def check(self, job: Submission) -> None:
-        from raymb.errors import SpecError
-
         if job.options.pass_env:
             raise SpecError(
                 f"--pass_env {','.join(job.options.pass_env)}: a manifest would hold the values",
@@ -90,8 +93,6 @@ class Kuberay(Target):
         return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": self._metadata(job), "data": spec}
 
     def _ray_job(self, job: Submission) -> dict[str, Any]:
-        import shlex
-
         labels = {"kueue.x-k8s.io/queue-name": self.queue} if self.queue else {}
         return {
             "apiVersion": "ray.io/v1",

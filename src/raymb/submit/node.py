@@ -26,6 +26,7 @@ _LOST = 5
 
 def lead(host: str, port: int, start: Sequence[str], command: Sequence[str]) -> int:
     """Be the head. Returns the exit code of the command."""
+    _say_whether_a_token_is_wanted()
     here = socket.gethostbyname(host)
     # A host that knows itself by a loopback address only (127.0.1.1 on Debian): Ray finds the one that others see.
     own_address = [] if here.startswith("127.") else [f"--node-ip-address={here}"]
@@ -44,6 +45,7 @@ def lead(host: str, port: int, start: Sequence[str], command: Sequence[str]) -> 
 
 def follow(host: str, port: int, start: Sequence[str]) -> int:
     """Join the head, and stay until it is gone."""
+    _say_whether_a_token_is_wanted()
     if not _answers(host, port, SECONDS_FOR_THE_HEAD):
         print(f"no Ray head answers at {host}:{port}", file=sys.stderr)
         return 1
@@ -56,6 +58,11 @@ def follow(host: str, port: int, start: Sequence[str]) -> int:
         return 0 if not _knock(host, port) else 1
     finally:
         _stop(ray)
+
+
+def _say_whether_a_token_is_wanted() -> None:
+    """Left unsaid, Ray 2.60 has a head take the token that a home directory may have, and its driver none."""
+    os.environ.setdefault("RAY_AUTH_MODE", "token" if "RAY_AUTH_TOKEN" in os.environ else "disabled")
 
 
 def _start(words: Sequence[str]) -> subprocess.Popen[bytes]:

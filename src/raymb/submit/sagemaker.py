@@ -11,15 +11,16 @@ from pydantic import Field
 
 from raymb.errors import SpecError, SubmitError, last_line
 from raymb.spec import without_secrets
-from raymb.spec.values import Size, Words
+from raymb.spec.values import Size, Words, written_as
 from raymb.submit.target import Submission, Target
 
 REQUEST = "training-job.json"
 INPUT = "/opt/ml/input/data"
 CHECKPOINTS = "/opt/ml/checkpoints"
 _LONGEST_HYPERPARAMETER = 2500
-Bucket = Annotated[str, Field(pattern=r"^s3://[^/]+(/.*)?$")]
-Channel = Annotated[str, Field(pattern=r"^[A-Za-z0-9.\-_]+=s3://.+$")]
+Bucket = Annotated[str, written_as(r"s3://[^/]+(/.*)?", "must be s3://bucket/prefix")]
+Channel = Annotated[str, written_as(r"[A-Za-z0-9.\-_]+=s3://.+", "must be NAME=s3://bucket/prefix")]
+Role = Annotated[str, written_as(r"arn:aws[a-z\-]*:iam::\d{12}:role/.+", "must be arn:aws:iam::ACCOUNT:role/NAME")]
 
 
 class Sagemaker(Target):
@@ -28,7 +29,7 @@ class Sagemaker(Target):
 
     image: str
     """Image in a registry that SageMaker reads (ECR), built from the Containerfile."""
-    role: str = Field(pattern=r"^arn:aws[a-z\-]*:iam::\d{12}:role/.+$")
+    role: Role
     """ARN of the role that the job has."""
     instance_type: str
     """Such as ml.p5.48xlarge; each instance holds --gpus_per_node workers."""

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
 from raymb.errors import SpecError
-from raymb.spec.values import Size, Words
+from raymb.spec.values import Size, Words, written_as
 from raymb.submit.target import SPEC, Submission, Target
 
 SCRIPT, NODE = "job.sbatch", "node.sh"
+
+
+TimeLimit = Annotated[
+    str, written_as(r"(\d+-)?\d+(:\d\d){0,2}", "must be MINUTES, HH:MM:SS or DAYS-HH:MM:SS, such as 1-12:00:00")
+]
+Memory = Annotated[str, written_as(r"\d+[KMGT]?", "must be a number and K, M, G or T, such as 900G")]
 
 
 class Slurm(Target):
@@ -26,13 +32,13 @@ class Slurm(Target):
     """Account to charge."""
     qos: str | None = None
     """Quality of service."""
-    time_limit: str | None = Field(default=None, pattern=r"^(\d+-)?\d+(:\d\d){0,2}$")
+    time_limit: TimeLimit | None = None
     """Slurm's time limit: MINUTES, HH:MM:SS or DAYS-HH:MM:SS; default: the partition's."""
     gpu_type: str | None = None
     """Kind of GPU in Slurm's words, such as h100 for --gpus-per-node=h100:8."""
     cpus_per_node: Size | None = None
     """CPUs of a node; default: all of them with --exclusive, else 8 a worker."""
-    memory: str | None = Field(default=None, pattern=r"^\d+[KMGT]?$")
+    memory: Memory | None = None
     """Memory of a node, such as 900G; default: all of it."""
     constraint: str | None = None
     """Features that the nodes must have."""

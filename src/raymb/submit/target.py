@@ -13,19 +13,26 @@ from pydantic import BeforeValidator, Field
 
 from raymb.errors import SubmitError
 from raymb.spec.sections import RunSpec
-from raymb.spec.values import Section, comma_words
+from raymb.spec.values import Section, comma_words, written_as
 
 SPEC = "spec.yaml"
 """The resolved spec in a job's directory."""
 
-Variables = Annotated[list[Annotated[str, Field(pattern=r"^[A-Za-z_]\w*$")]], BeforeValidator(comma_words)]
+_Variable = Annotated[str, written_as(r"[A-Za-z_]\w*", "must be the name of a variable, without a value")]
+Variables = Annotated[list[_Variable], BeforeValidator(comma_words)]
 """Names of environment variables, with commas between them or repeated."""
+
+
+JobName = Annotated[
+    str, written_as(r"[a-z]([a-z0-9-]{0,45}[a-z0-9])?", "must be at most 47 small letters, digits and '-'")
+]
+"""KubeRay adds to it, and a DNS label has 63 characters."""
 
 
 class JobOptions(Section):
     """What is asked of a job whatever its target; the section `Job` of --help."""
 
-    job_name: str | None = Field(default=None, pattern=r"^[a-z]([a-z0-9-]{0,45}[a-z0-9])?$")
+    job_name: JobName | None = None
     """Name of the job: small letters, digits and '-'. Default: made from --experiment_name, else from the model."""
     output: Path | None = None
     """Directory for the job's files. Default: raymb-jobs/JOB_NAME."""

@@ -24,8 +24,8 @@ class Uploading(Target):
         return (job.directory / SPEC).relative_to(self.root(job)).as_posix()
 
     def is_uploaded(self, path: str) -> bool:
-        root = self.working_dir.expanduser().absolute() if self.working_dir else None
-        return root == Path.cwd() and not Path(path).is_absolute() and (root / path).exists()
+        here = self.working_dir is not None and self.working_dir.expanduser().absolute() == Path.cwd()
+        return here and not Path(path).is_absolute() and Path(path).exists()
 
     def check(self, job: Submission) -> None:
         if not self.root(job).is_dir() and self.working_dir:
