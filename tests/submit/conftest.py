@@ -14,6 +14,8 @@ from tests.models import write_rows
 from tests.smoke.conftest import words_of
 
 MODEL = ["--hf_model_path", "model", "--dataset", "rows"]
+AWAY = ["--hf_model_path", "/shared/model", "--dataset", "/shared/rows"]
+"""What only the cluster has."""
 STORED = ["--storage_path", "s3://bucket/runs"]
 
 

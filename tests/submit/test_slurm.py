@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.submit.conftest import MODEL
+from tests.submit.conftest import AWAY as MODEL
+from tests.submit.conftest import MODEL as HERE
 
 GPUS = ["--backend", "cuda", "--num_workers", "16", "--global_batch_size", "16"]
 
@@ -71,15 +72,15 @@ def test_a_job_that_is_not_requeued(rendered: Callable[..., Path]) -> None:
 
 def test_a_container_of_pyxis(rendered: Callable[..., Path], refused: Callable[..., str], home: Path) -> None:
     image = ["--container_image", "registry/raymb:1"]
-    assert "--container_mounts DIRECTORY" in refused("slurm", *MODEL, *image, "--container_mounts", "/data")
-    step = step_of(rendered("slurm", *MODEL, *image, container_mounts=[str(home), "/scratch:/data"]))
+    assert "--container_mounts DIRECTORY" in refused("slurm", *HERE, *image, "--container_mounts", "/data")
+    step = step_of(rendered("slurm", *HERE, *image, container_mounts=[str(home), "/scratch:/data"]))
     mounts = f"{home}/raymb-jobs/job:{home}/raymb-jobs/job,{home}:{home},/scratch:/data"
     assert f"--container-image=registry/raymb:1 --container-mounts={mounts} --container-workdir={home}" in step
 
 
 def test_a_container_of_apptainer(rendered: Callable[..., Path], home: Path) -> None:
     flags = {"container_image": "raymb.sif", "container_runtime": "apptainer", "container_mounts": str(home)}
-    step = step_of(rendered("slurm", *MODEL, *GPUS, **flags))
+    step = step_of(rendered("slurm", *HERE, *GPUS, **flags))
     assert f" apptainer exec --nv --bind={home}/raymb-jobs/job" in step and "raymb.sif bash " in step
 
 

@@ -11,7 +11,7 @@ from raymb.cli import main
 from raymb.cli.submit import TARGETS
 from raymb.spec import SECTION_OF_FLAG, load_spec
 from raymb.submit.target import JobOptions
-from tests.submit.conftest import MODEL, STORED
+from tests.submit.conftest import AWAY, MODEL, STORED
 
 CPU = ["--backend", "cpu", "--num_workers", "2"]
 
@@ -42,6 +42,9 @@ def test_what_is_wrong_is_said_before_anything_is_written(refused: Callable[...,
     assert "--time_limit tomorrow: must be MINUTES, HH:MM:SS" in refused("slurm", *MODEL, "--time_limit", "tomorrow")
     assert "--dataset nowhere.jsonl: no such file" in refused(
         "slurm", "--hf_model_path", "model", "--dataset", "nowhere.jsonl"
+    )
+    assert "--dataset typing.jsonl: this path" in refused(
+        "ray", "--hf_model_path", "model", "--dataset", "typing.jsonl", *STORED, "--working_dir", "."
     )
     assert "leave it out" in refused("slurm", *MODEL, "--ray_address", "auto")
     assert not (home / "raymb-jobs").exists()
@@ -75,7 +78,7 @@ def test_no_secret_is_written(
     assert "create secret" in refused("kuberay", *there, "--pass_env", "HF_TOKEN")
     local = ["--working_dir", ".", *MODEL, *STORED, "--pass_env", "HF_TOKEN", "--replace"]
     for target, words in {
-        "slurm": [*MODEL, "--pass_env", "HF_TOKEN", "--replace"],
+        "slurm": [*AWAY, "--pass_env", "HF_TOKEN", "--replace"],
         "ray": local,
         "anyscale": [*local, "--image", "a/b:1", "--instance_type", "p5.48xlarge"],
         "skypilot": [*local, "--accelerator", "H100"],
@@ -98,9 +101,9 @@ def test_the_command_that_is_shown_takes_secrets_from_the_shell(
 
 
 def test_other_files_are_not_written_over(rendered: Callable[..., Path], refused: Callable[..., str]) -> None:
-    job = rendered("slurm", *MODEL, *CPU)
-    rendered("slurm", *MODEL, *CPU)  # the same again
-    changed = ["slurm", *MODEL, *CPU, "--train_iters", "9", "--job_name", "job", "--dry_run"]
+    job = rendered("slurm", *AWAY, *CPU)
+    rendered("slurm", *AWAY, *CPU)  # the same again
+    changed = ["slurm", *AWAY, *CPU, "--train_iters", "9", "--job_name", "job", "--dry_run"]
     assert "--replace writes over it" in refused(*changed)
     assert main(["submit", *changed, "--replace"]) == 0
     assert load_spec({}, [job / "spec.yaml"]).train.train_iters == 9
@@ -109,9 +112,9 @@ def test_other_files_are_not_written_over(rendered: Callable[..., Path], refused
 def test_a_job_that_starts_again_must_be_able_to_go_on(
     refused: Callable[..., str], rendered: Callable[..., Path]
 ) -> None:
-    assert "--overwrite" in refused("slurm", *MODEL, "--overwrite")
-    assert "--resume never" in refused("slurm", *MODEL, "--resume", "never")
-    rendered("slurm", *MODEL, *CPU, "--overwrite", "--no_requeue")
+    assert "--overwrite" in refused("slurm", *AWAY, "--overwrite")
+    assert "--resume never" in refused("slurm", *AWAY, "--resume", "never")
+    rendered("slurm", *AWAY, *CPU, "--overwrite", "--no_requeue")
 
 
 _ANYWHERE = ["--hf_model_path", "/data/model", *STORED]
@@ -120,7 +123,7 @@ _ANYWHERE = ["--hf_model_path", "/data/model", *STORED]
 @pytest.mark.parametrize(
     ("words", "package"),
     [
-        (["slurm", *MODEL], "login node"),
+        (["slurm", *AWAY], "login node"),
         (["kuberay", *_ANYWHERE, "--image", "a", "--volume_claims", "c:/data"], "install kubectl"),
         (["anyscale", *MODEL, *STORED, "--working_dir", ".", "--image", "a/b:1", "--instance_type", "c"], "anyscale"),
         (["skypilot", *_ANYWHERE, "--file_mounts", "/data:s3://b", "--accelerator", "H100"], "skypilot"),

@@ -111,7 +111,9 @@ def _check_paths(spec: RunSpec, target: Target) -> None:
 
 
 def _looks_like_a_path(word: str) -> bool:
-    return word.startswith(("/", ".", "~")) or (Path(word).exists() and word != "sample")
+    from raymb.data.sources import kind_of
+
+    return word.startswith(("/", ".", "~")) or kind_of(word) is not None or (Path(word).exists() and word != "sample")
 
 
 def _as_on_the_cluster(spec: RunSpec) -> RunSpec:
