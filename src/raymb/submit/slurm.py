@@ -155,7 +155,7 @@ fi
 
     def _node(self, job: Submission) -> str:
         """What srun runs on each node."""
-        noted = """sh -c 'echo $$ > "$0"; exec "$@"' "$RAYMB_DRIVER_PID" """
+        noted = """sh -c 'echo $$ > "$0"; exec "$@"' "$RAYMB_DRIVER_PID\""""
         run = shlex.join(job.command(str(job.directory / SPEC)))
         gpus = f"--num-gpus={job.gpus_per_node}"
         if self.launcher == "symmetric-run":
