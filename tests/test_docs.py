@@ -12,8 +12,9 @@ import pytest
 import typer
 
 from raymb.cli import app, options
+from raymb.cli.submit import TARGETS
 from raymb.errors import SpecError
-from raymb.spec import SECTION_OF_FLAG
+from raymb.spec import SECTION_OF_FLAG, load_section
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -73,6 +74,9 @@ def check(words: list[str]) -> None:
         values["hf_model_path"] = values["hf_model_path"] or "MODEL"
         values["config"] = [file for file in values["config"] or () if (ROOT / file).is_file()]
         options._spec({name: values[name] for name in (*SECTION_OF_FLAG, "config", "overrides")})
+        if words[0] == "submit" and len(words) > 2:
+            target, _ = TARGETS[words[1]]
+            load_section(target, {name: values[name] for name in target.model_fields})
 
 
 @pytest.mark.parametrize(("page", "command"), COMMANDS)
@@ -117,7 +121,7 @@ def flags() -> set[str]:
     return {*of(typer.main.get_command(app)), "--help"}
 
 
-OTHERS = {"--all", "--sides", "--warm", "--break-system-packages", "--gpus"}
+OTHERS = {"--all", "--batch", "--break-system-packages", "--gpus", "--reservation", "--sides", "--signal", "--warm"}
 """Flags of scripts and of other programs."""
 
 

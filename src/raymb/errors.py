@@ -7,7 +7,8 @@ RaymbError                 message + hint; the base of everything raymb raises o
  |    |-- ModelError       the model cannot be found, read or used
  |    |-- DataError        the data cannot be found, read or used
  |    |-- RunDirError      the run directory cannot be claimed
- |    `-- ClusterError     the cluster lacks what the plan needs
+ |    |-- ClusterError     the cluster lacks what the plan needs
+ |    `-- SubmitError      a job's files cannot be written, or the target's client does not take them
  |-- RunFailed             exit 1: workers started and the run did not finish
  |-- StorageError          exit 1: the address of --storage_path does not do as it is told
  |-- BadLoss               on a worker: NaN, or a spike of the loss
@@ -75,6 +76,10 @@ class RunDirError(UserError):
 
 
 class ClusterError(UserError):
+    pass
+
+
+class SubmitError(UserError):
     pass
 
 

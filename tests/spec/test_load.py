@@ -6,9 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from raymb.cli.dry_run import spec_as_yaml
 from raymb.errors import SpecError
-from raymb.spec import FLAG_THAT_OWNS, SECTION_OF_FLAG, SECTIONS, load_spec, spec_from_json, spec_to_json, worker_range
+from raymb.spec import (
+    FLAG_THAT_OWNS,
+    SECTION_OF_FLAG,
+    SECTIONS,
+    load_spec,
+    spec_as_yaml,
+    spec_from_json,
+    spec_to_json,
+    worker_range,
+)
 
 MODEL = {"hf_model_path": "some/model"}
 

@@ -10,7 +10,7 @@ from typing import Any
 import typer
 
 from raymb import __version__
-from raymb.cli import data, doctor, evaluate, export, finetune, generate, options, plan, recipes, report, schema
+from raymb.cli import data, doctor, evaluate, export, finetune, generate, options, plan, recipes, report, schema, submit
 from raymb.cli.help_text import SectionedCommand
 from raymb.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_USER, RaymbError
 
@@ -57,7 +57,14 @@ _recipes.command("list", short_help="Every recipe by family, with mode, GPUs and
 _recipes.command("show", short_help="A recipe as YAML for --config.")(recipes.show)
 app.add_typer(_recipes, name="recipes")
 
+_submit = typer.Typer(help="Run as the job of a cluster.", cls=submit.TargetGroup, rich_markup_mode=None)
+for _name, (_kind, _summary) in submit.TARGETS.items():
+    _command = options.with_spec_options(submit.command_for(_kind))
+    _submit.command(_name, cls=SectionedCommand, short_help=_summary)(_command)
+app.add_typer(_submit, name="submit")
 
+
+@_submit.callback(invoke_without_command=True)
 @_recipes.callback(invoke_without_command=True)
 @_data.callback(invoke_without_command=True)
 def _group_root(context: typer.Context) -> None:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from raymb.plan.table import print_plan
-from raymb.spec import without_secrets
+from raymb.spec import spec_as_yaml
 
 if TYPE_CHECKING:
     from raymb.preflight import Preflight
-    from raymb.spec.sections import RunSpec
 
 
 def print_dry_run(checked: Preflight) -> None:
@@ -18,11 +17,3 @@ def print_dry_run(checked: Preflight) -> None:
     print(f"\n{checked.prepared.summary()}")
     print("\n# the resolved spec, as YAML for --config")
     print(spec_as_yaml(checked.spec), end="")
-
-
-def spec_as_yaml(spec: RunSpec) -> str:
-    """The spec as YAML in the order of the schema."""
-    import yaml
-
-    content = without_secrets(spec).model_dump(mode="json")
-    return yaml.safe_dump(content, sort_keys=False, width=1000)

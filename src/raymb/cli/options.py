@@ -14,7 +14,9 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from raymb.errors import SpecError
+from raymb.spec import load_section
 from raymb.spec.sections import FLAG_THAT_OWNS, SECTIONS, RunSpec
+from raymb.spec.values import Section
 
 
 def underscored(name: str) -> str:
@@ -26,7 +28,8 @@ def with_spec_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command every flag of the schema, `--config` and positional overrides.
 
     Args:
-        command: `command(spec, **own options)`; its first parameter receives the RunSpec.
+        command: `command(spec, **own options)`; its first parameter receives the RunSpec. One that is annotated with
+            a Section receives that section, made from flags of the command's own.
 
     Returns:
         A function whose signature typer reads. Values arrive as strings, so that the schema checks them all at once.
@@ -35,15 +38,21 @@ def with_spec_options(command: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(command)
     def wrapped(**values: Any) -> Any:
         own_values = {name: values.pop(name) for name in own}
+        own_flags = {name: {flag: values.pop(flag) for flag in kind.model_fields} for name, kind in sections.items()}
+        own_values |= {name: load_section(kind, own_flags[name]) for name, kind in sections.items()}
         return command(_spec(values), **own_values)
 
-    own = list(inspect.signature(command).parameters)[1:]
+    others = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
+    sections = {one.name: one.annotation for one in others if _is_section(one.annotation)}
+    own = [one.name for one in others if one.name not in sections]
     parameters = [
         inspect.Parameter("overrides", inspect.Parameter.KEYWORD_ONLY, default=_OVERRIDES, annotation=list[str]),
         inspect.Parameter("config", inspect.Parameter.KEYWORD_ONLY, default=_CONFIG, annotation=list[str]),
+        *(one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in others if one.name in own),
         *(
-            parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
-            for parameter in list(inspect.signature(command, eval_str=True).parameters.values())[1:]
+            _parameter(name, flag, field)
+            for name, kind in sections.items()
+            for flag, field in kind.model_fields.items()
         ),
         *_schema_parameters(),
     ]
@@ -51,6 +60,10 @@ def with_spec_options(command: Callable[..., Any]) -> Callable[..., Any]:
     wrapped.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     del wrapped.__wrapped__  # typer would read the hints of the command itself
     return wrapped
+
+
+def _is_section(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, Section)
 
 
 _CONFIG = typer.Option(

@@ -1,6 +1,6 @@
 """What the user asked for, as one frozen object. Imports no framework and looks at nothing outside its input."""
 
-from raymb.spec.load import load_spec, spec_from_json, spec_to_json, without_secrets
+from raymb.spec.load import load_section, load_spec, spec_as_yaml, spec_from_json, spec_to_json, without_secrets
 from raymb.spec.sections import FLAG_THAT_OWNS, SECTION_OF_FLAG, SECTIONS, RunSpec
 from raymb.spec.training import worker_range
 
@@ -9,7 +9,9 @@ __all__ = [
     "SECTIONS",
     "SECTION_OF_FLAG",
     "RunSpec",
+    "load_section",
     "load_spec",
+    "spec_as_yaml",
     "spec_from_json",
     "spec_to_json",
     "without_secrets",

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from raymb.errors import SpecError
 from raymb.spec.conflicts import conflicts
 from raymb.spec.sections import FLAG_THAT_OWNS, SECTION_OF_FLAG, SECTIONS, RunSpec
+from raymb.spec.values import Section
 
 
 def load_spec(
@@ -70,9 +71,29 @@ def load_spec(
     return spec
 
 
+def load_section[Kind: Section](model: type[Kind], flags: Mapping[str, Any]) -> Kind:
+    """A section of a command's own, from its flags; None means not given.
+
+    Raises:
+        SpecError: with every mistake found, one a line.
+    """
+    try:
+        return model.model_validate({flag: value for flag, value in flags.items() if value not in (None, [])})
+    except ValidationError as error:
+        raise SpecError("\n  ".join(_in_flag_names(error, depth=0))) from None
+
+
 def spec_to_json(spec: RunSpec) -> str:
     """The spec as it is stored: secrets that came with --env are left out, and must be given again to repeat a run."""
     return without_secrets(spec).model_dump_json(indent=2) + "\n"
+
+
+def spec_as_yaml(spec: RunSpec) -> str:
+    """The same as YAML for --config, in the order of the schema."""
+    import yaml
+
+    content = without_secrets(spec).model_dump(mode="json")
+    return yaml.safe_dump(content, sort_keys=False, width=1000)
 
 
 def without_secrets(spec: RunSpec) -> RunSpec:
@@ -207,15 +228,15 @@ def _owned_override(path: str) -> str:
     return f"override {path}: this field belongs to the flag --{flag}; use the flag" if flag else ""
 
 
-def _in_flag_names(error: ValidationError) -> list[str]:
-    """A line for every wrong value that names the flag, the value and the rule.
+def _in_flag_names(error: ValidationError, depth: int = 1) -> list[str]:
+    """A line for every wrong value that names the flag, the value and the rule; `depth` sections are above a flag.
 
     pydantic reports a value of `int or "auto"` once for each of the two; they become one line.
     """
     rules: dict[str, list[str]] = {}
     for item in error.errors():
         location = [str(part) for part in item["loc"]]
-        name = location[1] if len(location) > 1 else location[0]
+        name = location[depth] if len(location) > depth else location[0]
         if item["type"] == "missing":
             rules.setdefault(f"--{name}", ["needed"])
             continue

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 
 Auto = Literal["auto"]
 Size = Annotated[int, Field(ge=1)]
@@ -42,6 +44,17 @@ class Section(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=(), allow_inf_nan=False
     )
+
+
+def written_as(pattern: str, rule: str) -> AfterValidator:
+    """Text of a form; `rule` says which: "must be ..."."""
+
+    def check(text: str) -> str:
+        if re.fullmatch(pattern, text) is None:
+            raise PydanticCustomError("form", "{rule}", {"rule": rule})
+        return text
+
+    return AfterValidator(check)
 
 
 def bounds(text: object) -> tuple[int, int]:

@@ -1,0 +1,112 @@
+"""`raymb submit anyscale`: the YAML of an Anyscale job."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+
+from raymb.errors import SpecError
+from raymb.spec.values import Size, Words
+from raymb.submit.target import Submission, as_yaml
+from raymb.submit.working_dir import Uploading
+
+FILE = "job.yaml"
+STORAGE = ("/mnt/cluster_storage", "/mnt/user_storage", "/mnt/shared_storage")
+"""What Anyscale mounts on every node: of the cluster, of the user, of the cloud."""
+
+
+class Anyscale(Uploading):
+    client: ClassVar[str] = "anyscale"
+    package: ClassVar[str] = "pip install anyscale, in an environment of its own, and anyscale login"
+
+    image: str
+    """Image with raymb, built from the Containerfile on one of Anyscale's base images (docs/submit.md)."""
+    registry_login_secret: str | None = None
+    """Anyscale's secret for the image's registry."""
+    instance_type: str | None = None
+    """Instance type of the workers, such as p5.48xlarge; each holds --gpus_per_node workers."""
+    head_instance_type: str | None = None
+    """Instance type of the head; default: Anyscale's. It runs no workers."""
+    market: Literal["on_demand", "spot", "prefer_spot"] = "on_demand"
+    """What kind of instances."""
+    compute_config: str | None = None
+    """Registered compute config, NAME:VERSION, instead of --instance_type."""
+    cloud: str | None = None
+    """Anyscale cloud; default: the organization's."""
+    project: str | None = None
+    """Anyscale project."""
+    queue: str | None = None
+    """Job queue to wait in."""
+    tags: Words = Field(default=[])
+    """Tag, NAME=VALUE. Repeatable."""
+    retries: int = Field(default=3, ge=0)
+    """New starts after a failed one; the run goes on from its newest checkpoint."""
+    time_limit: Size | None = None
+    """Seconds after which a start is ended; --max_time stops it with a checkpoint before."""
+
+    def starts_again(self) -> bool:
+        return self.retries > 0
+
+    def sees(self, path: str) -> bool:
+        return any(Path(path).is_relative_to(place) for place in STORAGE) or self.is_uploaded(path)
+
+    def where(self) -> str:
+        return f"a path below {', '.join(STORAGE)}, an address (s3://...), or --working_dir . for what is here"
+
+    def check(self, job: Submission) -> None:
+        super().check(job)
+        if (self.instance_type is None) == (self.compute_config is None):
+            raise SpecError(
+                "either --instance_type or --compute_config says what the job runs on",
+                "--instance_type p5.48xlarge, or --compute_config NAME:VERSION of one that is registered",
+            )
+        if wrong := [tag for tag in self.tags if "=" not in tag]:
+            raise SpecError(f"--tags {wrong[0]}: NAME=VALUE is expected")
+
+    def files(self, job: Submission) -> dict[str, str]:
+        content = {
+            "name": job.name,
+            "entrypoint": shlex.join(job.command(self.spec_file(job))),
+            "working_dir": str(self.root(job)),
+            "excludes": ["raymb-runs"] if self.working_dir else [],
+            "image_uri": self.image,
+            "registry_login_secret": self.registry_login_secret,
+            "compute_config": self.compute_config or self._compute(job),
+            "cloud": self.cloud,
+            "project": self.project,
+            "max_retries": self.retries,
+            "timeout_s": self.time_limit,
+            "job_queue_config": {"target_job_queue_name": self.queue},
+            "tags": dict(tag.split("=", 1) for tag in self.tags),
+        }
+        return {FILE: as_yaml(content)}
+
+    def _compute(self, job: Submission) -> dict[str, Any]:
+        group = {
+            "name": "workers",
+            "instance_type": self.instance_type,
+            "min_nodes": job.nodes,
+            "max_nodes": job.nodes,
+            "market_type": self.market.upper(),
+        }
+        # A head without CPUs and GPUs in Ray's eyes gets no workers.
+        head = {"instance_type": self.head_instance_type, "resources": {"CPU": 0, "GPU": 0}}
+        return {"head_node": head if self.head_instance_type else None, "worker_nodes": [group]}
+
+    def words(self, job: Submission) -> list[str]:
+        """With the values of variables, which no file has."""
+        return self._words(job, {name: os.environ.get(name, "") for name in job.options.pass_env})
+
+    def shown_command(self, job: Submission) -> str:
+        line = shlex.join(self._words(job, {name: f"<{name}>" for name in job.options.pass_env}))
+        for name in job.options.pass_env:
+            line = line.replace(f"'{name}=<{name}>'", f'"{name}=${name}"')
+        return line
+
+    def _words(self, job: Submission, values: dict[str, str]) -> list[str]:
+        variables = [word for name, value in values.items() for word in ("--env", f"{name}={value}")]
+        return ["anyscale", "job", "submit", "--config-file", str(job.directory / FILE), *variables]

@@ -1,0 +1,168 @@
+"""From a RunSpec to a job: everything that can be found wrong before it is submitted is found here."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from raymb.errors import SpecError
+from raymb.remote import is_address
+from raymb.spec import RunSpec, without_secrets
+from raymb.spec.training import worker_range
+from raymb.submit.target import JobOptions, Submission, Target
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from raymb.plan import Plan
+
+_WEIGHT = re.compile(r":(\d+(\.\d*)?|\.\d+)$")
+_SECONDS_TO_COME_UP = 900.0
+_GPUS_OF_A_NODE = 8
+
+
+def submission(spec: RunSpec, options: JobOptions, target: Target, console: Console) -> Submission:
+    """Check a run as `raymb finetune --dry_run` does, and whether the target can have what it names.
+
+    Args:
+        console: where it says what only the job can check.
+
+    Raises:
+        UserError: for the first thing that is wrong.
+    """
+    _check_flags(spec, options, target)
+    _check_paths(spec, target)
+    there = _as_on_the_cluster(spec)
+    for line in _checked(there, target):
+        console.print(line, highlight=False, soft_wrap=True)
+    name = options.job_name or _name(spec)
+    workers = worker_range(spec.parallel)[1]
+    job = Submission(
+        name=name,
+        spec=there,
+        workers=workers,
+        workers_per_node=min(workers, spec.cluster.gpus_per_node or _GPUS_OF_A_NODE),
+        gpus=spec.run.backend != "cpu",
+        directory=(options.output or Path("raymb-jobs", name)).expanduser().absolute(),
+        options=options,
+    )
+    target.check(job)
+    return job
+
+
+def _check_flags(spec: RunSpec, options: JobOptions, target: Target) -> None:
+    if spec.cluster.ray_address is not None:
+        raise SpecError(
+            f"--ray_address {spec.cluster.ray_address}: a job joins the Ray cluster that it runs on",
+            "leave it out (raymb submit ray has --address for the cluster's job server)",
+        )
+    if secret := sorted(spec.cluster.env.keys() - without_secrets(spec).cluster.env.keys()):
+        raise SpecError(
+            f"--env {secret[0]}=... would be written into the job's files",
+            f"export {secret[0]} and give --pass_env {','.join(secret)}",
+        )
+    if missing := [name for name in options.pass_env if name not in os.environ]:
+        raise SpecError(f"--pass_env {missing[0]}: this variable is not set here", f"export {missing[0]}=...")
+    if target.starts_again():
+        if spec.checkpoint.overwrite:
+            raise SpecError(
+                "--overwrite: a job that is started again would delete what it has trained",
+                "leave it out, and give a new --experiment_name",
+            )
+        if spec.checkpoint.resume == "never":
+            raise SpecError("--resume never: a job that is started again could not go on", "leave it out")
+
+
+def _paths(spec: RunSpec) -> Iterator[tuple[str, str]]:
+    """(flag, path) for every value that names a file or directory, not a hub id or an address."""
+    data, checkpoint = spec.data, spec.checkpoint
+    for word in data.dataset:
+        yield "dataset", word if Path(word).exists() else _WEIGHT.sub("", word)
+    named = {
+        "hf_model_path": spec.model.hf_model_path,
+        "validation_dataset": data.validation_dataset,
+        "test_dataset": data.test_dataset,
+        "chat_template": data.chat_template,
+        "output_dir": checkpoint.output_dir,
+        "resume": None if checkpoint.resume in ("auto", "never") else checkpoint.resume,
+        "storage_path": spec.run.storage_path,
+    }
+    yield from ((flag, str(value)) for flag, value in named.items() if value is not None)
+
+
+_ALWAYS_PATHS = ("chat_template", "output_dir", "resume", "storage_path")
+
+
+def _check_paths(spec: RunSpec, target: Target) -> None:
+    """
+    Raises:
+        SpecError: naming every path that the job would not see.
+    """
+    problems = [
+        f"--{flag} {path}: this path is not one that the job sees"
+        for flag, path in _paths(spec)
+        if (flag in _ALWAYS_PATHS or _looks_like_a_path(path)) and not is_address(path) and not target.sees(path)
+    ]
+    if problems:
+        raise SpecError("\n  ".join(problems), target.where())
+
+
+def _looks_like_a_path(word: str) -> bool:
+    from raymb.data.sources import kind_of
+
+    return word.startswith(("/", ".", "~")) or kind_of(word) is not None or (Path(word).exists() and word != "sample")
+
+
+def _as_on_the_cluster(spec: RunSpec) -> RunSpec:
+    """The spec of a driver that joins the cluster it is on, and waits for nodes that come up beside it."""
+    seconds = max(spec.cluster.wait_for_resources, _SECONDS_TO_COME_UP)
+    cluster = spec.cluster.model_copy(update={"ray_address": "auto", "wait_for_resources": seconds})
+    return spec.model_copy(update={"cluster": cluster})
+
+
+def _checked(spec: RunSpec, target: Target) -> Iterator[str]:
+    """Look at model, layout and data as far as they are to be had here; a line for what the job has to check."""
+    absent = {flag: path for flag, path in _paths(spec) if Path(path).is_absolute() and not Path(path).exists()}
+    if "hf_model_path" in absent:
+        yield f"not checked here, but by the job first: --hf_model_path {absent['hf_model_path']} and the layout"
+        return
+    if target.shares_files and "dataset" not in absent:
+        from raymb.preflight import preflight
+
+        checked = preflight(spec)
+        yield from _described(checked.plan)
+        yield checked.prepared.summary()
+        return
+    from raymb.plan import make_plan
+    from raymb.preflight import checked_shape, local_backend, local_gpu
+
+    shape = checked_shape(spec)
+    yield from _described(make_plan(spec, shape, backend=local_backend(spec), gpu=local_gpu(spec)))
+    for word in spec.data.dataset:
+        path = Path(_WEIGHT.sub("", word))
+        if path.exists():
+            from raymb.data.locate import locate
+
+            locate(word, chat=shape.has_chat_template)
+        else:
+            yield f"not checked here, but by the job first: --dataset {word}"
+
+
+def _described(plan: Plan) -> Iterator[str]:
+    sizes = (
+        plan.tensor_parallel_size,
+        plan.pipeline_parallel_size,
+        plan.context_parallel_size,
+        plan.num_workers // plan.model_parallel_size,
+    )
+    shape = " x ".join(str(size) for size in sizes)
+    yield f"checked: {plan.num_workers} workers = {shape} (tensor x pipeline x context x data parallel)"
+
+
+def _name(spec: RunSpec) -> str:
+    """A DNS label."""
+    text = spec.run.experiment_name or Path(spec.model.hf_model_path).name
+    return "raymb-" + re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:40].strip("-")

@@ -1,0 +1,119 @@
+"""`raymb submit ray`: a job of a Ray cluster that runs, by its job server."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from raymb.errors import EXIT_FAILED, EXIT_OK, SubmitError, last_line
+from raymb.submit.target import Submission
+from raymb.submit.working_dir import Uploading
+
+if TYPE_CHECKING:
+    from ray.job_submission import JobSubmissionClient
+
+
+class Ray(Uploading):
+    client: ClassVar[str] = "ray"
+
+    address: str | None = None
+    """Job server of the cluster, http://HOST:8265; default: the RAY_API_SERVER_ADDRESS variable. A cluster with a token
+    takes it from RAY_AUTH_TOKEN or ~/.ray/auth_token."""
+    follow: bool = False
+    """Print the job's output until it ends, and end with its exit code."""
+
+    def sees(self, path: str) -> bool:
+        return Path(path).is_absolute() or self.is_uploaded(path)
+
+    def where(self) -> str:
+        return (
+            "absolute paths are taken as the cluster's own, which every node sees; --working_dir . uploads what is here"
+        )
+
+    def files(self, job: Submission) -> dict[str, str]:
+        return {}
+
+    def words(self, job: Submission) -> list[str]:
+        address = ["--address", self.address] if self.address else []
+        wait = [] if self.follow else ["--no-wait"]
+        values = {name: f"${name}" for name in job.options.pass_env}
+        environment = self._runtime_env(job, values)
+        directory = ["--working-dir", environment.pop("working_dir")]
+        more = ["--runtime-env-json", json.dumps(environment)] if environment else []
+        return ["ray", "job", "submit", *address, *directory, *wait, *more, "--", *job.command(self.spec_file(job))]
+
+    def _runtime_env(self, job: Submission, values: dict[str, str]) -> dict[str, Any]:
+        """Runs that lie in an uploaded directory stay here."""
+        environment: dict[str, Any] = {"working_dir": str(self.root(job))}
+        if values:
+            environment["env_vars"] = values
+        return {**environment, "excludes": ["raymb-runs"]} if self.working_dir else environment
+
+    def shown_command(self, job: Submission) -> str:
+        """The values of variables are the shell's to fill in."""
+        line = shlex.join(self.words(job))
+        for name in job.options.pass_env:
+            line = line.replace(f"${name}", f"'\"${name}\"'")
+        return line
+
+    def submit(self, job: Submission) -> int:
+        """By Ray's own client, so that no value of a variable stands in a command line."""
+        client = _client(self.address)
+        values = {name: os.environ[name] for name in job.options.pass_env}
+        try:
+            identity = client.submit_job(
+                entrypoint=shlex.join(job.command(self.spec_file(job))),
+                runtime_env=self._runtime_env(job, values),
+                metadata={"name": job.name},
+            )
+        except (RuntimeError, ValueError, OSError) as error:
+            raise SubmitError(f"the job server refuses the job: {last_line(error)}") from None
+        print(f"submitted: {identity}")
+        to = f" --address {self.address}" if self.address else ""
+        if not self.follow:
+            print(f"  ray job logs{to} --follow {identity}\n  ray job stop{to} {identity}")
+            return EXIT_OK
+        return asyncio.run(_followed(client, identity))
+
+
+def _client(address: str | None) -> JobSubmissionClient:
+    from raymb.cluster import check_reachable
+
+    asked = address or os.environ.get("RAY_API_SERVER_ADDRESS")
+    if not asked:
+        raise SubmitError(
+            "no job server is named", "--address http://HOST:8265, or the RAY_API_SERVER_ADDRESS variable"
+        )
+    if asked.startswith("http"):
+        check_reachable(asked.partition("://")[2].partition("/")[0])
+    import ray
+    from ray.exceptions import RayError
+    from ray.job_submission import JobSubmissionClient
+
+    logging.getLogger("ray").setLevel(logging.WARNING)
+    try:
+        return JobSubmissionClient(asked)
+    except (ImportError, RuntimeError, ConnectionError, ValueError, RayError) as error:
+        hint = f'pip install "ray[default]=={ray.__version__}" here' if "ray[default]" in str(error) else _HINT
+        raise SubmitError(f"no job server answers at {asked}: {' '.join(str(error).split())[:300]}", hint) from None
+
+
+_HINT = (
+    "--address takes the dashboard's address, http://HOST:8265; the head needs ray[default]; a token comes from "
+    "RAY_AUTH_TOKEN or ~/.ray/auth_token (ray get-auth-token on the head)"
+)
+
+
+async def _followed(client: Any, identity: str) -> int:
+    """The job's output as it comes, and its driver's exit code."""
+    async for text in client.tail_job_logs(identity):
+        print(text, end="", flush=True)
+    info = client.get_job_info(identity)
+    print(f"{identity}: {info.status.value}")
+    code = EXIT_OK if info.status == "SUCCEEDED" else EXIT_FAILED
+    return code if info.driver_exit_code is None else info.driver_exit_code

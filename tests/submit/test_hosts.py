@@ -1,0 +1,56 @@
+"""What runs on the nodes of a job, as far as it starts no Ray: test_real.py does."""
+
+from __future__ import annotations
+
+import json
+import socket
+from pathlib import Path
+
+import pytest
+
+from raymb.spec import RunSpec
+from raymb.submit import node
+from raymb.submit.sagemaker_host import channels_of, hosts_of, sections_of, take_export
+
+
+def test_the_hosts_of_sagemaker(tmp_path: Path) -> None:
+    toolkit = {"SM_HOSTS": '["algo-2", "algo-1"]', "SM_CURRENT_HOST": "algo-2"}
+    assert hosts_of(toolkit, tmp_path) == ("algo-2", ["algo-1", "algo-2"])
+    config = tmp_path / "input/config/resourceconfig.json"
+    assert hosts_of({}, tmp_path) == ("127.0.0.1", ["127.0.0.1"])
+    config.parent.mkdir(parents=True)
+    config.write_text(json.dumps({"current_host": "algo-1", "hosts": ["algo-1", "algo-2"]}))
+    assert hosts_of({}, tmp_path) == ("algo-1", ["algo-1", "algo-2"])
+
+
+def test_channels_stand_for_data_that_no_flag_names(tmp_path: Path) -> None:
+    (tmp_path / "input/data/model").mkdir(parents=True)
+    channels = channels_of({"SM_CHANNEL_TRAIN": "/rows", "SM_CHANNEL_VALIDATION": "/held-out"}, tmp_path)
+    assert channels == {"model": str(tmp_path / "input/data/model"), "train": "/rows", "validation": "/held-out"}
+    asked = {"data": json.dumps({"validation_dataset": "mine.jsonl"}), "sagemaker_program": "x"}
+    sections = sections_of(asked, channels, tmp_path, hosts=1)
+    spec = RunSpec.model_validate(sections)
+    assert spec.model.hf_model_path == channels["model"]
+    assert (spec.data.dataset, spec.data.validation_dataset) == (["/rows"], "mine.jsonl")
+    assert spec.run.storage_path == str(tmp_path / "checkpoints")
+    assert "storage_path" not in sections_of(asked, channels, tmp_path, hosts=2)["run"]
+
+
+@pytest.mark.parametrize("name", ["hf", "adapter"])
+def test_what_was_exported_goes_to_sagemaker(name: str, tmp_path: Path) -> None:
+    exported = tmp_path / "runs" / "job" / name
+    exported.mkdir(parents=True)
+    (exported / "config.json").write_text("{}")
+    run = {"storage_path": str(tmp_path / "runs"), "experiment_name": "job"}
+    take_export({"model": {"hf_model_path": "a"}, "run": run}, tmp_path / "model")
+    assert [path.relative_to(tmp_path / "model").as_posix() for path in (tmp_path / "model").rglob("*.json")] == [
+        f"{name}/config.json"
+    ]
+
+
+def test_a_node_whose_head_never_comes_gives_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(node, "SECONDS_FOR_THE_HEAD", 0.1)
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        assert node.follow("127.0.0.1", closed.getsockname()[1], []) == 1

@@ -1,0 +1,163 @@
+"""What the other targets render, checked by their own schemas: Kubernetes' for KubeRay's pods, botocore's model of
+CreateTrainingJob; test_clients.py has the parsers of anyscale and sky."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from raymb.spec import load_spec
+from raymb.spec.sections import RunSpec
+from tests.submit.conftest import MODEL, STORED
+
+GPUS = ["--backend", "cuda", "--num_workers", "16", "--global_batch_size", "16"]
+HERE = ["--working_dir", ".", *MODEL, *GPUS]
+RAY_JOB = json.loads(Path(__file__).with_name("rayjob.schema.json").read_text())
+"""The fields of KubeRay's CRD (ray.io/v1, 1.5) as far as raymb renders them; no package index carries the CRD. Pods are
+checked by Kubernetes' own schema."""
+
+
+def documents_of(job: Path, name: str) -> list[Any]:
+    return list(yaml.safe_load_all((job / name).read_text()))
+
+
+KUBERAY: dict[str, Any] = {
+    "hf_model_path": "/data/model",
+    "dataset": "/data/rows",
+    "storage_path": "/data/runs",
+    "image": "registry/raymb:1",
+    "volume_claims": "claim:/data",
+    "num_workers": 16,
+    "backend": "cuda",
+}
+
+
+def checked_ray_job(job: Path) -> dict[str, Any]:
+    """The RayJob, after Kubernetes' schema and the CRD's have taken it."""
+    import jsonschema
+    import kubernetes_validate
+
+    config_map, ray_job = documents_of(job, "rayjob.yaml")
+    version = kubernetes_validate.latest_version()
+    kubernetes_validate.validate(config_map, version, strict=True)
+    jsonschema.validate(ray_job, RAY_JOB)
+    cluster = ray_job["spec"]["rayClusterSpec"]
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "pod"}, **group["template"]}
+        kubernetes_validate.validate(pod, version, strict=True)
+    assert RunSpec.model_validate(yaml.safe_load(config_map["data"]["spec.yaml"]))
+    return ray_job
+
+
+def test_kuberay(rendered: Callable[..., Path]) -> None:
+    ray_job = checked_ray_job(rendered("kuberay", **KUBERAY))
+    spec = ray_job["spec"]
+    assert spec["entrypoint"] == "python -m raymb finetune --config /etc/raymb/spec.yaml"
+    workers = spec["rayClusterSpec"]["workerGroupSpecs"][0]
+    assert [workers[name] for name in ("replicas", "minReplicas", "maxReplicas")] == [2, 2, 2]
+    container = workers["template"]["spec"]["containers"][0]
+    assert container["resources"]["limits"]["nvidia.com/gpu"] == "8"
+    assert {"name": "volume-0", "mountPath": "/data"} in container["volumeMounts"]
+    head = spec["rayClusterSpec"]["headGroupSpec"]
+    assert head["rayStartParams"] == {"num-cpus": "0"}
+    assert "nvidia.com/gpu" not in head["template"]["spec"]["containers"][0]["resources"]["limits"]
+
+
+def test_everything_of_kuberay(rendered: Callable[..., Path]) -> None:
+    more = {"secrets": ["hub", "tracking"], "queue": "team", "service_account": "trainer", "image_pull_secret": "pull"}
+    more |= {"node_selector": "cloud.google.com/gke-accelerator=nvidia-h100-80gb", "time_limit": "3600"}
+    ray_job = checked_ray_job(rendered("kuberay", "--token", **KUBERAY, **more))
+    assert ray_job["metadata"]["labels"] == {"kueue.x-k8s.io/queue-name": "team"}
+    assert ray_job["spec"]["rayClusterSpec"]["authOptions"] == {"mode": "token"}
+    container = ray_job["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]["template"]["spec"]["containers"][0]
+    assert container["envFrom"] == [{"secretRef": {"name": "hub"}}, {"secretRef": {"name": "tracking"}}]
+
+
+def test_the_schema_of_kuberay_finds_mistakes(rendered: Callable[..., Path]) -> None:
+    import jsonschema
+
+    _, ray_job = documents_of(rendered("kuberay", **KUBERAY), "rayjob.yaml")
+    for wrong in ({"entryPoint": "a"}, {"backoffLimit": "3"}, {"rayClusterSpec": {"workerGroupSpecs": [{}]}}):
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate({**ray_job, "spec": {**ray_job["spec"], **wrong}}, RAY_JOB)
+
+
+SAGEMAKER: dict[str, Any] = {
+    "hf_model_path": "/opt/ml/input/data/model",
+    "storage_path": "s3://bucket/runs",
+    "image": "123456789012.dkr.ecr.us-east-1.amazonaws.com/raymb:1",
+    "role": "arn:aws:iam::123456789012:role/train",
+    "instance_type": "ml.p5.48xlarge",
+    "output_s3": "s3://bucket/models",
+    "channels": ["model=s3://bucket/model", "train=s3://bucket/rows"],
+    "num_workers": 16,
+    "backend": "cuda",
+}
+
+
+def checked_request(job: Path) -> dict[str, Any]:
+    """CreateTrainingJob's parameters, after botocore has taken them."""
+    import botocore.session
+    from botocore.validate import ParamValidator
+
+    request = json.loads((job / "training-job.json").read_text())
+    model = botocore.session.get_session().get_service_model("sagemaker").operation_model("CreateTrainingJob")
+    report = ParamValidator().validate(request, model.input_shape)
+    assert not report.has_errors(), report.generate_report()
+    assert max(map(len, request["HyperParameters"].values())) <= 2500
+    return request
+
+
+def test_sagemaker(rendered: Callable[..., Path], tmp_path: Path) -> None:
+    job = rendered("sagemaker", "--spot", **SAGEMAKER)
+    request = checked_request(job)
+    assert request["ResourceConfig"]["InstanceCount"] == 2
+    assert request["StoppingCondition"] == {"MaxRuntimeInSeconds": 86400, "MaxWaitTimeInSeconds": 172800}
+    assert [channel["ChannelName"] for channel in request["InputDataConfig"]] == ["model", "train"]
+    sections = {name: json.loads(text) for name, text in request["HyperParameters"].items()}
+    assert sections["run"]["experiment_name"] == "job"
+    expected = load_spec({}, [job / "spec.yaml"])
+    named = expected.run.model_copy(update={"experiment_name": "job"})
+    assert RunSpec.model_validate(sections) == expected.model_copy(update={"run": named})
+
+
+def test_checkpoints_of_several_instances_need_an_address(refused: Callable[..., str], rendered) -> None:
+    flags = [
+        word
+        for name, value in SAGEMAKER.items()
+        if name not in ("storage_path", "channels", "num_workers")
+        for word in (f"--{name}", str(value))
+    ]
+    flags += ["--channels", "model=s3://bucket/model", "--storage_path", "/opt/ml/checkpoints"]
+    kept = ["--checkpoint_s3", "s3://bucket/checkpoints"]
+    assert "--checkpoint_s3" in refused("sagemaker", *flags, "--num_workers", "8")
+    assert "on each of 2 instances" in refused("sagemaker", *flags, *kept, "--num_workers", "16")
+    assert checked_request(rendered("sagemaker", *flags, *kept, "--num_workers", "8"))["CheckpointConfig"]
+
+
+def test_anyscale(rendered: Callable[..., Path], home: Path, refused: Callable[..., str]) -> None:
+    words = [*HERE, "--storage_path", "/mnt/user_storage/runs", "--image", "registry/raymb:1", "--queue", "night"]
+    (job,) = documents_of(rendered("anyscale", *words, instance_type="p5.48xlarge", tags="team=nlp"), "job.yaml")
+    assert job["entrypoint"] == "python -m raymb finetune --config raymb-jobs/job/spec.yaml"
+    assert (job["working_dir"], job["tags"], job["max_retries"]) == (str(home), {"team": "nlp"}, 3)
+    (group,) = job["compute_config"]["worker_nodes"]
+    assert (group["instance_type"], group["min_nodes"], group["max_nodes"]) == ("p5.48xlarge", 2, 2)
+    assert "either --instance_type or --compute_config" in refused("anyscale", *words)
+
+
+def test_skypilot(rendered: Callable[..., Path], home: Path) -> None:
+    words = [*HERE, *STORED, "--accelerator", "H100", "--file_mounts", "/data:s3://bucket", "--spot"]
+    (task,) = documents_of(rendered("skypilot", *words, image="registry/raymb:1"), "task.yaml")
+    assert task["num_nodes"] == 2 and task["resources"]["accelerators"] == "H100:8"
+    assert task["file_mounts"] == {"/data": "s3://bucket"} and task["workdir"] == str(home)
+    assert '--rank "$SKYPILOT_NODE_RANK"' in task["run"] and "--config raymb-jobs/job/spec.yaml" in task["run"]
+
+
+def test_the_job_must_be_in_what_is_uploaded(refused: Callable[..., str], home: Path) -> None:
+    said = refused("skypilot", *HERE, *STORED, "--accelerator", "H100", "--output", str(home.parent / "elsewhere"))
+    assert "--output " in said and "must be in --working_dir" in said
