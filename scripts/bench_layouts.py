@@ -105,8 +105,10 @@ def _run_all(size: int, trials: list[Trial]) -> None:
 
 
 def _run(trials: list[Trial], gpus: str | None) -> None:
-    """One process for each GPU trains all trials; after one that fails new processes train the rest."""
+    """One process for each GPU trains all trials; after one that fails new processes train the rest, and the one itself
+    again if others had been there before it, which may have left something behind."""
     while trials:
+        first = trials[0]
         visible = {"CUDA_VISIBLE_DEVICES": gpus} if gpus else {}
         process = start([trial.job for trial in trials], subprocess.PIPE, **visible)
         assert process.stdout is not None
@@ -119,7 +121,10 @@ def _run(trials: list[Trial], gpus: str | None) -> None:
                 _print(trials.pop(0))
         timer.cancel()
         if process.wait() and trials:
-            _print(trials.pop(0))
+            if trials[0] is first:
+                _print(trials.pop(0))
+            else:
+                trials[0].lines.clear()
 
 
 def _print(trial: Trial) -> None:

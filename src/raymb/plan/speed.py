@@ -13,37 +13,44 @@ from raymb.plan.memory import activations_a_token, dense_weights, embedding, exp
 from raymb.plan.recompute import recomputed_work
 from raymb.plan.rules import Layout, layers_per_stage
 
-_MATRIX, _SMALL = 0.8, 300
+_MATRIX, _SMALL = 0.84, 170
 """Share of the peak rate that large matrix products reach, and the hidden size at which it is half of that."""
-_ATTENTION = 0.4
+_ATTENTION = 0.35
 """The same in flash attention, forward and backward."""
-_TRAFFIC = {True: 2.0, False: 8.0}
+_TRAFFIC = {True: 3.5, False: 10.3}
 """Times that what a layer keeps goes to memory and back outside of matrix products: with fused kernels and without."""
 _ADAPTER_TRAFFIC = 11.0
 """More of them, for adapters' inputs and sums."""
-_FP8 = 1.25
+_FP8 = 1.45
 """Times as fast as bf16's are FP8's matrix products, with what it takes to make FP8 numbers."""
-_OF_MICRO_BATCH = {True: 60, False: 10}
+_OF_MICRO_BATCH = {True: 90, False: 10}
 """Bytes of traffic a weight that every micro-batch costs, however few its tokens: the weight, its gradient if it is
 trained, and what a matrix product loses with less to do."""
-_LOGITS_TRAFFIC = 8.0
+_LOGITS_TRAFFIC = 5.0
 """Bytes-of-bf16 passes over the logits."""
-_LAUNCH = {False: 1.5e-3, True: 4.2e-3}
-"""Seconds that Python takes to launch a layer's kernels, forward and backward: without and with tensor parallel."""
-_LINK, _LATENCY = 0.3, 25e-6
+_LAUNCH, _LAUNCH_SHARED = 3.5e-3, 1.5e-3
+"""Seconds that Python takes to launch a layer's kernels, forward and backward, and more where the layer is shared with
+other workers: once for tensor, once for context parallel. Hosts differ by a factor of two."""
+_LAUNCH_ADAPTERS, _LAUNCH_EXPERTS, _LAUNCH_EXPERT = 8.2e-3, 13e-3, 0.25e-3
+"""More of them: for a layer's adapters, for its router and dispatcher, for each expert at hand."""
+_LINK, _LATENCY = 0.54, 25e-6
 """Share of a link that collectives reach, and seconds that each of them takes at least."""
 _NETWORK, _SLOW_NETWORK = 50e9, 12.5e9
 """Bytes/s a GPU between nodes: where GPUs have NVLink (400 Gbit/s each), and where they do not."""
-_HOST = 2.0e9
+_HOST = 0.59e9
 """Numbers a second that an optimizer on the host updates, with their way there and back."""
+_OFFLOADED = 92e9
+"""Bytes/s at which activations go to the host and come back, beside the computation."""
 
 
 @dataclass(frozen=True)
 class StepTime:
-    """Seconds: compute (with recomputation), launch (where Python is slower than the GPU), tensor, context and expert
-    parallel waiting, pipeline bubble and its exchange, data parallel waiting, optimizer."""
+    """Seconds: compute (with recomputation), host (activations on their way there and back), launch (where Python is
+    slower than the GPU), tensor, context and expert parallel waiting, pipeline bubble and its exchange, data parallel
+    waiting, optimizer."""
 
     compute: float
+    host: float
     launch: float
     tensor: float
     context: float
@@ -71,12 +78,12 @@ def step_time(layout: Layout, shape: ModelShape, gpu: Gpu, per_node: int) -> Ste
     compute, layers = _slowest_stage(layout, shape, gpu, tokens)
     parts = {
         "compute": compute,
+        "host": 2 * layout.offloaded_layers * tokens * activations_a_token(layout, shape) / _OFFLOADED,
         "tensor": layers * _tensor(layout, shape, gpu, per_node, tokens),
         "context": layers * _context(layout, shape, gpu, per_node, tokens),
         "expert": layers * _expert(layout, shape, gpu, per_node, tokens),
     }
-    launching = layers * _LAUNCH[layout.tensor > 1] * _passes(layout, shape) / 3
-    parts["launch"] = max(0.0, launching - sum(parts.values()))
+    parts["launch"] = max(0.0, layers * _launching(layout, shape) - sum(parts.values()))
     of_micro_batch = sum(parts.values())
     idle = (layout.pipeline - 1) / (layout.virtual or 1)
     crossing = _bandwidth(gpu, layout.num_workers // layout.pipeline * 2, per_node)
@@ -107,6 +114,17 @@ def _slowest_stage(layout: Layout, shape: ModelShape, gpu: Gpu, tokens: float) -
     seconds, count = max((max(layers) * of_layer, max(layers)), (layers[-1] * of_layer + logits, layers[-1]))
     traffic = _OF_MICRO_BATCH[layout.adapter_rank is None] * _local_weights(layout, shape)
     return seconds + traffic / gpu.bandwidth, count
+
+
+def _launching(layout: Layout, shape: ModelShape) -> float:
+    """Of an average layer, for one micro-batch."""
+    seconds = _LAUNCH + _LAUNCH_SHARED * ((layout.tensor > 1) + (layout.context > 1))
+    if layout.adapter_rank is not None:
+        seconds += _LAUNCH_ADAPTERS
+    if shape.num_experts:
+        of_experts = _LAUNCH_EXPERTS + _LAUNCH_EXPERT * shape.num_experts / layout.expert
+        seconds += of_experts * shape.sparse_layers / shape.num_layers
+    return seconds * _passes(layout, shape) / 3
 
 
 def _local_weights(layout: Layout, shape: ModelShape) -> float:
