@@ -31,6 +31,7 @@ from raymb.bridge.overrides import apply_overrides, set_field
 from raymb.job import Job
 from raymb.plan.layout import evaluation_batch
 from raymb.spec.training import Optimizer, Train
+from raymb.vision import FAMILIES
 
 _FP8_RECIPES = {
     "fp8": "bf16_with_fp8_current_scaling_mixed",
@@ -269,6 +270,9 @@ def _dataset(job: Job) -> PreparedRowsConfig:
         test=job.test_rows > 0,
         enable_offline_packing=job.spec.data.packing,
         sample_multiple=job.plan["sample_multiple"],
+        architecture=job.architecture if job.architecture in FAMILIES else "",
+        model_path=job.model_path,
+        revision=job.spec.model.hf_revision,
     )
 
 
