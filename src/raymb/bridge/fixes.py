@@ -91,3 +91,12 @@ def pass_on_llama3_rope(hf_config: Any) -> None:
         original = getattr(cls, "_raymb_apply_scaling", cls._apply_scaling)
         cls._raymb_apply_scaling = original
         cls._apply_scaling = functools.partialmethod(original, **given)
+
+
+def pass_on_mrope_sections(hf_config: Any, provider: Any) -> None:
+    """megatron-bridge 0.6.2, models/qwen_vl/qwen25_vl_bridge.py leaves out how rotary positions are shared among time,
+    height and width, and qwen25_vl_provider.py has the published models' numbers as constants."""
+    text = getattr(hf_config, "text_config", hf_config)
+    sections = (getattr(text, "rope_parameters", None) or {}).get("mrope_section")
+    if sections and hasattr(provider, "mrope_section"):
+        provider.mrope_section = list(sections)
