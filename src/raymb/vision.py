@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from raymb.errors import ModelError, SpecError
 
@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
 TEXT_STEP = "gpt_step"
 """Bridge's forward step for models of text alone."""
+PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
+"""What a model that sees has beside its weights, so that others can show it images."""
 
 
 @dataclass(frozen=True)
@@ -74,3 +76,15 @@ def check_forward_step(asked: str, shape: ModelShape) -> None:
             + ("; llava_step is for models of LLaVA's kind, none of which raymb trains" * (asked == "llava_step")),
             f"leave it out, or set --step_func {own}",
         )
+
+
+def model_class(path: str, *, trust_remote_code: bool = False) -> Any:
+    """transformers' class that loads a model whole.
+
+    Args:
+        path: directory or hub id.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+
+    config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+    return AutoModelForImageTextToText if FAMILIES.keys() & set(config.architectures or ()) else AutoModelForCausalLM

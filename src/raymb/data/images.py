@@ -30,7 +30,7 @@ class ImageProcessor:
     """
 
     def __init__(self, architecture: str, model_path: str, revision: str | None = None):
-        self.family = FAMILIES[architecture]
+        self.family, self.model_path, self.revision = FAMILIES[architecture], model_path, revision
         module, name = self.family.image_processor
         try:
             cls = getattr(importlib.import_module(module), name)
@@ -40,6 +40,13 @@ class ImageProcessor:
                 f"--hf_model_path {model_path}: its image processor cannot be loaded ({_in_one_line(error)})",
                 "preprocessor_config.json belongs beside config.json: fetch the whole model",
             ) from None
+
+    @cached_property
+    def mark_id(self) -> int:
+        """The mark's token, as config.json says it."""
+        from transformers import AutoConfig
+
+        return AutoConfig.from_pretrained(self.model_path, revision=self.revision).image_token_id
 
     def tokens(self, content: bytes) -> int:
         """How many tokens an image takes.
