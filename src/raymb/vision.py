@@ -24,12 +24,14 @@ class VisionFamily:
         step: Bridge's forward step.
         mark: a text: the chat template writes it where an image is, and it is the token of each piece of the image.
         image_processor: module and class of transformers that cuts an image into patches, on Pillow alone.
+        language: beginning of the language part's names in files, and of its modules' names in transformers' model.
     """
 
     name: str
     step: str
     mark: str
     image_processor: tuple[str, str]
+    language: tuple[str, str]
 
 
 FAMILIES = {
@@ -38,6 +40,7 @@ FAMILIES = {
         "vlm_step",
         "<|image_pad|>",
         ("transformers.models.qwen2_vl.image_processing_pil_qwen2_vl", "Qwen2VLImageProcessorPil"),
+        ("model.layers.", "model.language_model.layers."),
     ),
 }
 """Architecture to family."""
@@ -51,6 +54,12 @@ def forward_step(asked: str, architecture: str) -> str:
     """
     family = FAMILIES.get(architecture)
     return (family.step if family else TEXT_STEP) if asked == "auto" else asked
+
+
+def module_name(architecture: str, name: str) -> str:
+    """transformers' name of what files call so; the two differ where a model has more than a language part."""
+    stored, module = FAMILIES[architecture].language if architecture in FAMILIES else ("", "")
+    return module + name.removeprefix(stored) if stored and name.startswith(stored) else name
 
 
 def check_forward_step(asked: str, shape: ModelShape) -> None:

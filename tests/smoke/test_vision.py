@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.smoke, pytest.mark.timeout(400)]
 LAYOUTS: dict[str, dict[str, Any]] = {
     "dp2": {"num_workers": 2, "micro_batch_size": 2},
     "tp2": {"num_workers": 2, "tensor_parallel_size": 2},
-    "pp2": {"num_workers": 2, "pipeline_parallel_size": 2},
+    "pp2": {"num_workers": 2, "pipeline_parallel_size": 2, "micro_batch_size": 2},
     "tp2-pp2-dp2": {"num_workers": 8, "tensor_parallel_size": 2, "pipeline_parallel_size": 2},
 }
 

@@ -113,7 +113,9 @@ def _model(job: Job, hf_bridge: AutoBridge, accelerator: Accelerator, precision:
     """The provider of the Hugging Face model; with load_weights a hook fills the weights in when it is built."""
     fixes.pass_on_llama3_rope(hf_bridge.hf_pretrained.config)
     provider = hf_bridge.to_megatron_provider(load_weights=load_weights)
-    fixes.pass_on_mrope_sections(hf_bridge.hf_pretrained.config, provider)
+    if job.architecture in FAMILIES:
+        fixes.pass_on_mrope_sections(hf_bridge.hf_pretrained.config, provider)
+        fixes.lay_out_embeddings()
     plan = job.plan
     settings = {
         "seq_length": job.spec.data.seq_length,

@@ -89,7 +89,7 @@ def _or_nothing(paths: list[Path]) -> Iterator[None]:
 def _write_adapter(hf_bridge: AutoBridge, model: list[Any], job: Job, target: Path, merged: Path | None = None) -> None:
     adapters = make_adapters(job)
     assert adapters is not None
-    write_adapter(hf_bridge, model, adapters, job.model_path, target)
+    write_adapter(hf_bridge, model, adapters, job.model_path, target, job.architecture)
     if dist.get_rank() == 0:
         hf_bridge.hf_pretrained.save_artifacts(target)
         (target / "config.json").unlink(missing_ok=True)  # of a whole model, which this is not

@@ -100,3 +100,20 @@ def pass_on_mrope_sections(hf_config: Any, provider: Any) -> None:
     sections = (getattr(text, "rope_parameters", None) or {}).get("mrope_section")
     if sections and hasattr(provider, "mrope_section"):
         provider.mrope_section = list(sections)
+
+
+def lay_out_embeddings() -> None:
+    """megatron-bridge 0.6.2, models/qwen_vl/modeling_qwen25_vl.py hands on embeddings that are only viewed as
+    [sequence, batch, hidden]; with micro batches of 2 and more every layer's output is strided so, and the exchange
+    between pipeline stages refuses it."""
+    cls = importlib.import_module("megatron.core.models.gpt").GPTModel
+    if hasattr(cls, "_raymb_forward"):
+        return
+    cls._raymb_forward = cls.forward
+
+    @functools.wraps(cls.forward)
+    def forward(self: Any, *args: Any, decoder_input: Any = None, **settings: Any) -> Any:
+        whole = None if decoder_input is None else decoder_input.contiguous()
+        return self._raymb_forward(*args, decoder_input=whole, **settings)
+
+    cls.forward = forward
