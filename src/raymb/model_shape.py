@@ -10,7 +10,13 @@ from typing import Any
 
 from raymb.errors import ModelError
 from raymb.model_files import ModelFiles
-from raymb.model_parameters import HAS_EXACT_COUNT, parameter_count, shared_experts_size, sparse_layers, tower_parameters
+from raymb.model_parameters import (
+    HAS_EXACT_COUNT,
+    parameter_count,
+    shared_experts_size,
+    sparse_layers,
+    tower_parameters,
+)
 
 
 @dataclass(frozen=True)

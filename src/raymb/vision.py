@@ -24,6 +24,7 @@ class VisionFamily:
         step: Bridge's forward step.
         mark: a text: the chat template writes it where an image is, and it is the token of each piece of the image.
         image_processor: module and class of transformers that cuts an image into patches, on Pillow alone.
+        recipes: name of the module that holds Bridge's recipes for it.
         language: beginning of the language part's names in files, and of its modules' names in transformers' model.
     """
 
@@ -31,6 +32,7 @@ class VisionFamily:
     step: str
     mark: str
     image_processor: tuple[str, str]
+    recipes: str
     language: tuple[str, str]
 
 
@@ -40,6 +42,7 @@ FAMILIES = {
         "vlm_step",
         "<|image_pad|>",
         ("transformers.models.qwen2_vl.image_processing_pil_qwen2_vl", "Qwen2VLImageProcessorPil"),
+        "qwen25_vl",
         ("model.layers.", "model.language_model.layers."),
     ),
 }
@@ -56,6 +59,16 @@ def forward_step(asked: str, architecture: str) -> str:
     return (family.step if family else TEXT_STEP) if asked == "auto" else asked
 
 
+def step_of_recipe(module: str) -> str | None:
+    """The forward step of the models of a module of recipes that see images; None where raymb has no way for them."""
+    return next((one.step for one in FAMILIES.values() if one.recipes == module.rpartition(".")[2]), None)
+
+
+def known_families() -> str:
+    """In words."""
+    return " and ".join(sorted(one.name for one in FAMILIES.values()))
+
+
 def module_name(architecture: str, name: str) -> str:
     """transformers' name of what files call so; the two differ where a model has more than a language part."""
     stored, module = FAMILIES[architecture].language if architecture in FAMILIES else ("", "")
@@ -70,11 +83,10 @@ def check_forward_step(asked: str, shape: ModelShape) -> None:
         SpecError: another forward step than its own was asked for.
     """
     family = FAMILIES.get(shape.architecture)
-    known = " and ".join(sorted(one.name for one in FAMILIES.values()))
     if family is None and shape.sees:
         raise ModelError(
-            f"{shape.architecture} has a {shape.sees} beside its language model, and raymb trains {known} only of "
-            f"such models",
+            f"{shape.architecture} has a {shape.sees} beside its language model, of such "
+            f"models raymb trains {known_families()} only",
             "give one of those, or a language model, to --hf_model_path",
         )
     own = family.step if family else TEXT_STEP

@@ -60,7 +60,13 @@ def words_of(flags: dict[str, Any]) -> list[str]:
     words: list[str] = []
     for flag, value in flags.items():
         for one in value if isinstance(value, list) else [value]:
-            words += [f"--no_{flag}"] if one is False else [] if one is None else [f"--{flag}", *([] if one is True else [str(one)])]
+            words += (
+                [f"--no_{flag}"]
+                if one is False
+                else []
+                if one is None
+                else [f"--{flag}", *([] if one is True else [str(one)])]
+            )
     return words
 
 

@@ -82,9 +82,11 @@ def _with_images(batches: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     from megatron.bridge.training.utils.visual_inputs import GenericVisualInputs
 
     for batch in batches:
-        seen = [images for images in batch.pop("images") if images]
+        seen = [images for images in batch["images"] if images]
         joined = {name: torch.cat([images[name] for images in seen]) for name in (seen[0] if seen else ())}
-        yield {**batch, "visual_inputs": GenericVisualInputs(**joined) if joined else None}
+        # A new one: with virtual stages each of a worker's chunks gets the same batch.
+        rest = {name: value for name, value in batch.items() if name != "images"}
+        yield {**rest, "visual_inputs": GenericVisualInputs(**joined) if joined else None}
 
 
 def _keeping(loss_function: Callable, keep_loss: Callable[[Any], None]) -> Callable:

@@ -254,9 +254,7 @@ class Encoder:
         )
         return list(zip(encoded["input_ids"], encoded["offset_mapping"], strict=True))
 
-    def _seen(
-        self, number: int, row: Row, home: Path, marked: bool, problems: list[tuple[int, str]]
-    ) -> _Sample | None:
+    def _seen(self, number: int, row: Row, home: Path, marked: bool, problems: list[tuple[int, str]]) -> _Sample | None:
         """A sample with images."""
         try:
             if self._images is None:
@@ -370,9 +368,7 @@ def _flat(lists: list[list[int]], kind: Any) -> np.ndarray:
     return np.fromiter(chain.from_iterable(lists), dtype=kind, count=sum(map(len, lists)))
 
 
-def _hashes(
-    tokens: np.ndarray, trained: np.ndarray, lengths: np.ndarray, images: list[tuple[str, ...]]
-) -> np.ndarray:
+def _hashes(tokens: np.ndarray, trained: np.ndarray, lengths: np.ndarray, images: list[tuple[str, ...]]) -> np.ndarray:
     ends = np.cumsum(lengths)
     digests = [
         hashlib.blake2b(
