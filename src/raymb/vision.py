@@ -1,4 +1,4 @@
-"""Models that see images: which of them raymb trains, and with which of Bridge's forward steps. Imports no framework."""
+"""Models that see images: which of them raymb trains, and with which of Bridge's forward steps. No framework."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ def table() -> Iterator[list[Row]]:
 
 
 def words_of(flags: dict[str, Any]) -> list[str]:
-    """A command line: a list is a repeated flag, True a flag without a value, False its --no_ form, None one that is not given."""
+    """A command line: a list is a repeated flag, True a flag without a value, False its --no_ form, None none."""
     words: list[str] = []
     for flag, value in flags.items():
         for one in value if isinstance(value, list) else [value]:

@@ -6,18 +6,15 @@ turns.py finds the assistant's turns.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from raymb.data.encoded import Encoded, Sample, collected
 from raymb.data.images import ImageProcessor, ImageReader, Places, expanded
 from raymb.data.shapes import EmptyAnswer, Row, Shape, WrongRow, filled, shown
 from raymb.data.sources import Batch
@@ -53,43 +50,6 @@ class Settings:
     long_rows: str
     architecture: str = ""
     copies: str = ""
-
-
-@dataclass
-class Encoded:
-    """Samples of one batch, one after the other.
-
-    Args:
-        tokens: int32 ids of all samples; trained: uint8, 1 where the token is a target.
-        lengths: tokens of each sample.
-        hashes: uint64, equal for equal samples.
-        numbers: the row number of each sample in its source.
-        where: the source, as in Batch.
-        eos_id: of the tokenizer; also what rows are padded with.
-        problems: (row number, what is wrong) of the rows left out.
-        truncated, too_long, untrained: row numbers: cut, left out for their length, left with nothing to train on.
-        empty, cut_tokens: problems that are empty answers; tokens that were cut.
-        pairs: rows of prompt and completion.
-        size: of the batch.
-        images: digests of each sample's images, which lie in the settings' copies.
-    """
-
-    tokens: np.ndarray
-    trained: np.ndarray
-    lengths: np.ndarray
-    hashes: np.ndarray
-    numbers: np.ndarray
-    where: str
-    eos_id: int
-    problems: list[tuple[int, str]] = field(default_factory=list)
-    truncated: list[int] = field(default_factory=list)
-    too_long: list[int] = field(default_factory=list)
-    untrained: list[int] = field(default_factory=list)
-    empty: int = 0
-    pairs: int = 0
-    cut_tokens: int = 0
-    size: int = 0
-    images: list[tuple[str, ...]] = field(default_factory=list)
 
 
 class Encoder:
@@ -128,7 +88,9 @@ class Encoder:
                 problems.append((number, str(wrong)))
                 empty += isinstance(wrong, EmptyAnswer)
         home = Path(batch.where.rpartition(" ")[0]).parent
-        encoded = self._collected(self._tokenized(rows, home, problems), batch, problems)
+        encoded = collected(
+            self._tokenized(rows, home, problems), batch, problems, self.settings, self.tokenizer.eos_token_id
+        )
         encoded.problems.sort()
         encoded.empty, encoded.pairs = empty, sum("prompt" in row for _, row in rows)
         return encoded
@@ -141,13 +103,13 @@ class Encoder:
             text = filled(template, {columns[0]: text})
         return self._prompts([text])[0]
 
-    def _tokenized(self, rows: list[tuple[int, Row]], home: Path, problems: list[tuple[int, str]]) -> list[_Sample]:
+    def _tokenized(self, rows: list[tuple[int, Row]], home: Path, problems: list[tuple[int, str]]) -> list[Sample]:
         pairs = [(number, row) for number, row in rows if "prompt" in row]
         chats = [(number, row) for number, row in rows if "messages" in row]
         samples = self._pairs(pairs) + self._chats(chats, home, problems)
         return sorted(samples, key=lambda sample: sample.number) if pairs and chats else samples
 
-    def _pairs(self, rows: list[tuple[int, Row]]) -> list[_Sample]:
+    def _pairs(self, rows: list[tuple[int, Row]]) -> list[Sample]:
         """Prompt and completion are tokenized apart, as they are when the model is asked."""
         if not rows:
             return []
@@ -158,7 +120,7 @@ class Encoder:
         samples = []
         for (number, _), prompt, completion in zip(rows, prompts, completions, strict=True):
             target = completion + end
-            samples.append(_Sample(number, prompt + target, [int(full)] * len(prompt) + [1] * len(target)))
+            samples.append(Sample(number, prompt + target, [int(full)] * len(prompt) + [1] * len(target)))
         return samples
 
     def _prompts(self, texts: list[str]) -> list[list[int]]:
@@ -195,7 +157,7 @@ class Encoder:
         processor = ImageProcessor(settings.architecture, settings.model_path, settings.revision)
         return ImageReader(processor, Path(settings.copies))
 
-    def _chats(self, rows: list[tuple[int, Row]], home: Path, problems: list[tuple[int, str]]) -> list[_Sample]:
+    def _chats(self, rows: list[tuple[int, Row]], home: Path, problems: list[tuple[int, str]]) -> list[Sample]:
         if not rows:
             return []
         template = self.tokenizer.chat_template
@@ -220,7 +182,7 @@ class Encoder:
             samples += self._found(rows, problems)
         return sorted(filter(None, samples), key=lambda sample: sample.number)
 
-    def _found(self, rows: list[tuple[int, Row]], problems: list[tuple[int, str]]) -> list[_Sample]:
+    def _found(self, rows: list[tuple[int, Row]], problems: list[tuple[int, str]]) -> list[Sample]:
         """Samples of text, the turns found in them."""
         texts, found, numbers = [], [], []
         for number, row in rows:
@@ -231,7 +193,7 @@ class Encoder:
         if not texts:
             return []
         return [
-            _Sample(number, ids, overlap(offsets, spans))
+            Sample(number, ids, overlap(offsets, spans))
             for number, (ids, offsets), spans in zip(numbers, self._with_offsets(texts), found, strict=True)
         ]
 
@@ -254,7 +216,7 @@ class Encoder:
         )
         return list(zip(encoded["input_ids"], encoded["offset_mapping"], strict=True))
 
-    def _seen(self, number: int, row: Row, home: Path, marked: bool, problems: list[tuple[int, str]]) -> _Sample | None:
+    def _seen(self, number: int, row: Row, home: Path, marked: bool, problems: list[tuple[int, str]]) -> Sample | None:
         """A sample with images."""
         try:
             if self._images is None:
@@ -277,12 +239,12 @@ class Encoder:
             trained = overlap(offsets, spans)
             for begin, end in places.stretches:  # only --loss_mode full would train them
                 trained[begin:end] = [0] * (end - begin)
-            return _Sample(number, ids, trained, tuple(digest for digest, _ in images), places)
+            return Sample(number, ids, trained, tuple(digest for digest, _ in images), places)
         except WrongRow as wrong:
             problems.append((number, str(wrong)))
             return None
 
-    def _marked(self, number: int, row: Row, problems: list[tuple[int, str]]) -> _Sample | None:
+    def _marked(self, number: int, row: Row, problems: list[tuple[int, str]]) -> Sample | None:
         try:
             encoded = self.tokenizer.apply_chat_template(
                 row["messages"], tools=row.get("tools"), return_dict=True, return_assistant_tokens_mask=True
@@ -297,60 +259,7 @@ class Encoder:
             last = len(trained) - trained[::-1].index(1)
             first = max((index + 1 for index in range(last) if not trained[index]), default=0)
             trained = [int(first <= index < last) for index in range(len(ids))]
-        return _Sample(number, ids, trained)
-
-    def _collected(self, samples: list[_Sample], batch: Batch, problems: list[tuple[int, str]]) -> Encoded:
-        settings, kept = self.settings, []
-        truncated, too_long, untrained, cut_tokens = [], [], [], 0
-        for sample in samples:
-            if not any(sample.trained[1:]):
-                problems.append((sample.number, "no token of it is trained"))
-                continue
-            if len(sample.ids) > settings.max_tokens:
-                if settings.long_rows != "truncate":
-                    too_long.append(sample.number)
-                    continue
-                truncated.append(sample.number)
-                whole, sample = len(sample.ids), sample.cut(settings.max_tokens)
-                cut_tokens += whole - len(sample.ids)
-                if not any(sample.trained[1:]):
-                    untrained.append(sample.number)
-                    continue
-            kept.append(sample)
-        tokens = _flat([sample.ids for sample in kept], np.int32)
-        trained = _flat([sample.trained for sample in kept], np.uint8)
-        lengths = np.array([len(sample.ids) for sample in kept], dtype=np.int32)
-        images = [sample.images for sample in kept]
-        return Encoded(
-            tokens=tokens,
-            trained=trained,
-            lengths=lengths,
-            hashes=_hashes(tokens, trained, lengths, images),
-            images=images if any(images) else [],
-            numbers=np.array([sample.number for sample in kept], dtype=np.int64),
-            where=batch.where,
-            eos_id=self.tokenizer.eos_token_id,
-            problems=problems,
-            truncated=truncated,
-            too_long=too_long,
-            untrained=untrained,
-            cut_tokens=cut_tokens,
-            size=batch.size,
-        )
-
-
-@dataclass(frozen=True)
-class _Sample:
-    number: int
-    ids: list[int]
-    trained: list[int]
-    images: tuple[str, ...] = ()
-    places: Places | None = None
-
-    def cut(self, length: int) -> _Sample:
-        """To a length, or to the beginning of an image that would be cut."""
-        length, images = (length, 0) if self.places is None else self.places.kept(length)
-        return _Sample(self.number, self.ids[:length], self.trained[:length], self.images[:images])
+        return Sample(number, ids, trained)
 
 
 def _parsed(line: bytes) -> Any:
@@ -362,22 +271,6 @@ def _parsed(line: bytes) -> Any:
         raise WrongRow(f"not valid JSON: {error.msg} at column {error.colno}: {shown(error.doc)}") from None
     except RecursionError:
         raise WrongRow("not a row: brackets are nested too deeply") from None
-
-
-def _flat(lists: list[list[int]], kind: Any) -> np.ndarray:
-    return np.fromiter(chain.from_iterable(lists), dtype=kind, count=sum(map(len, lists)))
-
-
-def _hashes(tokens: np.ndarray, trained: np.ndarray, lengths: np.ndarray, images: list[tuple[str, ...]]) -> np.ndarray:
-    ends = np.cumsum(lengths)
-    digests = [
-        hashlib.blake2b(
-            tokens[end - length : end].tobytes() + trained[end - length : end].tobytes() + "".join(seen).encode(),
-            digest_size=8,
-        )
-        for end, length, seen in zip(ends, lengths, images, strict=True)
-    ]
-    return np.frombuffer(b"".join(digest.digest() for digest in digests), dtype=np.uint64)
 
 
 def _in_one_line(error: Exception) -> str:

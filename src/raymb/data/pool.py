@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from raymb.data.encode import Encoded
+from raymb.data.encoded import Encoded
 from raymb.data.shapes import ROW_RULE
 from raymb.data.store import Samples
 from raymb.errors import DataError
