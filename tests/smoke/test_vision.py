@@ -12,13 +12,14 @@ import pytest
 from raymb.data.samples import samples_in
 from raymb.data.store import RowFile
 from tests.models import make_tiny_qwen25_vl, write_image_rows
-from tests.smoke.conftest import MAIN_FLAGS, batch_order, read_metrics, worst_deviation
+from tests.smoke.conftest import MAIN_FLAGS, batch_order, curve, read_metrics, worst_deviation
 
 pytestmark = [pytest.mark.smoke, pytest.mark.timeout(400)]
 LAYOUTS: dict[str, dict[str, Any]] = {
     "dp2": {"num_workers": 2, "micro_batch_size": 2},
     "tp2": {"num_workers": 2, "tensor_parallel_size": 2},
     "pp2": {"num_workers": 2, "pipeline_parallel_size": 2, "micro_batch_size": 2},
+    "pp2-vpp2": {"num_workers": 2, "pipeline_parallel_size": 2, "virtual_pipeline_parallel_size": 2},
     "tp2-pp2-dp2": {"num_workers": 8, "tensor_parallel_size": 2, "pipeline_parallel_size": 2},
 }
 
@@ -67,7 +68,7 @@ def test_layout_agrees_with_hugging_face(
 ) -> None:
     from tests.smoke import oracle
 
-    run = finetune(hf_model_path=tiny_vlm, dataset=image_rows, export_hf=False, **LAYOUTS[layout])
+    run = finetune(hf_model_path=tiny_vlm, dataset=image_rows, **LAYOUTS[layout])
     if not oracle_steps:
         samples = _samples(run, tiny_vlm, image_rows)
         batches = [[samples[index] for index in step] for step in batch_order(run)]
@@ -77,3 +78,35 @@ def test_layout_agrees_with_hugging_face(
     print(f"\nloss {metrics[0]['loss']:.6f} -> {metrics[-1]['loss']:.6f}, worst deviation {worst:.2e}")
     assert worst <= 1e-5
     assert metrics[-1]["loss"] < 0.75 * metrics[0]["loss"]
+    [export] = read_metrics(run, "export")
+    assert export["rows"] == 4 and export["error"] < 1e-5  # two images in each
+    assert (run / "hf" / "preprocessor_config.json").exists()
+
+
+@pytest.mark.slow
+def test_a_run_that_was_stopped_goes_on_as_if_it_were_not(
+    finetune: Callable[..., Path], tiny_vlm: Path, image_rows: Path
+) -> None:
+    given = {"hf_model_path": tiny_vlm, "dataset": image_rows, "export_hf": False, "num_workers": 2}
+    whole = finetune(**given, train_iters=6, lr_decay_style="constant", experiment_name="whole")
+    parts = [finetune(**given, train_iters=iters, lr_decay_style="constant") for iters in (3, 6)]
+    assert curve(parts[-1]) == curve(whole)
+
+
+@pytest.mark.slow
+def test_adapters_and_a_recipe(finetune: Callable[..., Path], tiny_vlm: Path, image_rows: Path) -> None:
+    run = finetune(
+        recipe="qwen25_vl_7b_peft_config",
+        hf_model_path=tiny_vlm,
+        dataset=image_rows,
+        num_workers=2,
+        pipeline_parallel_size=2,
+        micro_batch_size=2,
+        train_iters=3,
+        lr_warmup_iters=1,
+        merge=True,
+    )
+    spec = json.loads((run / "spec.json").read_text())
+    assert (spec["train"]["step_func"], spec["peft"]["peft"], spec["peft"]["lora_rank"]) == ("vlm_step", "lora", 32)
+    [export] = read_metrics(run, "export")
+    assert export["error"] < 1e-5 and {Path(one).name for one in export["directories"]} == {"adapter", "hf"}
