@@ -52,7 +52,7 @@ def write_adapter(
     config = build_adapter_config_dict(adapters, infer_target_modules_from_adapter_weights(modules), parameters, base)
     config["use_dora"] = adapters.kind == "dora"
     if architecture in FAMILIES:
-        config["target_modules"] = _only_language(architecture, config["target_modules"])
+        config["target_modules"] = _only_language(architecture, infer_target_modules_from_adapter_weights(modules))
         state = {_PREFIX + module_name(architecture, name.removeprefix(_PREFIX)): one for name, one in state.items()}
     # Tensors of fused matrices share memory, which safetensors refuses.
     save_file({name: tensor.clone().contiguous() for name, tensor in state.items()}, target / WEIGHTS)
