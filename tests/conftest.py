@@ -12,7 +12,7 @@ from raymb.job import Job
 from raymb.model_shape import ModelShape
 from raymb.plan import make_plan
 from raymb.spec import RunSpec
-from tests.models import make_tiny_qwen2, save_tokenizer
+from tests.models import make_tiny_qwen2, save_tokenizer, save_vision_tokenizer
 from tests.s3 import s3 as s3
 from tests.s3 import s3_server as s3_server
 
@@ -38,6 +38,11 @@ QWEN3_MOE_4_LAYERS: dict[str, Any] = QWEN2_4_LAYERS | {
     "decoder_sparse_step": 1,
     "tie_word_embeddings": False,
 }
+QWEN25_VL_4_LAYERS: dict[str, Any] = QWEN2_4_LAYERS | {
+    "architectures": ["Qwen2_5_VLForConditionalGeneration"],
+    "model_type": "qwen2_5_vl",
+    "vision_config": {"hidden_size": 32, "intermediate_size": 48, "depth": 2, "patch_size": 14},
+}
 
 
 @pytest.fixture(scope="session")
@@ -58,6 +63,15 @@ def write_shape_only_model(directory: Path, config: dict[str, Any] = QWEN2_4_LAY
 def shape_only_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A 4-layer Qwen2 for tests that stop before weights are read."""
     return write_shape_only_model(tmp_path_factory.mktemp("models") / "qwen2-4-layers")
+
+
+@pytest.fixture(scope="session")
+def shape_only_vlm_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A 4-layer Qwen2.5-VL with its tokenizer and image processor (at most 12 tokens an image) for tests that stop
+    before weights are read."""
+    directory = write_shape_only_model(tmp_path_factory.mktemp("models") / "qwen25-vl-4-layers", QWEN25_VL_4_LAYERS)
+    save_vision_tokenizer(directory)
+    return directory
 
 
 @pytest.fixture(scope="session")

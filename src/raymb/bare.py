@@ -28,7 +28,7 @@ def main() -> None:
         config, _, _ = prepare(job, Progress(), lambda record: None)
         config.checkpoint.save, config.checkpoint.async_save = None, False
         torch.cuda.reset_peak_memory_stats()
-        forward_step = import_module("megatron.bridge.training.gpt_step").forward_step
+        forward_step = import_module("raymb.bridge.forward").forward_step_of(job)
         import_module("megatron.bridge.training.pretrain").pretrain(config, forward_step)
         peak = import_module("raymb.bridge.collectives").largest_of_all(torch.cuda.max_memory_allocated())
         if dist.get_rank() == dist.get_world_size() - 1:  # the one that Bridge's log comes from

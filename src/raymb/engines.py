@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from raymb.errors import ModelError, SpecError
 from raymb.tuned_model import TunedModel
+from raymb.vision import model_class
 
 Done = Callable[[int], None]
 BASE, TUNED = "base", "tuned"
@@ -86,13 +87,12 @@ def chosen_engine(kind: str) -> str:
 def load_model(path: str, trust_remote_code: bool = False) -> Any:
     """A causal language model, in fp32 on a CPU (bf16 is slow on many), else in its own type on the GPU."""
     import torch
-    from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
     on_gpu = torch.cuda.is_available()
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(
+        model: Any = model_class(path, trust_remote_code=trust_remote_code).from_pretrained(
             path, dtype="auto" if on_gpu else torch.float32, trust_remote_code=trust_remote_code
         )
     except (OSError, ValueError, KeyError) as error:

@@ -118,6 +118,11 @@ def _rows(model: TunedModel, wish: Evaluation, console: Console) -> RowFile:
     if wish.split not in manifest["parts"]:
         there = ", ".join(manifest["parts"])
         raise SpecError(f"--split {wish.split}: {directory} has no such rows", f"there are rows for {there}")
+    if manifest.get("images"):
+        raise SpecError(
+            f"--split {wish.split}: its rows have images, and raymb evaluate asks in words",
+            "name rows of text: --dataset FILE; every export is verified on rows with images anyway",
+        )
     return RowFile(directory / f"{wish.split}.arrow")
 
 

@@ -11,6 +11,7 @@ from raymb import __version__
 from raymb.fingerprint import installed_version
 from raymb.model_files import HUB_ID
 from raymb.run_dir import read_object
+from raymb.vision import PROCESSOR_FILES
 
 CARD, CURVE = "README.md", "loss.png"
 _SAMPLE = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -39,7 +40,7 @@ def write_card(directory: Path, run: Path, export: dict[str, Any], *, adapter: b
         *([f"![loss over steps]({CURVE})", ""] if curve else []),
         *_table("Data", _data(spec, data)),
         *_table("Settings", _settings(spec, plan)),
-        *("## Use", "", "```python", *_use(base, adapter), "```", ""),
+        *("## Use", "", "```python", *_use(base, adapter, (directory / PROCESSOR_FILES[0]).exists()), "```", ""),
     ]
     (directory / CARD).write_text("\n".join(lines), encoding="utf-8")
 
@@ -121,13 +122,17 @@ def _table(title: str, rows: Iterator[Row]) -> Iterator[str]:
     yield ""
 
 
-def _use(base: str, adapter: bool) -> Iterator[str]:
-    if adapter:
+def _use(base: str, adapter: bool, sees: bool) -> Iterator[str]:
+    auto = "AutoModelForImageTextToText" if sees else "AutoModelForCausalLM"
+    if adapter and sees:
+        yield from ("from peft import PeftModel", f"from transformers import {auto}, AutoTokenizer", "")
+        yield f'model = PeftModel.from_pretrained({auto}.from_pretrained("{base}"), "THIS_DIRECTORY")'
+    elif adapter:
         yield from ("from peft import AutoPeftModelForCausalLM", "from transformers import AutoTokenizer", "")
         yield f'model = AutoPeftModelForCausalLM.from_pretrained("THIS_DIRECTORY")  # and {base}'
     else:
-        yield from ("from transformers import AutoModelForCausalLM, AutoTokenizer", "")
-        yield 'model = AutoModelForCausalLM.from_pretrained("THIS_DIRECTORY")'
+        yield from (f"from transformers import {auto}, AutoTokenizer", "")
+        yield f'model = {auto}.from_pretrained("THIS_DIRECTORY")'
     yield 'tokenizer = AutoTokenizer.from_pretrained("THIS_DIRECTORY")'
 
 

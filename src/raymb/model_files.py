@@ -28,6 +28,8 @@ _TOKENIZER_SETTINGS = (
     "chat_template.json",
     "merges.txt",
     "config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
 )
 _LFS_POINTER = b"version https://git-lfs"
 

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from raymb.model_shape import ModelShape
 
-HAS_EXACT_COUNT = frozenset({"llama", "mistral", "mixtral", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe"})
+HAS_EXACT_COUNT = frozenset(
+    {"llama", "mistral", "mixtral", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "qwen2_5_vl", "qwen2_5_vl_text"}
+)
 """Model types whose count equals the number of elements that transformers makes; others are estimates."""
 
-_QKV_BIAS = ("qwen2", "qwen2_moe")
+_QKV_BIAS = ("qwen2", "qwen2_moe", "qwen2_5_vl", "qwen2_5_vl_text")
 _QK_NORM = ("qwen3", "qwen3_moe")
 _UNGATED_MLP = ("gpt2", "gpt_neox", "gpt_bigcode", "opt", "phi", "falcon", "starcoder2", "nemotron", "bloom")
 
@@ -30,6 +32,23 @@ def parameter_count(shape: ModelShape, config: Mapping[str, Any]) -> int:
         feed_forward = _experts(shape, config) if _is_sparse(shape, config, layer) else _dense_mlp(shape, config)
         total += _attention(shape, config) + feed_forward + 2 * hidden
     return total
+
+
+def tower_parameters(tower: Mapping[str, Any], shape: ModelShape) -> int:
+    """Elements of what a model has beside its language part, by Qwen2.5-VL's layers: exact for those, an estimate for
+    others.
+
+    Args:
+        tower: config.json's part about it, such as vision_config.
+        shape: of the language part.
+    """
+    hidden, inner = int(tower.get("hidden_size") or 0), int(tower.get("intermediate_size") or 0)
+    patch, frames = int(tower.get("patch_size") or 14), int(tower.get("temporal_patch_size") or 2)
+    merged = hidden * int(tower.get("spatial_merge_size") or 2) ** 2
+    layer = 4 * hidden * (hidden + 1) + 3 * hidden * inner + 2 * inner + 3 * hidden
+    layers = int(tower.get("depth") or tower.get("num_hidden_layers") or 0) * layer
+    merger = hidden + merged * (merged + 1) + (merged + 1) * shape.hidden_size
+    return int(tower.get("in_channels") or tower.get("in_chans") or 3) * frames * patch**2 * hidden + layers + merger
 
 
 def sparse_layers(shape: ModelShape, config: Mapping[str, Any]) -> int:

@@ -10,7 +10,13 @@ from typing import Any
 
 from raymb.errors import ModelError
 from raymb.model_files import ModelFiles
-from raymb.model_parameters import HAS_EXACT_COUNT, parameter_count, shared_experts_size, sparse_layers
+from raymb.model_parameters import (
+    HAS_EXACT_COUNT,
+    parameter_count,
+    shared_experts_size,
+    sparse_layers,
+    tower_parameters,
+)
 
 
 @dataclass(frozen=True)
@@ -46,6 +52,10 @@ class ModelShape:
     """Feed-forward size of the experts that every token passes."""
     parameter_count: int = 0
     parameter_count_is_exact: bool = False
+    sees: str = ""
+    """What the model has beside its language part, as config.json calls it: vision_config, audio_config, ..."""
+    tower_parameters: int = 0
+    """How many of the parameters that has."""
     has_chat_template: bool = False
     needs_remote_code: bool = False
 
@@ -75,7 +85,9 @@ class ModelShape:
         intermediate = read.first("intermediate_size", "ffn_hidden_size", "ffn_dim", "n_inner") or 4 * hidden
         experts = read.first("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
         architectures = config.get("architectures") or text.get("architectures") or ["unknown"]
-        tied = text.get("tie_word_embeddings", config.get("tie_word_embeddings"))
+        tower = next((name for name in _TOWERS if isinstance(config.get(name), Mapping)), "")
+        places = (config, text) if tower else (text, config)  # above its language part a model with a tower says it
+        tied = next((one["tie_word_embeddings"] for one in places if "tie_word_embeddings" in one), None)
         shape = cls(
             architecture=str(architectures[0]),
             model_type=str(text.get("model_type") or config.get("model_type") or "unknown"),
@@ -95,12 +107,15 @@ class ModelShape:
             experts_per_token=_experts_per_token(read) if experts and experts > 1 else None,
             moe_intermediate_size=_moe_size(read, experts, intermediate),
             needs_remote_code="auto_map" in config,
+            sees=tower,
         )
+        beside = tower_parameters(config[tower], shape) if tower else 0
         return replace(
             shape,
+            tower_parameters=beside,
             sparse_layers=sparse_layers(shape, text),
             shared_experts_size=shared_experts_size(shape, text) if shape.num_experts else 0,
-            parameter_count=parameter_count(shape, text),
+            parameter_count=parameter_count(shape, text) + beside,
             parameter_count_is_exact=shape.model_type in HAS_EXACT_COUNT,
         )
 
@@ -141,6 +156,9 @@ class _Reader:
             given = [f"{name} is {self.config[name]!r}" for name in names if name in self.config]
             self.problems.append(f"{given[0]}, a positive integer is expected" if given else f"no {names[0]}")
         return value or 0
+
+
+_TOWERS = ("vision_config", "vit_config", "audio_config", "sound_config")
 
 
 def _language_part(config: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -18,6 +18,7 @@ from raymb.plan import Plan, make_plan
 from raymb.remote import check_writable
 from raymb.spec.sections import RunSpec
 from raymb.telemetry.trackers import check_trackers
+from raymb.vision import FAMILIES, check_forward_step
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -76,7 +77,8 @@ def prepared_rows(
 
     chat = shape.has_chat_template or spec.data.chat_template is not None
     multiple = multiple or plan.sample_multiple
-    return prepare(spec, model_path(spec), chat=chat, multiple=multiple, console=console)
+    sees = shape.architecture if shape.architecture in FAMILIES else ""
+    return prepare(spec, model_path(spec), chat=chat, multiple=multiple, architecture=sees, console=console)
 
 
 def rows_multiple(run: run_dir.RunDir, spec: RunSpec, plan: Plan) -> int:
@@ -123,8 +125,8 @@ def checked_shape(spec: RunSpec) -> ModelShape:
     A model whose repository brings code is refused without --trust_remote_code.
 
     Raises:
-        SpecError: an override that no ConfigContainer field answers to.
-        ModelError: not found, incomplete, or in need of code that may not run.
+        SpecError: an override that no ConfigContainer field answers to, or another model's forward step.
+        ModelError: not found, incomplete, of a kind that raymb does not train, or in need of code that may not run.
     """
     if spec.overrides:
         from raymb.bridge.fields import check_overrides
@@ -137,6 +139,7 @@ def checked_shape(spec: RunSpec) -> ModelShape:
             f"repository (auto_map in config.json)",
             "read that code, then add --trust_remote_code to run it",
         )
+    check_forward_step(spec.train.step_func, shape)
     return shape
 
 

@@ -24,20 +24,27 @@ class Reference:
         ids: [rows, tokens], lengths: [rows].
         logits: [rows, positions, vocabulary], of the Megatron model with the weights of the export.
         trained: the same with the weights as they were trained.
+        beside: what a model is called with besides, of each row.
     """
 
     ids: torch.Tensor
     lengths: list[int]
     logits: torch.Tensor
     trained: torch.Tensor
+    beside: list[dict[str, torch.Tensor]]
 
     @staticmethod
     def read(file: Path) -> Reference:
         from safetensors.torch import load_file
 
         tensors = load_file(file)
-        logits = tensors["logits"]
-        return Reference(tensors["ids"], tensors["lengths"].tolist(), logits, tensors.get("trained", logits))
+        logits, lengths = tensors["logits"], tensors["lengths"].tolist()
+        beside: list[dict[str, Any]] = [{} for _ in lengths]
+        for name, tensor in tensors.items():
+            if "." in name:
+                argument, _, row = name.partition(".")
+                beside[int(row)][argument] = tensor
+        return Reference(tensors["ids"], lengths, logits, tensors.get("trained", logits), beside)
 
     def answers(self, model: Any) -> torch.Tensor:
         """A Hugging Face model's logits: [rows, positions, vocabulary]."""
@@ -45,8 +52,8 @@ class Reference:
 
         model.eval()
         with torch.inference_mode():
-            rows = zip(self.ids, self.lengths, strict=True)
-            logits = [model(input_ids=ids[None, :length]).logits[0].float() for ids, length in rows]
+            rows = zip(self.ids, self.lengths, self.beside, strict=True)
+            logits = [model(input_ids=ids[None, :length], **more).logits[0].float() for ids, length, more in rows]
         return torch.stack([one[-self.logits.shape[1] :] for one in logits])
 
     def loss(self, logits: torch.Tensor) -> float:

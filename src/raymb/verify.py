@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raymb.bridge.tensor_files import tensor_differences, tensor_shapes, tensor_types, type_to_write
+from raymb.vision import PROCESSOR_FILES, model_class
 
 if TYPE_CHECKING:
     import torch
@@ -161,9 +162,9 @@ def _file_problems(directory: str, request: Request) -> Iterator[str]:
     for name in sorted(found.keys() | wanted.keys()):
         if name not in _OF_A_COPY and found.get(name) != wanted.get(name):
             yield f"config.json: {name} is {found.get(name)} instead of {wanted.get(name)}"
-    names = [Path(place, "generation_config.json") for place in (directory, request.base_files)]
-    if names[1].exists() and not names[0].exists():
-        yield "generation_config.json is missing"
+    for name in ("generation_config.json", *PROCESSOR_FILES):
+        if Path(request.base_files, name).exists() and not Path(directory, name).exists():
+            yield f"{name} is missing"
     yield from tensor_differences(Path(directory), Path(request.base_files))
 
 
@@ -181,9 +182,8 @@ def _bytes_free() -> int:
 def _load(path: str, request: Request) -> tuple[Any, list[str]]:
     """(model, what was not loaded as it is stored)."""
     import torch
-    from transformers import AutoModelForCausalLM
 
-    loaded: Any = AutoModelForCausalLM.from_pretrained(
+    loaded: Any = model_class(path, trust_remote_code=request.trust_remote_code).from_pretrained(
         path,
         dtype=torch.float32 if request.precision == "fp32" else torch.bfloat16,
         trust_remote_code=request.trust_remote_code,

@@ -46,7 +46,7 @@ def train(job: Job, progress: Progress, emit: Emit, register: Callable[[str, int
     config.checkpoint.custom_manager_class = checkpoints.install(saving)
     spikes = LossSum()
     keep_loss = spikes.parts.append if job.spec.resilience.loss_spike else None
-    forward_step, counter = counting_forward_step(progress.beat, keep_loss)
+    forward_step, counter = counting_forward_step(job, progress.beat, keep_loss)
     callbacks = make_callbacks(job, counter, spikes, emit, saving, stop)
     exporting = HuggingFaceExport(job, hf_bridge, emit)
     if job.spec.checkpoint.export_hf:

@@ -56,11 +56,17 @@ def table() -> Iterator[list[Row]]:
 
 
 def words_of(flags: dict[str, Any]) -> list[str]:
-    """A command line: a list is a repeated flag, True a flag without a value, None one that is not given."""
+    """A command line: a list is a repeated flag, True a flag without a value, False its --no_ form, None none."""
     words: list[str] = []
     for flag, value in flags.items():
         for one in value if isinstance(value, list) else [value]:
-            words += [] if one is None else [f"--{flag}", *([] if one is True else [str(one)])]
+            words += (
+                [f"--no_{flag}"]
+                if one is False
+                else []
+                if one is None
+                else [f"--{flag}", *([] if one is True else [str(one)])]
+            )
     return words
 
 
@@ -113,8 +119,8 @@ def samples_of(run: Path, part: str) -> list[tuple[list[int], list[int]]]:
     return [(sample.ids, sample.trained) for sample in samples_in(rows)]
 
 
-def batches_of(run: Path) -> list[list[tuple[list[int], list[int]]]]:
-    """The (ids, trained) samples of each of a run's steps, packed ones taken apart. One epoch is enough here."""
+def batch_order(run: Path) -> list[list[int]]:
+    """The rows of each of a run's steps. One epoch is enough here."""
     import torch
 
     job = json.loads((run / "job.json").read_text())
@@ -123,7 +129,13 @@ def batches_of(run: Path) -> list[list[tuple[list[int], list[int]]]]:
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).tolist()  # Bridge's, epoch 0
     size = job["plan"]["global_batch_size"]
     assert job["plan"]["train_iters"] * size <= len(rows)
-    steps = [order[start : start + size] for start in range(0, job["plan"]["train_iters"] * size, size)]
+    return [order[start : start + size] for start in range(0, job["plan"]["train_iters"] * size, size)]
+
+
+def batches_of(run: Path) -> list[list[tuple[list[int], list[int]]]]:
+    """The (ids, trained) samples of each of a run's steps, packed ones taken apart."""
+    steps = batch_order(run)
+    rows = RowFile(Path(json.loads((run / "job.json").read_text())["data_dir"], "train.arrow"))
     samples: list[list[tuple[list[int], list[int]]]] = [[] for _ in range(len(rows))]
     for sample in samples_in(rows):
         samples[sample.row - 1].append((sample.ids, sample.trained))

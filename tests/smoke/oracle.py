@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch.nn.functional import cross_entropy
 
-Sample = tuple[list[int], list[int]]
-"""(token ids, 1 where the token is a target)"""
+Sample = tuple[Any, ...]
+"""(token ids, 1 where the token is a target), and for a model that sees images what else it is called with"""
 Batch = list[Sample]
 
 
@@ -48,8 +48,8 @@ def train(
 
 def _loss(model: Any, batch: Batch) -> torch.Tensor:
     total, count = torch.tensor(0.0), 0
-    for ids, trained in batch:
-        logits = model(input_ids=torch.tensor([ids[:-1]])).logits[0]
+    for ids, trained, *more in batch:
+        logits = model(input_ids=torch.tensor([ids[:-1]]), **(more[0] if more else {})).logits[0]
         losses = cross_entropy(logits, torch.tensor(ids[1:]), reduction="none")
         total = total + (losses * torch.tensor(trained[1:])).sum()
         count += sum(trained[1:])
@@ -57,10 +57,12 @@ def _loss(model: Any, batch: Batch) -> torch.Tensor:
 
 
 def _model(model_dir: Path, adapter: Path | None) -> Any:
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
+    sees = hasattr(AutoConfig.from_pretrained(model_dir), "vision_config")
+    auto: Any = AutoModelForImageTextToText if sees else AutoModelForCausalLM
     # eager: the implementation that knows soft caps and sinks
-    model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32, attn_implementation="eager")
+    model = auto.from_pretrained(model_dir, dtype=torch.float32, attn_implementation="eager")
     if adapter is None:
         return model
     from peft import PeftModel

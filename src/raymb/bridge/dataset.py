@@ -11,7 +11,8 @@ import torch
 from megatron.bridge.data.base import DatasetBuildContext, DatasetProvider
 from megatron.bridge.data.packing import PackedSequenceSpecs
 
-from raymb.data.store import RowFile
+from raymb.data.images import ImageProcessor
+from raymb.data.store import IMAGES, ImageFile, RowFile
 
 
 @dataclass(kw_only=True)
@@ -23,6 +24,8 @@ class PreparedRowsConfig(DatasetProvider):
         validation, test: whether there are such rows.
         enable_offline_packing: rows hold several samples; Bridge asks under this name.
         sample_multiple: each packed sample is padded to a multiple of it.
+        architecture: of a model that sees images; "" for any other.
+        model_path, revision: of that model.
     """
 
     directory: str
@@ -33,6 +36,9 @@ class PreparedRowsConfig(DatasetProvider):
     test: bool
     enable_offline_packing: bool
     sample_multiple: int
+    architecture: str = ""
+    model_path: str = ""
+    revision: str | None = None
     offline_packing_specs: PackedSequenceSpecs | None = None
     dataloader_type: Any = "batch"
 
@@ -50,8 +56,11 @@ class PreparedRowsConfig(DatasetProvider):
         )
 
     def _rows(self, part: str) -> PreparedRows:
-        kind = PackedRows if self.enable_offline_packing else PaddedRows
-        return kind(Path(self.directory, f"{part}.arrow"), self.seq_length, self.pad_id, self.sample_multiple)
+        kind = PackedRows if self.enable_offline_packing else ImageRows if self.architecture else PaddedRows
+        rows = kind(Path(self.directory, f"{part}.arrow"), self.seq_length, self.pad_id, self.sample_multiple)
+        if isinstance(rows, ImageRows):
+            rows.processor = ImageProcessor(self.architecture, self.model_path, self.revision)
+        return rows
 
 
 class PreparedRows(torch.utils.data.Dataset):
@@ -89,6 +98,30 @@ class PaddedRows(PreparedRows):
             "position_ids": torch.arange(self.seq_length).expand(len(batch), -1).contiguous(),
             "attention_mask": None,  # causal: the attention knows
         }
+
+
+class ImageRows(PaddedRows):
+    """One sample a row, with its images.
+
+    Attributes:
+        processor: cuts images into patches.
+    """
+
+    processor: ImageProcessor
+
+    def __init__(self, file: Path, seq_length: int, pad_id: int, multiple: int):
+        super().__init__(file, seq_length, pad_id, multiple)
+        images = file.with_name(IMAGES)
+        self.images = ImageFile(images) if images.exists() else None
+
+    def collate_fn(self, batch: list[dict[str, np.ndarray]]) -> dict[str, Any]:
+        """As PaddedRows, and `images`: of each row its tensors, or None for a row without images."""
+        return {**super().collate_fn(batch), "images": [self._pixels(row) for row in batch]}
+
+    def _pixels(self, row: dict[str, np.ndarray]) -> dict[str, torch.Tensor] | None:
+        if self.images is None or not len(row["images"]):
+            return None
+        return self.processor.pixels([self.images[int(number)] for number in row["images"]])
 
 
 class PackedRows(PreparedRows):

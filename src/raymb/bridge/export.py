@@ -24,6 +24,7 @@ from raymb.data.store import read_manifest
 from raymb.errors import RunFailed
 from raymb.job import Job
 from raymb.verify import Request
+from raymb.vision import PROCESSOR_FILES
 from raymb.written import Written
 
 
@@ -88,7 +89,7 @@ def _or_nothing(paths: list[Path]) -> Iterator[None]:
 def _write_adapter(hf_bridge: AutoBridge, model: list[Any], job: Job, target: Path, merged: Path | None = None) -> None:
     adapters = make_adapters(job)
     assert adapters is not None
-    write_adapter(hf_bridge, model, adapters, job.model_path, target)
+    write_adapter(hf_bridge, model, adapters, job.model_path, target, job.architecture)
     if dist.get_rank() == 0:
         hf_bridge.hf_pretrained.save_artifacts(target)
         (target / "config.json").unlink(missing_ok=True)  # of a whole model, which this is not
@@ -101,6 +102,9 @@ def _write_settings(job: Job, directories: dict[Path, Path], template: str | Non
     for partial in directories.values():
         if template:
             (partial / "chat_template.jinja").write_text(template, encoding="utf-8")
+        for file in (Path(job.base_files(), name) for name in PROCESSOR_FILES):
+            if file.exists():
+                shutil.copyfile(file, partial / file.name)
     asked, partial = job.spec.checkpoint.export_dtype, directories.get(Path(job.hf_dir))
     if asked != "source" and partial is not None:
         file = partial / "config.json"

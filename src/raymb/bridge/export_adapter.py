@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,16 +20,20 @@ from megatron.bridge.models.conversion.peft_bridge import (
 
 from raymb.bridge.adapters import Adapters, adapters_in
 from raymb.bridge.collectives import some_rank
+from raymb.vision import FAMILIES, module_name
 
+_PREFIX = "base_model.model."
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 
-def write_adapter(hf_bridge: AutoBridge, model: list[Any], adapters: Adapters, base: str, target: Path) -> None:
+def write_adapter(
+    hf_bridge: AutoBridge, model: list[Any], adapters: Adapters, base: str, target: Path, architecture: str = ""
+) -> None:
     """Write adapter_model.safetensors and adapter_config.json; collective.
 
     Args:
         model: this rank's model chunks.
-        base: the model that the adapters belong to, as PEFT is to find it.
+        base: the model that the adapters belong to, as PEFT is to find it; architecture: its own.
         target: a directory that exists.
     """
     weights = _exported(hf_bridge, model)
@@ -42,13 +47,22 @@ def write_adapter(hf_bridge: AutoBridge, model: list[Any], adapters: Adapters, b
     for magnitude in magnitudes:
         name = magnitude.param_name
         if name.endswith(".lora_B.weight"):
-            key = f"base_model.model.{name.removesuffix('.lora_B.weight')}.lora_magnitude_vector"
+            key = f"{_PREFIX}{name.removesuffix('.lora_B.weight')}.lora_magnitude_vector"
             state[key] = magnitude.weight[:, 0].contiguous()
     config = build_adapter_config_dict(adapters, infer_target_modules_from_adapter_weights(modules), parameters, base)
     config["use_dora"] = adapters.kind == "dora"
+    if architecture in FAMILIES:
+        config["target_modules"] = _only_language(architecture, infer_target_modules_from_adapter_weights(modules))
+        state = {_PREFIX + module_name(architecture, name.removeprefix(_PREFIX)): one for name, one in state.items()}
     # Tensors of fused matrices share memory, which safetensors refuses.
     save_file({name: tensor.clone().contiguous() for name, tensor in state.items()}, target / WEIGHTS)
     (target / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def _only_language(architecture: str, modules: list[str]) -> str:
+    """A pattern: what sees has modules of the same names."""
+    begin = FAMILIES[architecture].language[1]
+    return f"{re.escape(begin)}.*\\.({'|'.join(sorted({module.rpartition('.')[2] for module in modules}))})"
 
 
 def _exported(hf_bridge: AutoBridge, model: list[Any]) -> list[Any]:

@@ -14,6 +14,8 @@ from typing import Any
 from raymb.errors import SpecError
 
 _CONTAINER = ("megatron.bridge.training.config", "ConfigContainer")
+_OF_FAMILIES = {"model": (("megatron.bridge.models.qwen_vl.qwen25_vl_provider", "Qwen25VLModelProvider"),)}
+"""Classes that a section may have and its annotation does not name."""
 
 
 def check_overrides(overrides: Mapping[str, Any]) -> None:
@@ -38,7 +40,7 @@ def problem_of(path: str) -> str:
     if not name:
         return f"override {path}: section.field is expected, not a whole section"
     names: dict[str, Any] = {}
-    for module, class_name in _classes_of(_CONTAINER[0], sections[section]):
+    for module, class_name in (*_classes_of(_CONTAINER[0], sections[section]), *_OF_FAMILIES.get(section, ())):
         names |= class_fields(module, class_name)
     first = name.partition(".")[0]
     if names and first not in names:

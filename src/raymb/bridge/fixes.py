@@ -91,3 +91,29 @@ def pass_on_llama3_rope(hf_config: Any) -> None:
         original = getattr(cls, "_raymb_apply_scaling", cls._apply_scaling)
         cls._raymb_apply_scaling = original
         cls._apply_scaling = functools.partialmethod(original, **given)
+
+
+def pass_on_mrope_sections(hf_config: Any, provider: Any) -> None:
+    """megatron-bridge 0.6.2, models/qwen_vl/qwen25_vl_bridge.py leaves out how rotary positions are shared among time,
+    height and width, and qwen25_vl_provider.py has the published models' numbers as constants."""
+    text = getattr(hf_config, "text_config", hf_config)
+    sections = (getattr(text, "rope_parameters", None) or {}).get("mrope_section")
+    if sections and hasattr(provider, "mrope_section"):
+        provider.mrope_section = list(sections)
+
+
+def lay_out_embeddings() -> None:
+    """megatron-bridge 0.6.2, models/qwen_vl/modeling_qwen25_vl.py hands on embeddings that are only viewed as
+    [sequence, batch, hidden]; with micro batches of 2 and more every layer's output is strided so, and the exchange
+    between pipeline stages refuses it."""
+    cls = importlib.import_module("megatron.core.models.gpt").GPTModel
+    if hasattr(cls, "_raymb_forward"):
+        return
+    cls._raymb_forward = cls.forward
+
+    @functools.wraps(cls.forward)
+    def forward(self: Any, *args: Any, decoder_input: Any = None, **settings: Any) -> Any:
+        whole = None if decoder_input is None else decoder_input.contiguous()
+        return self._raymb_forward(*args, decoder_input=whole, **settings)
+
+    cls.forward = forward

@@ -49,6 +49,8 @@ def load_family(architecture: str) -> None:
     Args:
         architecture: `architectures[0]` of config.json, for example "Qwen2ForCausalLM".
     """
+    # First: it is part of a circle of imports that the families of images enter elsewhere.
+    importlib.import_module("megatron.bridge.models.conversion.auto_bridge")
     models = importlib.import_module("megatron.bridge.models")
     folder = Path(models.__path__[0])
     files = [file for file in sorted(folder.rglob("*_bridge.py")) if _mentions(file, architecture)]

@@ -12,6 +12,7 @@ from safetensors import safe_open
 
 from raymb.bridge.tensor_files import TensorFiles, converted, tensor_types
 from raymb.errors import RunFailed
+from raymb.vision import module_name
 
 _PREFIX = "base_model.model."
 
@@ -37,7 +38,7 @@ class Adapter:
         """W + scaling x B A, or m / |W + scaling x B A| x (W + scaling x B A), in fp32.
 
         Args:
-            name: of the weight in the base model.
+            name: of the weight in transformers' model of the base.
             weight: [outputs, inputs].
         """
         module = _PREFIX + name.removesuffix(".weight")
@@ -66,8 +67,11 @@ def merge(base: Path, adapter: Path, target: Path, dtype: str = "source") -> Non
         RunFailed: the adapter is of another model, or of a kind that cannot be merged.
     """
     tuned, files, types = Adapter(adapter), TensorFiles(target), tensor_types(base)
+    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    architecture = (config.get("architectures") or [""])[0]
     for name, weight in tensors_of(base):
-        files.add(name, converted(tuned.merged(name, weight), dtype, types[name]))
+        merged = tuned.merged(module_name(architecture, name), weight)
+        files.add(name, converted(merged, dtype, types[name]))
     files.close()
     if tuned.unused:
         one = min(tuned.unused).removeprefix(_PREFIX).removesuffix(".lora_A.weight")

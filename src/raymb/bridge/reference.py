@@ -14,34 +14,38 @@ from megatron.core import parallel_state
 from megatron.core.pipeline_parallel.schedules import get_forward_backward_func
 from megatron.core.utils import get_batch_on_this_cp_rank
 
+from raymb.data.images import ImageProcessor
 from raymb.data.samples import samples_in
-from raymb.data.store import RowFile
+from raymb.data.store import IMAGES, ImageFile, RowFile
 from raymb.job import Job
+from raymb.vision import FAMILIES
 
 _ROWS, _TOKENS, _NUMBERS = 4, 64, 1 << 24
 """Rows, tokens of a row at most, and logits at most, which are 64 MiB."""
+_KINDS = "mm_token_type_ids"
+"""What transformers' models take besides: 1 where a token is of an image."""
 
 
 def write_reference(
     model: list[Any], job: Job, file: Path, as_written: contextlib.AbstractContextManager[bool]
 ) -> None:
     """Write safetensors: ids [rows, tokens], lengths [rows], and of the last positions of each row logits
-    [rows, positions, vocabulary] in fp32; if rounding changes the weights also `trained`, the logits without it.
-    Collective; rank 0 writes.
+    [rows, positions, vocabulary] in fp32; if rounding changes the weights also `trained`, the logits without it; of a
+    row with images also what a model is called with besides, as NAME.ROW. Collective; rank 0 writes.
 
     Args:
         model: this rank's chunks, in any layout.
         as_written: in it the weights are those of the files; yields whether that changes any.
     """
-    rows = _held_out(job)
+    rows, seen = _held_out(job)
     positions = max(1, min(min(map(len, rows)), _NUMBERS // (len(rows) * job.vocab_size)))
     trains = [chunk.training for chunk in model]
     for chunk in model:
         chunk.eval()
-    logits = {"logits": _logits(model, job, rows, positions)}
+    logits = {"logits": _logits(model, job, rows, seen, positions)}
     with as_written as rounded:
         if rounded:
-            logits = {"trained": logits["logits"], "logits": _logits(model, job, rows, positions)}
+            logits = {"trained": logits["logits"], "logits": _logits(model, job, rows, seen, positions)}
     for chunk, was in zip(model, trains, strict=True):
         chunk.train(was)
     if dist.get_rank() == 0:
@@ -49,35 +53,63 @@ def write_reference(
 
         longest = max(map(len, rows))
         ids = torch.tensor([row + [job.pad_id] * (longest - len(row)) for row in rows])
-        save_file({"ids": ids, "lengths": torch.tensor([len(row) for row in rows]), **logits}, file)
+        beside = {f"{name}.{row}": tensor for row, images in enumerate(seen) for name, tensor in images.items()}
+        save_file({"ids": ids, "lengths": torch.tensor([len(row) for row in rows]), **logits, **beside}, file)
 
 
-def _held_out(job: Job) -> list[list[int]]:
-    """The longest of the first samples, cut; of the training rows if none are held out."""
+def _held_out(job: Job) -> tuple[list[list[int]], list[dict[str, torch.Tensor]]]:
+    """(rows, images of each): the longest of the first samples, cut behind their images; of the training rows if none
+    are held out."""
     part = "validation" if job.validation_rows else "test" if job.test_rows else "train"
-    first = islice(samples_in(RowFile(Path(job.data_dir, f"{part}.arrow"))), 100)
-    return sorted((sample.ids[:_TOKENS] for sample in first), key=len, reverse=True)[:_ROWS]
+    first = list(islice(samples_in(RowFile(Path(job.data_dir, f"{part}.arrow"))), 100))
+    if job.architecture not in FAMILIES:
+        return sorted((sample.ids[:_TOKENS] for sample in first), key=len, reverse=True)[:_ROWS], [{}] * _ROWS
+    processor = ImageProcessor(job.architecture, job.model_path, job.spec.model.hf_revision)
+    chosen = sorted(first, key=lambda sample: (bool(sample.images), len(sample.ids)), reverse=True)[:_ROWS]
+    rows, seen = [], []
+    for sample in chosen:
+        marks = [index for index, one in enumerate(sample.ids) if sample.images and one == processor.mark_id]
+        rows.append(sample.ids[: max(marks, default=0) + _TOKENS])
+        seen.append(_images(job, processor, sample.images, rows[-1]) if sample.images else {})
+    return rows, seen
 
 
-def _logits(model: list[Any], job: Job, rows: list[list[int]], positions: int) -> torch.Tensor:
+def _images(job: Job, processor: ImageProcessor, numbers: list[int], row: list[int]) -> dict[str, torch.Tensor]:
+    images = ImageFile(Path(job.data_dir, IMAGES))
+    kinds = torch.tensor([[int(one == processor.mark_id) for one in row]], dtype=torch.int)
+    return {**processor.pixels([images[number] for number in numbers]), _KINDS: kinds}
+
+
+def _logits(
+    model: list[Any], job: Job, rows: list[list[int]], seen: list[dict[str, torch.Tensor]], positions: int
+) -> torch.Tensor:
     """[rows, positions, vocabulary] on every rank of the first copy's pipeline."""
     copy_group: Any = parallel_state.get_context_parallel_group()
     stages = parallel_state.get_pipeline_model_parallel_world_size()
     copies = parallel_state.get_context_parallel_world_size()
     multiple = parallel_state.get_tensor_model_parallel_world_size() * (2 * copies if copies > 1 else 1)
     length = -(-max(map(len, rows)) // multiple) * multiple
-    asked = [rows[index % len(rows)] for index in range(-(-len(rows) // stages) * stages)]  # interleaved stages want so
+    # Interleaved stages want a multiple of theirs.
+    asked = [index % len(rows) for index in range(-(-len(rows) // stages) * stages)]
 
     def batches() -> Iterator[dict[str, Any]]:
-        for row in asked:
-            tokens = torch.tensor([row + [job.pad_id] * (length - len(row))], device="cuda")
-            yield {"tokens": tokens, "position_ids": torch.arange(length, device="cuda")[None], "cu_seqlens": None}
+        for index in asked:
+            tokens = torch.tensor([rows[index] + [job.pad_id] * (length - len(rows[index]))], device="cuda")
+            places = torch.arange(length, device="cuda")[None]
+            yield {"tokens": tokens, "position_ids": places, "cu_seqlens": None, "index": index}
 
     def forward(iterator: Iterator[dict[str, Any]], chunk: Any) -> Any:
         batch = next(iterator)
+        images = {name: tensor.cuda() for name, tensor in seen[batch.pop("index")].items() if name != _KINDS}
         if copies > 1:
             batch = get_batch_on_this_cp_rank(batch, False, copy_group)
-        output = chunk(batch["tokens"], batch["position_ids"], None, runtime_gather_output=True)
+        output = chunk(
+            input_ids=batch["tokens"],
+            position_ids=batch["position_ids"],
+            attention_mask=None,
+            runtime_gather_output=True,
+            **images,
+        )
         return output, lambda logits, non_loss_data: (batch["position_ids"][0], logits[0, :, : job.vocab_size])
 
     with torch.no_grad():

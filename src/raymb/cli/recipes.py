@@ -53,6 +53,7 @@ def show(
     """Print a recipe as YAML for --config, with what of it is left out. Imports this recipe's module alone, and asks no
     hub."""
     from raymb.recipes import resolve
+    from raymb.vision import known_families
 
     resolved = resolve(name)
     translation = resolved.translation
@@ -65,8 +66,8 @@ def show(
 
     recipe = resolved.recipe
     print(f"# {recipe.name} ({recipe.mode}) of {recipe.module}")
-    if not resolved.text:
-        print("# trains on images or sound, and raymb's rows are text: not a recipe that finetune can start from")
+    if not resolved.step:
+        print(f"# of the families that see or hear raymb trains {known_families()} only: finetune cannot start from it")
     for line in translation.left_out:
         print(f"# left out: {line}")
     print(yaml.safe_dump(translation.sections, sort_keys=False, width=1000), end="")

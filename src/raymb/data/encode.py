@@ -6,17 +6,16 @@ turns.py finds the assistant's turns.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain
+from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from raymb.data.encoded import Encoded, Sample, collected
+from raymb.data.images import ImageProcessor, ImageReader, Places, expanded
 from raymb.data.shapes import EmptyAnswer, Row, Shape, WrongRow, filled, shown
 from raymb.data.sources import Batch
 from raymb.data.turns import Turns, overlap
@@ -37,6 +36,8 @@ class Settings:
         loss_mode: "assistant" (completions), "last_turn" or "full".
         max_tokens: longest sample: sequence length + 1, because the last token is only predicted.
         long_rows: "truncate", "drop" or "fail".
+        architecture: of a model that sees images; "" for any other.
+        copies: directory that the rows' images are copied to; "" for none, and no row may have one.
     """
 
     model_path: str
@@ -47,41 +48,8 @@ class Settings:
     loss_mode: str
     max_tokens: int
     long_rows: str
-
-
-@dataclass
-class Encoded:
-    """Samples of one batch, one after the other.
-
-    Args:
-        tokens: int32 ids of all samples; trained: uint8, 1 where the token is a target.
-        lengths: tokens of each sample.
-        hashes: uint64, equal for equal samples.
-        numbers: the row number of each sample in its source.
-        where: the source, as in Batch.
-        eos_id: of the tokenizer; also what rows are padded with.
-        problems: (row number, what is wrong) of the rows left out.
-        truncated, too_long, untrained: row numbers: cut, left out for their length, left with nothing to train on.
-        empty, cut_tokens: problems that are empty answers; tokens that were cut.
-        pairs: rows of prompt and completion.
-        size: of the batch.
-    """
-
-    tokens: np.ndarray
-    trained: np.ndarray
-    lengths: np.ndarray
-    hashes: np.ndarray
-    numbers: np.ndarray
-    where: str
-    eos_id: int
-    problems: list[tuple[int, str]] = field(default_factory=list)
-    truncated: list[int] = field(default_factory=list)
-    too_long: list[int] = field(default_factory=list)
-    untrained: list[int] = field(default_factory=list)
-    empty: int = 0
-    pairs: int = 0
-    cut_tokens: int = 0
-    size: int = 0
+    architecture: str = ""
+    copies: str = ""
 
 
 class Encoder:
@@ -119,7 +87,10 @@ class Encoder:
             except WrongRow as wrong:
                 problems.append((number, str(wrong)))
                 empty += isinstance(wrong, EmptyAnswer)
-        encoded = self._collected(self._tokenized(rows, problems), batch, problems)
+        home = Path(batch.where.rpartition(" ")[0]).parent
+        encoded = collected(
+            self._tokenized(rows, home, problems), batch, problems, self.settings, self.tokenizer.eos_token_id
+        )
         encoded.problems.sort()
         encoded.empty, encoded.pairs = empty, sum("prompt" in row for _, row in rows)
         return encoded
@@ -132,13 +103,13 @@ class Encoder:
             text = filled(template, {columns[0]: text})
         return self._prompts([text])[0]
 
-    def _tokenized(self, rows: list[tuple[int, Row]], problems: list[tuple[int, str]]) -> list[_Sample]:
+    def _tokenized(self, rows: list[tuple[int, Row]], home: Path, problems: list[tuple[int, str]]) -> list[Sample]:
         pairs = [(number, row) for number, row in rows if "prompt" in row]
         chats = [(number, row) for number, row in rows if "messages" in row]
-        samples = self._pairs(pairs) + self._chats(chats, problems)
+        samples = self._pairs(pairs) + self._chats(chats, home, problems)
         return sorted(samples, key=lambda sample: sample.number) if pairs and chats else samples
 
-    def _pairs(self, rows: list[tuple[int, Row]]) -> list[_Sample]:
+    def _pairs(self, rows: list[tuple[int, Row]]) -> list[Sample]:
         """Prompt and completion are tokenized apart, as they are when the model is asked."""
         if not rows:
             return []
@@ -149,7 +120,7 @@ class Encoder:
         samples = []
         for (number, _), prompt, completion in zip(rows, prompts, completions, strict=True):
             target = completion + end
-            samples.append(_Sample(number, prompt + target, [int(full)] * len(prompt) + [1] * len(target)))
+            samples.append(Sample(number, prompt + target, [int(full)] * len(prompt) + [1] * len(target)))
         return samples
 
     def _prompts(self, texts: list[str]) -> list[list[int]]:
@@ -177,7 +148,16 @@ class Encoder:
     def _turns(self) -> Turns:
         return Turns(self.tokenizer)
 
-    def _chats(self, rows: list[tuple[int, Row]], problems: list[tuple[int, str]]) -> list[_Sample]:
+    @cached_property
+    def _images(self) -> ImageReader | None:
+        """None where no row may have images."""
+        settings = self.settings
+        if not settings.architecture or not settings.copies:
+            return None
+        processor = ImageProcessor(settings.architecture, settings.model_path, settings.revision)
+        return ImageReader(processor, Path(settings.copies))
+
+    def _chats(self, rows: list[tuple[int, Row]], home: Path, problems: list[tuple[int, str]]) -> list[Sample]:
         if not rows:
             return []
         template = self.tokenizer.chat_template
@@ -192,34 +172,79 @@ class Encoder:
                 f"covers, which the messages' trained tokens are found by",
                 "give a model with a tokenizer.json",
             )
-        if isinstance(template, str) and _MARKS.search(template):
-            return [sample for number, row in rows if (sample := self._marked(number, row, problems))]
+        marked = isinstance(template, str) and bool(_MARKS.search(template))
+        pictures = {number: row for number, row in rows if "images" in row}
+        samples = [self._seen(number, row, home, marked, problems) for number, row in pictures.items()]
+        rows = [(number, row) for number, row in rows if number not in pictures]
+        if marked:
+            samples += [self._marked(number, row, problems) for number, row in rows]
+        else:
+            samples += self._found(rows, problems)
+        return sorted(filter(None, samples), key=lambda sample: sample.number)
+
+    def _found(self, rows: list[tuple[int, Row]], problems: list[tuple[int, str]]) -> list[Sample]:
+        """Samples of text, the turns found in them."""
         texts, found, numbers = [], [], []
         for number, row in rows:
-            try:
-                text, spans = self._turns.find(row, self.settings.loss_mode)
-            except WrongRow as wrong:
-                problems.append((number, str(wrong)))
-                continue
-            except Exception as error:  # a template raises what it likes
-                problems.append((number, f"the chat template refuses it: {_in_one_line(error)}"))
-                continue
-            texts.append(text)
-            found.append(spans)
-            numbers.append(number)
+            if rendered := self._rendered(number, row, problems):
+                texts.append(rendered[0])
+                found.append(rendered[1])
+                numbers.append(number)
         if not texts:
             return []
+        return [
+            Sample(number, ids, overlap(offsets, spans))
+            for number, (ids, offsets), spans in zip(numbers, self._with_offsets(texts), found, strict=True)
+        ]
+
+    def _rendered(
+        self, number: int, row: Row, problems: list[tuple[int, str]]
+    ) -> tuple[str, list[tuple[int, int]]] | None:
+        """(text, trained stretches of it)."""
+        try:
+            return self._turns.find(row, self.settings.loss_mode)
+        except WrongRow as wrong:
+            problems.append((number, str(wrong)))
+        except Exception as error:  # a template raises what it likes
+            problems.append((number, f"the chat template refuses it: {_in_one_line(error)}"))
+        return None
+
+    def _with_offsets(self, texts: list[str]) -> list[tuple[list[int], list[tuple[int, int]]]]:
+        """(ids, characters that each token covers) of each text."""
         encoded = self.tokenizer(
             texts, add_special_tokens=False, return_attention_mask=False, return_offsets_mapping=True
         )
-        return [
-            _Sample(number, ids, overlap(offsets, spans))
-            for number, ids, offsets, spans in zip(
-                numbers, encoded["input_ids"], encoded["offset_mapping"], found, strict=True
-            )
-        ]
+        return list(zip(encoded["input_ids"], encoded["offset_mapping"], strict=True))
 
-    def _marked(self, number: int, row: Row, problems: list[tuple[int, str]]) -> _Sample | None:
+    def _seen(self, number: int, row: Row, home: Path, marked: bool, problems: list[tuple[int, str]]) -> Sample | None:
+        """A sample with images."""
+        try:
+            if self._images is None:
+                raise WrongRow(f"it has an image, and {self.settings.model_path} sees none")
+            if marked:
+                raise WrongRow(
+                    "it has an image, and raymb does not follow the template's {% generation %} marks there; give a "
+                    "--chat_template without them"
+                )
+            images = [
+                self._images.read(source, home, f"image {index}") for index, source in enumerate(row["images"], start=1)
+            ]
+            if (rendered := self._rendered(number, row, problems)) is None:
+                return None
+            counts = [count for _, count in images]
+            mark = self._images.processor.family.mark
+            text, spans = expanded(*rendered, mark, counts)
+            [(ids, offsets)] = self._with_offsets([text])
+            places = Places(ids, self.tokenizer.convert_tokens_to_ids(mark), counts)
+            trained = overlap(offsets, spans)
+            for begin, end in places.stretches:  # only --loss_mode full would train them
+                trained[begin:end] = [0] * (end - begin)
+            return Sample(number, ids, trained, tuple(digest for digest, _ in images), places)
+        except WrongRow as wrong:
+            problems.append((number, str(wrong)))
+            return None
+
+    def _marked(self, number: int, row: Row, problems: list[tuple[int, str]]) -> Sample | None:
         try:
             encoded = self.tokenizer.apply_chat_template(
                 row["messages"], tools=row.get("tools"), return_dict=True, return_assistant_tokens_mask=True
@@ -234,54 +259,7 @@ class Encoder:
             last = len(trained) - trained[::-1].index(1)
             first = max((index + 1 for index in range(last) if not trained[index]), default=0)
             trained = [int(first <= index < last) for index in range(len(ids))]
-        return _Sample(number, ids, trained)
-
-    def _collected(self, samples: list[_Sample], batch: Batch, problems: list[tuple[int, str]]) -> Encoded:
-        settings, kept = self.settings, []
-        truncated, too_long, untrained, cut_tokens = [], [], [], 0
-        for sample in samples:
-            if not any(sample.trained[1:]):
-                problems.append((sample.number, "no token of it is trained"))
-                continue
-            if len(sample.ids) > settings.max_tokens:
-                if settings.long_rows != "truncate":
-                    too_long.append(sample.number)
-                    continue
-                truncated.append(sample.number)
-                cut_tokens += len(sample.ids) - settings.max_tokens
-                sample = sample.cut(settings.max_tokens)
-                if not any(sample.trained[1:]):
-                    untrained.append(sample.number)
-                    continue
-            kept.append(sample)
-        tokens = _flat([sample.ids for sample in kept], np.int32)
-        trained = _flat([sample.trained for sample in kept], np.uint8)
-        lengths = np.array([len(sample.ids) for sample in kept], dtype=np.int32)
-        return Encoded(
-            tokens=tokens,
-            trained=trained,
-            lengths=lengths,
-            hashes=_hashes(tokens, trained, lengths),
-            numbers=np.array([sample.number for sample in kept], dtype=np.int64),
-            where=batch.where,
-            eos_id=self.tokenizer.eos_token_id,
-            problems=problems,
-            truncated=truncated,
-            too_long=too_long,
-            untrained=untrained,
-            cut_tokens=cut_tokens,
-            size=batch.size,
-        )
-
-
-@dataclass(frozen=True)
-class _Sample:
-    number: int
-    ids: list[int]
-    trained: list[int]
-
-    def cut(self, length: int) -> _Sample:
-        return _Sample(self.number, self.ids[:length], self.trained[:length])
+        return Sample(number, ids, trained)
 
 
 def _parsed(line: bytes) -> Any:
@@ -293,19 +271,6 @@ def _parsed(line: bytes) -> Any:
         raise WrongRow(f"not valid JSON: {error.msg} at column {error.colno}: {shown(error.doc)}") from None
     except RecursionError:
         raise WrongRow("not a row: brackets are nested too deeply") from None
-
-
-def _flat(lists: list[list[int]], kind: Any) -> np.ndarray:
-    return np.fromiter(chain.from_iterable(lists), dtype=kind, count=sum(map(len, lists)))
-
-
-def _hashes(tokens: np.ndarray, trained: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    ends = np.cumsum(lengths)
-    digests = [
-        hashlib.blake2b(tokens[end - length : end].tobytes() + trained[end - length : end].tobytes(), digest_size=8)
-        for end, length in zip(ends, lengths, strict=True)
-    ]
-    return np.frombuffer(b"".join(digest.digest() for digest in digests), dtype=np.uint64)
 
 
 def _in_one_line(error: Exception) -> str:

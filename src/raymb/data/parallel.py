@@ -18,7 +18,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from raymb import stand_in
-from raymb.data.encode import Encoded, Encoder, Settings
+from raymb.data.encode import Encoder, Settings
+from raymb.data.encoded import Encoded
 from raymb.data.sources import Batch, Source
 from raymb.errors import RaymbError
 

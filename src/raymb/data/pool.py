@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from raymb.data.encode import Encoded
+from raymb.data.encoded import Encoded
 from raymb.data.shapes import ROW_RULE
 from raymb.data.store import Samples
 from raymb.errors import DataError
@@ -43,7 +43,14 @@ class Pool:
         tokens, trained = (
             np.memmap(file, dtype=kind, mode="r") for file, kind in zip(self.files, (np.int32, np.uint8), strict=True)
         )
-        return Samples(tokens, trained, np.concatenate([batch.lengths for batch in self.batches]))
+        lengths = np.concatenate([batch.lengths for batch in self.batches])
+        return Samples(tokens, trained, lengths, self.images())
+
+    def images(self) -> list[tuple[str, ...]]:
+        """Digests of each sample's images; empty where no sample has one."""
+        if not any(batch.images for batch in self.batches):
+            return []
+        return [images for batch in self.batches for images in batch.images or [()] * len(batch.lengths)]
 
     def _of_samples(self, which: int) -> np.ndarray:
         return np.concatenate(

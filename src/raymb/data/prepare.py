@@ -14,7 +14,7 @@ import re
 import shutil
 import socket
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from raymb.data.parallel import Encoders
 from raymb.data.pool import Pool, check_problems, rows_are
 from raymb.data.shapes import Shape
 from raymb.data.statistics import part_statistics
-from raymb.data.store import MANIFEST, read_manifest, write_rows
+from raymb.data.store import IMAGES, MANIFEST, read_manifest, write_images, write_rows
 from raymb.errors import DataError, RunDirError, StorageError
 from raymb.lock import process_lives
 from raymb.mirror import fetch_rows
@@ -67,7 +67,7 @@ class Prepared:
 
     def summary(self) -> str:
         """Two lines for people."""
-        train = self.manifest["parts"]["train"]
+        train, images = self.manifest["parts"]["train"], self.manifest.get("images", 0)
         held_out = [f"{self.manifest['parts'][part]['rows']:,} for {part}" for part in PARTS[1:] if self.rows(part)]
         packed = (
             f", packed into {train['packed_rows']:,} ({train['packing_efficiency']:.1%} full)"
@@ -77,16 +77,26 @@ class Prepared:
         lines = [
             f"{train['rows']:,} rows to train on{packed}, {', '.join(held_out) or 'none for validation'}",
             f"{train['tokens']:,} tokens, {train['trained_tokens']:,} of them trained; "
+            f"{f'{images:,} images; ' if images else ''}"
             f"{'reused from' if self.reused else 'prepared in'} {self.path}",
         ]
         return "\n".join(lines + [f"warning: {note}" for note in self.manifest["notes"]])
 
 
-def prepare(spec: RunSpec, model_path: str, *, chat: bool, multiple: int, console: Console | None = None) -> Prepared:
+def prepare(
+    spec: RunSpec,
+    model_path: str,
+    *,
+    chat: bool,
+    multiple: int,
+    architecture: str = "",
+    console: Console | None = None,
+) -> Prepared:
     """Prepare the rows that a spec asks for, unless an earlier run has.
 
     Args:
         model_path: hub id or directory of the tokenizer.
+        architecture: of a model that sees images; "" for any other.
         chat: whether it has a chat template.
         multiple: each packed sample is padded to a multiple of it.
         console: where a progress bar goes; None for none.
@@ -103,7 +113,7 @@ def prepare(spec: RunSpec, model_path: str, *, chat: bool, multiple: int, consol
     if data.test_dataset:
         located = [_only_train(one, "test") for one in located]
         located.append(_as_part(locate(data.test_dataset, chat=chat), "test"))
-    settings = encoder_settings(spec, model_path)
+    settings = replace(encoder_settings(spec, model_path), architecture=architecture)
     key = _key(spec, located, settings, multiple)
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
     home = storage_root(spec.run.storage_path) / HOME
@@ -173,11 +183,17 @@ def _key(spec: RunSpec, located: list[Located], settings: Settings, multiple: in
         [one.weight, {part: [source.fingerprint() for source in one.parts.get(part, ())] for part in PARTS}]
         for one in located
     ]
-    data = spec.data
+    if settings.architecture:  # relative paths of images begin there
+        names = [source.name for one in located for part in one.parts.values() for source in part]
+        sources.append([str(Path(name).absolute().parent) for name in names if Path(name).is_file()])
+    data, decisive = spec.data, asdict(settings)
+    del decisive["copies"]
+    if not decisive["architecture"]:  # rows of text have been prepared under this key before
+        del decisive["architecture"]
     return {
         "format": FORMAT,
         "sources": sources,
-        "settings": {**asdict(settings), "model_path": tokenizer, "revision": None},
+        "settings": {**decisive, "model_path": tokenizer, "revision": None},
         "bad_rows": data.bad_rows,
         "validation_split": data.validation_split,
         "test_split": data.test_split,
@@ -231,7 +247,10 @@ def _move(directory: Path, path: Path) -> None:
 def _build(
     spec: RunSpec, located: list[Located], settings: Settings, multiple: int, directory: Path, console: Console | None
 ) -> dict[str, Any]:
-    pool = Pool(directory)
+    pool, copies = Pool(directory), directory / "images.tmp"
+    if settings.architecture:
+        copies.mkdir()
+        settings = replace(settings, copies=str(copies))
     with Encoders(settings, console) as encoders:
         for owner, one in enumerate(located):
             for part, sources in one.parts.items():
@@ -249,6 +268,9 @@ def _build(
         digest.update(part.encode() + pool.hashes[order].tobytes() + counts.tobytes())
         files[f"{part}.arrow"] = write_rows(directory / f"{part}.arrow", samples, order, counts)
         parts[part] = part_statistics(samples, wanted, len(counts), spec.data.seq_length, pool.hashes)
+    if samples.images:
+        files[IMAGES] = write_images(directory / IMAGES, samples, copies)
+    shutil.rmtree(copies, ignore_errors=True)
     parts["train"] |= pool.losses()
     pool.remove()
     return {
@@ -264,6 +286,7 @@ def _build(
         ],
         "parts": parts,
         "files": files,
+        "images": len(samples.image_numbers),
         "notes": pool.notes(spec) + _leaks(chosen, pool),
     }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from raymb.data.store import RowFile
 
@@ -15,6 +15,7 @@ class Sample:
         ids: its tokens.
         trained: 1 where the token is a target.
         row, index, count: from which row (1 is the first), and which of that row's samples.
+        images: its images, as places in images.arrow.
     """
 
     ids: list[int]
@@ -22,6 +23,7 @@ class Sample:
     row: int
     index: int
     count: int
+    images: list[int] = field(default_factory=list)
 
     def last_answer(self) -> tuple[list[int], list[int]]:
         """(tokens before the last trained stretch, that stretch). All behind the first token, where nothing is left
@@ -38,7 +40,9 @@ def samples_in(rows: RowFile) -> Iterator[Sample]:
     """Every sample, also of packed rows."""
     for number, row in enumerate(rows, start=1):
         count, begin = len(row["lengths"]), 0
+        images = row["images"].tolist() if "images" in row else []
         for index, length in enumerate(row["lengths"].tolist(), start=1):
             stretch = slice(begin, begin + length)
-            yield Sample(row["input_ids"][stretch].tolist(), row["trained"][stretch].tolist(), number, index, count)
+            ids, trained = row["input_ids"][stretch].tolist(), row["trained"][stretch].tolist()
+            yield Sample(ids, trained, number, index, count, images)
             begin += length

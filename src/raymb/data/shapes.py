@@ -3,6 +3,9 @@
     {"prompt": text, "completion": text}
     {"messages": [{"role": ..., "content": ...}, ...]}, with "tools" where the row has them
 
+A message's content is a text; where the message has images, a list of {"type": "image"} and {"type": "text"} parts, and
+"images" beside the messages says in their order where they are.
+
 Imports no framework.
 """
 
@@ -112,8 +115,11 @@ def _conversation(raw: Mapping[str, Any], column: str) -> Row:
         messages = _json(messages, column)
     if not isinstance(messages, list) or not messages:
         raise WrongRow(f"{column} is {shown(messages)}; it must be a list with at least one message")
-    row: Row = {"messages": [_message(message, f"{column}[{index}]") for index, message in enumerate(messages)]}
+    images: list[Any] = []
+    row: Row = {"messages": [_message(one, f"{column}[{index}]", images) for index, one in enumerate(messages)]}
     _check_order(row["messages"], column)
+    if images:
+        row["images"] = _sources(images, raw.get("images"))
     tools = raw.get("tools")
     if tools:
         tools = _json(tools, "tools") if isinstance(tools, str) else tools
@@ -123,7 +129,20 @@ def _conversation(raw: Mapping[str, Any], column: str) -> Row:
     return row
 
 
-def _message(message: Any, name: str) -> dict[str, Any]:
+def _sources(images: list[Any], column: Any) -> list[Any]:
+    """Where each image is: as its part says, or in their order as the row's column `images` does."""
+    listed = list(column) if isinstance(column, list) else []
+    if listed and len(listed) != sum(image is None for image in images):
+        raise WrongRow(f"images has {len(listed)} entries for {sum(image is None for image in images)} image parts")
+    found = [image if image is not None else listed.pop(0) if listed else None for image in images]
+    if None in found:
+        raise WrongRow(
+            'an image part says no image; it is {"type": "image", "image": PATH}, or the row\'s column images has it'
+        )
+    return found
+
+
+def _message(message: Any, name: str, images: list[Any]) -> dict[str, Any]:
     if isinstance(message, Mapping) and {"from", "value"} <= message.keys():
         role = _SHAREGPT_ROLES.get(str(message["from"]).lower())
         if role is None:
@@ -136,17 +155,42 @@ def _message(message: Any, name: str) -> dict[str, Any]:
     kept = {key: without_nulls(value) for key, value in message.items() if value is not None}
     if "content" not in kept and not kept.get("tool_calls"):
         raise WrongRow(f"{name} is {shown(message)}; it must be an object with role and content")
-    kept["content"] = _content(kept.get("content", ""), f"{name}.content")
-    if kept["role"] == "assistant" and not kept["content"].strip() and not kept.get("tool_calls"):
+    kept["content"] = _content(kept.get("content", ""), f"{name}.content", images)
+    if kept["role"] != "assistant":
+        return kept
+    if not isinstance(kept["content"], str):
+        raise WrongRow(f"{name}.content has an image; an assistant answers in words")
+    if not kept["content"].strip() and not kept.get("tool_calls"):
         raise EmptyAnswer(f"{name}.content is empty; an assistant turn is what is trained on")
     return kept
 
 
-def _content(value: Any, name: str) -> str:
-    """Text, or a list of text parts as multimodal data sets have them."""
-    if isinstance(value, list) and all(isinstance(part, Mapping) and part.get("type") == "text" for part in value):
-        return "".join(_text(part.get("text"), f"{name}[].text") for part in value)
-    return _text(value, name)
+def _content(value: Any, name: str, images: list[Any]) -> str | list[dict[str, Any]]:
+    """Text, or a list of parts as multimodal data sets have them; what says where an image is goes to `images`, None
+    where the part does not say it."""
+    if not isinstance(value, list) or not all(isinstance(part, Mapping) for part in value):
+        return _text(value, name)
+    parts = [_part(part, f"{name}[{index}]", images) for index, part in enumerate(value)]
+    if all(part["type"] == "text" for part in parts):
+        return "".join(part["text"] for part in parts)
+    return parts
+
+
+_IMAGE_KEYS = ("image", "image_url", "url", "path", "base64")
+
+
+def _part(part: Mapping[str, Any], name: str, images: list[Any]) -> dict[str, Any]:
+    kind = part.get("type")
+    if kind == "text":
+        return {"type": "text", "text": _text(part.get("text"), f"{name}.text")}
+    if kind not in ("image", "image_url"):
+        raise WrongRow(f"{name}.type is {shown(kind)}; it must be text or image")
+    key = next((key for key in _IMAGE_KEYS if part.get(key) is not None), None)
+    source = part[key] if key else None
+    if key == "image_url" and isinstance(source, Mapping):  # as OpenAI's clients write it
+        source = source.get("url")
+    images.append(f"data:;base64,{source}" if key == "base64" else source)
+    return {"type": "image"}
 
 
 def _check_order(messages: list[dict[str, Any]], column: str) -> None:

@@ -2,10 +2,12 @@
 
 STORAGE_PATH/_prepared/HASH/
     train.arrow, validation.arrow, test.arrow
+    images.arrow        where rows have images: each image once, as its file has it (column content)
     manifest.json       written last; without it nothing here counts
 
 Columns: input_ids (int32) and trained (uint8, 1 where the token is a target), the samples of a row one after the other;
-lengths (int32), the tokens of each. A row holds one sample, or several if it is packed.
+lengths (int32), the tokens of each. A row holds one sample, or several if it is packed. Where rows have images: images
+(int32), which of images.arrow's.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import json
 import mmap
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,10 +26,14 @@ import numpy as np
 import pyarrow as pa
 
 MANIFEST = "manifest.json"
+IMAGES = "images.arrow"
 _ROWS_IN_A_BATCH = 512
+_IMAGES_IN_A_BATCH = 64
 _SCHEMA = pa.schema(
     [("input_ids", pa.list_(pa.int32())), ("trained", pa.list_(pa.uint8())), ("lengths", pa.list_(pa.int32()))]
 )
+_WITH_IMAGES = _SCHEMA.append(pa.field("images", pa.list_(pa.int32())))
+_IMAGE_SCHEMA = pa.schema([("content", pa.large_binary())])
 
 
 @dataclass(frozen=True)
@@ -36,11 +42,19 @@ class Samples:
 
     Args:
         tokens, trained: of all samples; lengths: of each.
+        images: digests of each sample's images; empty where no sample has one.
     """
 
     tokens: np.ndarray
     trained: np.ndarray
     lengths: np.ndarray
+    images: list[tuple[str, ...]] = field(default_factory=list)
+
+    @cached_property
+    def image_numbers(self) -> dict[str, int]:
+        """Digest to place in images.arrow."""
+        found = dict.fromkeys(digest for images in self.images for digest in images)
+        return {digest: number for number, digest in enumerate(found)}
 
     @cached_property
     def _begins(self) -> np.ndarray:
@@ -68,7 +82,8 @@ def write_rows(file: Path, samples: Samples, order: np.ndarray, counts: np.ndarr
         counts: samples in each row.
     """
     row_ends = np.cumsum(counts)
-    with open(file, "wb") as stream, pa.ipc.new_file(stream, _SCHEMA) as writer:
+    schema = _WITH_IMAGES if samples.images else _SCHEMA
+    with open(file, "wb") as stream, pa.ipc.new_file(stream, schema) as writer:
         for first in range(0, len(counts), _ROWS_IN_A_BATCH):
             part = counts[first : first + _ROWS_IN_A_BATCH]
             end = row_ends[min(first + _ROWS_IN_A_BATCH, len(counts)) - 1]
@@ -85,15 +100,36 @@ def write_rows(file: Path, samples: Samples, order: np.ndarray, counts: np.ndarr
                     (sample_ends, lengths),
                 )
             ]
-            writer.write_batch(pa.record_batch(columns, schema=_SCHEMA))
+            if samples.images:  # and then a row is one sample
+                numbers = [[samples.image_numbers[one] for one in samples.images[index]] for index in chosen]
+                columns.append(pa.array(numbers, pa.list_(pa.int32())))
+            writer.write_batch(pa.record_batch(columns, schema=schema))
             samples.forget()
+    return _flushed(file)
+
+
+def write_images(file: Path, samples: Samples, copies: Path) -> int:
+    """Write the samples' images, each once, and return the file's size in bytes.
+
+    Args:
+        copies: directory with a file for each, named by its digest.
+    """
+    digests = list(samples.image_numbers)
+    with open(file, "wb") as stream, pa.ipc.new_file(stream, _IMAGE_SCHEMA) as writer:
+        for first in range(0, len(digests), _IMAGES_IN_A_BATCH):
+            contents = [(copies / digest).read_bytes() for digest in digests[first : first + _IMAGES_IN_A_BATCH]]
+            writer.write_batch(pa.record_batch([pa.array(contents, pa.large_binary())], schema=_IMAGE_SCHEMA))
+    return _flushed(file)
+
+
+def _flushed(file: Path) -> int:
     with open(file, "rb") as stream:
         os.fsync(stream.fileno())
     return file.stat().st_size
 
 
-class RowFile:
-    """Rows of an Arrow file, mapped: a row costs what is read of it."""
+class _Mapped:
+    """An Arrow file, mapped: a row costs what is read of it."""
 
     def __init__(self, file: Path):
         self.reader = pa.ipc.open_file(pa.memory_map(str(file)))
@@ -103,15 +139,32 @@ class RowFile:
     def __len__(self) -> int:
         return self.ends[-1] if self.ends else 0
 
-    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        """{"input_ids", "trained", "lengths"} of a row."""
+    def _place(self, index: int) -> tuple[Any, int]:
+        """(record batch, row in it)."""
         number = bisect.bisect_right(self.ends, index)
         batch = self.batches[number]
-        row = index - (self.ends[number] - batch.num_rows)
-        return {name: batch.column(name)[row].values.to_numpy() for name in _SCHEMA.names}
+        return batch, index - (self.ends[number] - batch.num_rows)
+
+
+class RowFile(_Mapped):
+    """Rows of a part."""
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        """{"input_ids", "trained", "lengths"} of a row, and "images" where rows have some."""
+        batch, row = self._place(index)
+        return {name: batch.column(name)[row].values.to_numpy() for name in batch.schema.names}
 
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
         return (self[index] for index in range(len(self)))
+
+
+class ImageFile(_Mapped):
+    """Images of the rows."""
+
+    def __getitem__(self, index: int) -> bytes:
+        """What the image's own file holds."""
+        batch, row = self._place(index)
+        return batch.column("content")[row].as_py()
 
 
 def read_manifest(directory: Path) -> dict[str, Any] | None:

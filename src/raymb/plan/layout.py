@@ -15,6 +15,7 @@ from raymb.plan.automatic import Automatic, automatic, per_node, too_large
 from raymb.plan.elastic import is_elastic, usable_layouts
 from raymb.plan.experts import expert_problems
 from raymb.plan.gpu_only import gpu_only_problems
+from raymb.plan.images import image_problems
 from raymb.plan.memory import estimate
 from raymb.plan.placement import planned_problem
 from raymb.plan.precision import precision_problems
@@ -139,7 +140,7 @@ def usable_plans(
     layouts, problems = usable_layouts(spec, shape, backend, choice.micro_batch_size)
     if chip and gpu:  # nothing is too large for a GPU that is only supposed
         problems += too_large(spec, shape, gpu, layouts)
-    problems += [*problems_with(spec.peft, shape), *gpu_only_problems(spec, backend)]
+    problems += [*problems_with(spec.peft, shape), *gpu_only_problems(spec, backend), *image_problems(spec, shape)]
     if layouts:
         layout = layouts[max(layouts)][0]
         problems += [*recompute_problems(layout, shape), *expert_problems(spec.moe, layout, shape)]

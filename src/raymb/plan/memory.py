@@ -135,9 +135,9 @@ def expert_weights(shape: ModelShape) -> int:
 
 
 def dense_weights(shape: ModelShape) -> int:
-    """Of all layers, but for routed experts."""
+    """Of all layers, but for routed experts, and for what a model has beside its language part."""
     tables = embedding(shape) * (1 if shape.tie_word_embeddings else 2)
-    return shape.parameter_count - tables - expert_weights(shape)
+    return shape.parameter_count - shape.tower_parameters - tables - expert_weights(shape)
 
 
 def _weights(layout: Layout, shape: ModelShape, stage: int, layers: int) -> tuple[float, float]:
@@ -150,7 +150,8 @@ def _weights(layout: Layout, shape: ModelShape, stage: int, layers: int) -> tupl
     if stage == layout.pipeline - 1 and not (shape.tie_word_embeddings and layout.pipeline == 1):
         tables += 1  # an output layer of its own, or the last stage's copy of the tied one
     experts = share * expert_weights(shape) / (layout.expert * layout.expert_tensor)
-    return dense + tables * embedding(shape) / layout.tensor, experts
+    tower = shape.tower_parameters if stage == 0 else 0  # whole on every tensor parallel worker
+    return dense + tables * embedding(shape) / layout.tensor + tower, experts
 
 
 def _fp8_copies(layout: Layout, shape: ModelShape, layers: int) -> float:

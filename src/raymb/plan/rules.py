@@ -218,6 +218,8 @@ def _packing(layout: Layout, shape: ModelShape) -> Iterator[str]:
             f"--seq_length {layout.seq_length} must be a multiple of {multiple} with --packing in this layout (2 x "
             f"context x tensor parallel); set --seq_length to {_nearest_multiples(layout.seq_length, multiple)}"
         )
+    if shape.sees:
+        yield f"--packing is for rows of text, and {shape.architecture}'s have images; leave --packing out"
     if shape.architecture == "Gemma2ForCausalLM":
         yield (
             "--packing is not possible with Gemma2ForCausalLM: Bridge 0.6.2 has an attention of its own for it "
@@ -274,6 +276,10 @@ def default_expert_tensor(shape: ModelShape, tensor: int, adapters: bool) -> int
 _ONLY_ONE = {
     "OlmoeForCausalLM": ("tensor", "Bridge 0.6.2 norms its queries and keys over all heads (olmoe_provider.py)"),
     "Gemma2ForCausalLM": ("context", "Bridge 0.6.2 has an attention of its own for it (gemma2_provider.py)"),
+    "Qwen2_5_VLForConditionalGeneration": (
+        "context",
+        "Bridge 0.6.2 does not cut its images along the sequence (modeling_qwen25_vl.py)",
+    ),
     "GptOssForCausalLM": ("expert_tensor", "its experts have biases, which Megatron-Core 0.19 does not split"),
 }
 """What cannot be split in one family: architecture -> (size that must be 1, why)."""

@@ -12,6 +12,7 @@ from raymb.child import Child
 from raymb.errors import SpecError
 from raymb.recipes.catalog import Recipe, catalog, find
 from raymb.recipes.translate import TEXT, Translation, translate
+from raymb.vision import TEXT_STEP, known_families, step_of_recipe
 
 _DIFFUSION = ("flux", "wan")
 """Families that make pictures: no language models."""
@@ -21,12 +22,12 @@ _DIFFUSION = ("flux", "wan")
 class Resolved:
     """
     Args:
-        text: whether it trains on text alone.
+        step: forward step of its models, "" where raymb has no way for them.
     """
 
     recipe: Recipe
     translation: Translation
-    text: bool
+    step: str
 
 
 def resolve(name: str, scheme: str | None = None) -> Resolved:
@@ -49,7 +50,8 @@ def resolve(name: str, scheme: str | None = None) -> Resolved:
             f"--recipe {name}: {recipe.module} cannot be read without its model: {reason}",
             "take another of raymb recipes list",
         )
-    return Resolved(recipe, translate(recipe, found), found["dataset"]["kind"] in TEXT)
+    text = found["dataset"]["kind"] in TEXT
+    return Resolved(recipe, translate(recipe, found), TEXT_STEP if text else step_of_recipe(recipe.module) or "")
 
 
 def values_below(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -65,8 +67,8 @@ def values_below(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
     resolved = resolve(name, peft if peft in ("lora", "dora") else None)
     if resolved.recipe.mode == "pretrain" and peft is None:
         raise SpecError(f"--recipe {name} is for pretraining, and raymb fine-tunes", _other_modes(resolved.recipe))
-    if not resolved.text:
-        raise SpecError(f"--recipe {name} trains on images or sound, and raymb's rows are text (see --dataset)")
+    if not resolved.step:
+        raise SpecError(f"--recipe {name}: of the families that see or hear raymb trains {known_families()} only")
     sections = {section: dict(values) for section, values in resolved.translation.sections.items()}
     if given.get("train", {}).get("num_epochs") is not None:
         sections["train"].pop("train_iters", None)

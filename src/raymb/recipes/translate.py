@@ -13,6 +13,7 @@ from raymb.bridge.fields import problem_of
 from raymb.data.presets import PRESETS
 from raymb.recipes.catalog import Recipe
 from raymb.spec.sections import FLAG_THAT_OWNS, SECTION_OF_FLAG, SECTIONS
+from raymb.vision import step_of_recipe
 
 TEXT = ("GPTSFTDatasetConfig", "GPTDatasetConfig")
 """Datasets of text."""
@@ -56,6 +57,7 @@ def translate(recipe: Recipe, found: Mapping[str, Any]) -> Translation:
     _precision(made, found)
     _adapters(made, found)
     _environment(made, found)
+    _images(made, found, recipe)
     _overrides(made, found)
     made.left_out += _others_left_out(found)
     _in_order(made)
@@ -211,6 +213,15 @@ def _environment(made: Translation, found: Mapping[str, Any]) -> None:
         made.set("env", env)
 
 
+def _images(made: Translation, found: Mapping[str, Any], recipe: Recipe) -> None:
+    step = step_of_recipe(recipe.module)
+    if found["dataset"]["kind"] in TEXT or step is None:
+        return
+    made.set("step_func", step)
+    for flag in ("overlap_grad_reduce", "overlap_param_gather"):  # rows without images give what sees no gradient
+        made.set(flag, False)
+
+
 def _overrides(made: Translation, found: Mapping[str, Any]) -> None:
     values = found["values"]
     paths = (path for path in found["changed"] if not _owned(path) and not _reason(path))
@@ -233,6 +244,7 @@ _NOTHING: dict[str, _Rule] = {
     "model.cuda_graph": lambda value, values: values.get("model.cuda_graph_impl", "none") == "none",
     "model.init_method_std": lambda value, values: True,  # weights are loaded
     "model.hf_model_": lambda value, values: True,
+    "model.freeze_": lambda value, values: not value,
     "model.transformer_impl": lambda value, values: value == "transformer_engine",
     "scheduler.lr_decay_iters": lambda value, values: value in (None, values.get("train.train_iters")),
     "scheduler.lr_wsd_": lambda value, values: True,  # of a decay that raymb has not

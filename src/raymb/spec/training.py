@@ -85,6 +85,9 @@ class Train(Section):
     """Layers whose activations wait for the backward pass on the host. Not with pipeline parallel or --recompute."""
     seed: int = bridge("rng.seed", "dataset.seed", default=1234, ge=1)
     """Seed of data order and dropout."""
+    step_func: Literal["auto", "gpt_step", "vlm_step", "llava_step"] = "auto"
+    """Bridge's forward step: gpt_step for language models, vlm_step for those that see images, too. auto: the model's
+    own."""
 
 
 class Peft(Section):

@@ -1,0 +1,139 @@
+"""Samples of a batch as arrays: cut to their longest length, with digests that equal samples share."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from raymb.data.images import Places
+from raymb.data.sources import Batch
+
+if TYPE_CHECKING:
+    from raymb.data.encode import Settings
+
+
+@dataclass
+class Encoded:
+    """Samples of one batch, one after the other.
+
+    Args:
+        tokens: int32 ids of all samples; trained: uint8, 1 where the token is a target.
+        lengths: tokens of each sample.
+        hashes: uint64, equal for equal samples.
+        numbers: the row number of each sample in its source.
+        where: the source, as in Batch.
+        eos_id: of the tokenizer; also what rows are padded with.
+        problems: (row number, what is wrong) of the rows left out.
+        truncated, too_long, untrained: row numbers: cut, left out for their length, left with nothing to train on.
+        empty, cut_tokens: problems that are empty answers; tokens that were cut.
+        pairs: rows of prompt and completion.
+        size: of the batch.
+        images: digests of each sample's images, which lie in the settings' copies.
+    """
+
+    tokens: np.ndarray
+    trained: np.ndarray
+    lengths: np.ndarray
+    hashes: np.ndarray
+    numbers: np.ndarray
+    where: str
+    eos_id: int
+    problems: list[tuple[int, str]] = field(default_factory=list)
+    truncated: list[int] = field(default_factory=list)
+    too_long: list[int] = field(default_factory=list)
+    untrained: list[int] = field(default_factory=list)
+    empty: int = 0
+    pairs: int = 0
+    cut_tokens: int = 0
+    size: int = 0
+    images: list[tuple[str, ...]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One row's tokens.
+
+    Args:
+        number: of the row in its source.
+        ids, trained: its tokens, and 1 where one is a target.
+        images: digests of its images; places: where they are among the tokens.
+    """
+
+    number: int
+    ids: list[int]
+    trained: list[int]
+    images: tuple[str, ...] = ()
+    places: Places | None = None
+
+    def cut(self, length: int) -> Sample:
+        """To a length, or to the beginning of an image that would be cut."""
+        length, images = (length, 0) if self.places is None else self.places.kept(length)
+        return Sample(self.number, self.ids[:length], self.trained[:length], self.images[:images])
+
+
+def collected(
+    samples: list[Sample], batch: Batch, problems: list[tuple[int, str]], settings: Settings, eos_id: int
+) -> Encoded:
+    """Samples cut to their longest length, one after the other.
+
+    Args:
+        problems: of the batch so far; samples without a target join them.
+        eos_id: of the tokenizer.
+    """
+    kept = []
+    truncated, too_long, untrained, cut_tokens = [], [], [], 0
+    for sample in samples:
+        if not any(sample.trained[1:]):
+            problems.append((sample.number, "no token of it is trained"))
+            continue
+        if len(sample.ids) > settings.max_tokens:
+            if settings.long_rows != "truncate":
+                too_long.append(sample.number)
+                continue
+            truncated.append(sample.number)
+            whole, sample = len(sample.ids), sample.cut(settings.max_tokens)
+            cut_tokens += whole - len(sample.ids)
+            if not any(sample.trained[1:]):
+                untrained.append(sample.number)
+                continue
+        kept.append(sample)
+    tokens = _flat([sample.ids for sample in kept], np.int32)
+    trained = _flat([sample.trained for sample in kept], np.uint8)
+    lengths = np.array([len(sample.ids) for sample in kept], dtype=np.int32)
+    images = [sample.images for sample in kept]
+    return Encoded(
+        tokens=tokens,
+        trained=trained,
+        lengths=lengths,
+        hashes=_hashes(tokens, trained, lengths, images),
+        images=images if any(images) else [],
+        numbers=np.array([sample.number for sample in kept], dtype=np.int64),
+        where=batch.where,
+        eos_id=eos_id,
+        problems=problems,
+        truncated=truncated,
+        too_long=too_long,
+        untrained=untrained,
+        cut_tokens=cut_tokens,
+        size=batch.size,
+    )
+
+
+def _flat(lists: list[list[int]], kind: Any) -> np.ndarray:
+    return np.fromiter(chain.from_iterable(lists), dtype=kind, count=sum(map(len, lists)))
+
+
+def _hashes(tokens: np.ndarray, trained: np.ndarray, lengths: np.ndarray, images: list[tuple[str, ...]]) -> np.ndarray:
+    ends = np.cumsum(lengths)
+    digests = [
+        hashlib.blake2b(
+            tokens[end - length : end].tobytes() + trained[end - length : end].tobytes() + "".join(seen).encode(),
+            digest_size=8,
+        )
+        for end, length, seen in zip(ends, lengths, images, strict=True)
+    ]
+    return np.frombuffer(b"".join(digest.digest() for digest in digests), dtype=np.uint64)

@@ -1,0 +1,21 @@
+"""What a model that sees images asks of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from raymb.model_shape import ModelShape
+from raymb.spec.sections import RunSpec
+
+
+def image_problems(spec: RunSpec, shape: ModelShape) -> Iterator[str]:
+    """A sentence for every setting that such a model cannot have."""
+    if not shape.sees:
+        return
+    if spec.performance.overlap_grad_reduce:
+        yield (
+            f"--overlap_grad_reduce waits for the gradient of every weight, and a micro batch without images gives "
+            f"those of {shape.architecture}'s {shape.sees} none; leave it out"
+        )
+    if spec.run.sample_prompt == "held-out":
+        yield "--sample_prompt held-out asks in words, and held-out rows have images; give a prompt, or leave it out"
