@@ -68,7 +68,8 @@ def test_layout_agrees_with_hugging_face(
 ) -> None:
     from tests.smoke import oracle
 
-    run = finetune(hf_model_path=tiny_vlm, dataset=image_rows, **LAYOUTS[layout])
+    exports = layout != "dp2"  # which is not slow without it
+    run = finetune(hf_model_path=tiny_vlm, dataset=image_rows, export_hf=exports, **LAYOUTS[layout])
     if not oracle_steps:
         samples = _samples(run, tiny_vlm, image_rows)
         batches = [[samples[index] for index in step] for step in batch_order(run)]
@@ -78,9 +79,10 @@ def test_layout_agrees_with_hugging_face(
     print(f"\nloss {metrics[0]['loss']:.6f} -> {metrics[-1]['loss']:.6f}, worst deviation {worst:.2e}")
     assert worst <= 1e-5
     assert metrics[-1]["loss"] < 0.75 * metrics[0]["loss"]
-    [export] = read_metrics(run, "export")
-    assert export["rows"] == 4 and export["error"] < 1e-5  # two images in each
-    assert (run / "hf" / "preprocessor_config.json").exists()
+    if exports:
+        [export] = read_metrics(run, "export")
+        assert export["rows"] == 4 and export["error"] < 1e-5  # two images in each
+        assert (run / "hf" / "preprocessor_config.json").exists()
 
 
 @pytest.mark.slow
