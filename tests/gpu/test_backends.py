@@ -52,6 +52,19 @@ def test_a_run_changes_sides(family: str, tmp_path: Path) -> None:
         print(f"{len(names[0])} keys, shapes and types are equal at step {step}")
 
 
+@pytest.mark.parametrize(("first", "second"), [("cpu", "cuda"), ("cuda", "cpu")])
+def test_a_side_has_its_own_precision(first: str, second: str, tmp_path: Path) -> None:
+    """CPUs' fp32 is gone on with in GPUs' bf16, and the other way round, also in the same layout."""
+    from raymb.cli import main
+
+    rows, model = write_rows(tmp_path / "rows"), make_model("Qwen2", tmp_path / "model")
+    given = {**FLAGS, "precision": "auto", "hf_model_path": model, "dataset": rows, "storage_path": tmp_path}
+    words = ["finetune", *(word for flag, value in given.items() for word in (f"--{flag}", str(value)))]
+    for name, backend, *more in (("whole", first), ("both", first, "train.exit_interval=3"), ("both", second)):
+        assert main([*words, *more, "--no_export_hf", "--experiment_name", name, "--backend", backend]) == 0
+    assert _losses(tmp_path / "both") == pytest.approx(_losses(tmp_path / "whole"), rel=2e-3)
+
+
 def _losses(run: Path) -> list[float]:
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [record["loss"] for record in records if record["kind"] == "train"]

@@ -64,3 +64,16 @@ def test_exported_model_is_the_trained_one(finetune: Callable[..., Path], tiny_q
         if not torch.equal(before, after)
     ]
     assert len(moved) == len(list(base.parameters()))
+
+
+@pytest.mark.slow
+def test_the_smallest_config_trains(ray_cluster: None, tiny_qwen2: Path, tmp_path: Path) -> None:
+    from raymb.cli import main
+
+    config = Path(__file__).parents[2] / "configs" / "cpu-smoke.yaml"
+    given = ["--config", str(config), "--hf_model_path", str(tiny_qwen2), "--storage_path", str(tmp_path)]
+    assert main(["finetune", *given]) == 0
+    run = tmp_path / "cpu-smoke"
+    assert [record["step"] for record in read_metrics(run)] == [1, 2, 3]
+    assert latest_step(run / "checkpoints") == 3
+    assert tensor_shapes(run / "hf") == tensor_shapes(tiny_qwen2)
