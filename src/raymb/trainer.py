@@ -4,7 +4,8 @@ not use.
 Ray Train 2.60 starts a process for each of these, and each takes 3 CPU seconds of imports while the workers start:
 - DatasetsCallback: a manager of Ray Data shards (raymb's rows are read by Bridge);
 - PlacementGroupCleanerCallback: frees a placement group whose driver died (a local cluster dies with its driver; on a
-  joined cluster it stays).
+  joined cluster it stays). It asks the API server; where there is none and ray[default] is installed, it waits
+  for one, 15 s at the end of every run.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray._private import ray_constants
+from ray.experimental.internal_kv import _internal_kv_get
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal import constants
@@ -87,13 +90,14 @@ def make_trainer(job: Job, cluster: Cluster, resources: Resources, place: RunDir
     }
     if len(job.plans) > 1:
         policies["scaling_policy"] = ElasticPolicy(scaling, _sizes(job), hub)
+    cleaned = cluster.joined and _has_api_server()
     remote = Remote.of(job.spec.run.storage_path)
     filesystem, storage_path = remote.for_ray() if remote is not None else (None, str(place.path.parent))
     return RaymbTrainer(
         train_under_ray,
         place=place,
         hub=hub,
-        without=frozenset({"DatasetsCallback"} | (set() if cluster.joined else {"PlacementGroupCleanerCallback"})),
+        without=frozenset({"DatasetsCallback"} | (set() if cleaned else {"PlacementGroupCleanerCallback"})),
         policies=policies,
         settings=_settings(job),
         train_loop_config={"job": job.to_json(), "hub": hub},
@@ -109,6 +113,11 @@ def make_trainer(job: Job, cluster: Cluster, resources: Resources, place: RunDir
             worker_runtime_env={"env_vars": _worker_environment(job), **_under_nsys(job)},
         ),
     )
+
+
+def _has_api_server() -> bool:
+    """Whether the cluster has told where its API server (dashboard) is; one without has an empty word there."""
+    return bool(_internal_kv_get(ray_constants.DASHBOARD_ADDRESS, namespace=ray_constants.KV_NAMESPACE_DASHBOARD))
 
 
 def _group(job: Job) -> int:
