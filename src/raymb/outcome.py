@@ -151,7 +151,7 @@ def conclude(job: Job, place: RunDir, console: Console) -> None:
         for name, directory in {"hf": place.hf, "adapter": place.adapter}.items():
             if place.remote is not None and not directory.exists() and place.remote.listing(name):
                 place.remote.download(name, directory)
-        print_sample(job, console)
+        print_sample(job, place, console)
     places = {
         "metrics": place.metrics,
         "checkpoint": Path(iteration_dir(place.checkpoints, step)),

@@ -18,7 +18,7 @@ from raymb.plan import Plan, make_plan
 from raymb.remote import check_writable
 from raymb.spec.sections import RunSpec
 from raymb.telemetry.trackers import check_trackers
-from raymb.vision import FAMILIES, check_forward_step
+from raymb.vision import check_forward_step, seeing
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -77,8 +77,14 @@ def prepared_rows(
 
     chat = shape.has_chat_template or spec.data.chat_template is not None
     multiple = multiple or plan.sample_multiple
-    sees = shape.architecture if shape.architecture in FAMILIES else ""
-    return prepare(spec, model_path(spec), chat=chat, multiple=multiple, architecture=sees, console=console)
+    return prepare(
+        spec,
+        model_path(spec),
+        chat=chat,
+        multiple=multiple,
+        architecture=seeing(shape.architecture),
+        console=console,
+    )
 
 
 def rows_multiple(run: run_dir.RunDir, spec: RunSpec, plan: Plan) -> int:

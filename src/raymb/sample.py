@@ -12,12 +12,13 @@ from raymb.data.store import RowFile
 from raymb.engines import Sampling, open_engines
 from raymb.generate import Asker, answer_all, print_answers
 from raymb.job import Job
+from raymb.run_dir import RunDir
 from raymb.tuned_model import find_tuned_model
 
 _TOKENS = 48
 
 
-def print_sample(job: Job, console: Console) -> None:
+def print_sample(job: Job, place: RunDir, console: Console) -> None:
     """Ask both models --sample_prompt, and print their answers beside the one in the data if there is one."""
     asked, model = job.spec.run.sample_prompt or "", find_tuned_model(job.run_dir)
     asker = Asker(model)
@@ -32,6 +33,6 @@ def print_sample(job: Job, console: Console) -> None:
     engines = open_engines(model, asker.tokenizer, True, "transformers")
     answers = answer_all(engines, asker, [prompt], Sampling(_TOKENS), console)
     said = {**{name: texts[0] for name, texts in answers.items()}, **expected}
-    with open(Path(job.run_dir, "answers.jsonl"), "a", encoding="utf-8") as stream:
+    with open(place.answers, "a", encoding="utf-8") as stream:
         stream.write(json.dumps({"prompt": asked, **said}, ensure_ascii=False) + "\n")
     print_answers(asked, said, console)

@@ -49,6 +49,11 @@ FAMILIES = {
 """Architecture to family."""
 
 
+def seeing(architecture: str) -> str:
+    """The architecture of a model that sees images; "" for any other."""
+    return architecture if architecture in FAMILIES else ""
+
+
 def forward_step(asked: str, architecture: str) -> str:
     """The forward step of a model, once check_forward_step has found nothing.
 

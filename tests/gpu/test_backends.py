@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.families import FAMILIES, make_model
 from tests.models import write_rows
+from tests.smoke.conftest import read_metrics, words_of
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(900)]
 FLAGS: dict[str, Any] = {
@@ -34,7 +34,7 @@ def test_a_run_changes_sides(family: str, tmp_path: Path) -> None:
 
     def train(name: str, backend: str, *more: str) -> Path:
         given = {**FLAGS, "hf_model_path": model, "dataset": rows, "storage_path": tmp_path, "experiment_name": name}
-        words = [word for flag, value in given.items() for word in (f"--{flag}", str(value))]
+        words = words_of(given)
         assert main(["finetune", *balancing, *more, *words, "--no_export_hf", "--backend", backend]) == 0
         return tmp_path / name
 
@@ -59,15 +59,14 @@ def test_a_side_has_its_own_precision(first: str, second: str, tmp_path: Path) -
 
     rows, model = write_rows(tmp_path / "rows"), make_model("Qwen2", tmp_path / "model")
     given = {**FLAGS, "precision": "auto", "hf_model_path": model, "dataset": rows, "storage_path": tmp_path}
-    words = ["finetune", *(word for flag, value in given.items() for word in (f"--{flag}", str(value)))]
+    words = ["finetune", *words_of(given)]
     for name, backend, *more in (("whole", first), ("both", first, "train.exit_interval=3"), ("both", second)):
         assert main([*words, *more, "--no_export_hf", "--experiment_name", name, "--backend", backend]) == 0
     assert _losses(tmp_path / "both") == pytest.approx(_losses(tmp_path / "whole"), rel=2e-3)
 
 
 def _losses(run: Path) -> list[float]:
-    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [record["loss"] for record in records if record["kind"] == "train"]
+    return [record["loss"] for record in read_metrics(run)]
 
 
 def _keys(iteration: Path) -> list[tuple[Any, ...]]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.families import make_model
 from tests.models import write_rows
+from tests.smoke.conftest import read_metrics, words_of
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(900)]
 STEPS = 20
@@ -67,7 +67,6 @@ def _losses(place: Path, name: str, model: Path, rows: Path, *more: str) -> list
     from raymb.cli import main
 
     given = {**FLAGS, "hf_model_path": model, "dataset": rows, "storage_path": place, "experiment_name": name}
-    words = [word for flag, value in given.items() for word in (f"--{flag}", str(value))]
+    words = words_of(given)
     assert main(["finetune", *words, *more, "--no_export_hf"]) == 0
-    records = map(json.loads, (place / name / "metrics.jsonl").read_text().splitlines())
-    return [record["loss"] for record in records if record["kind"] == "train"]
+    return [record["loss"] for record in read_metrics(place / name)]

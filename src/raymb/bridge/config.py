@@ -31,7 +31,7 @@ from raymb.bridge.overrides import apply_overrides, set_field
 from raymb.job import Job
 from raymb.plan.layout import evaluation_batch
 from raymb.spec.training import Optimizer, Train
-from raymb.vision import FAMILIES
+from raymb.vision import seeing
 
 _FP8_RECIPES = {
     "fp8": "bf16_with_fp8_current_scaling_mixed",
@@ -105,7 +105,7 @@ def _model(job: Job, hf_bridge: AutoBridge, accelerator: Accelerator, precision:
     """The provider of the Hugging Face model; with load_weights a hook fills the weights in when it is built."""
     fixes.pass_on_llama3_rope(hf_bridge.hf_pretrained.config)
     provider = hf_bridge.to_megatron_provider(load_weights=load_weights)
-    if job.architecture in FAMILIES:
+    if seeing(job.architecture):
         fixes.pass_on_mrope_sections(hf_bridge.hf_pretrained.config, provider)
         fixes.lay_out_embeddings()
     plan = job.plan
@@ -265,7 +265,7 @@ def _dataset(job: Job) -> PreparedRowsConfig:
         test=job.test_rows > 0,
         enable_offline_packing=job.spec.data.packing,
         sample_multiple=job.plan["sample_multiple"],
-        architecture=job.architecture if job.architecture in FAMILIES else "",
+        architecture=seeing(job.architecture),
         model_path=job.model_path,
         revision=job.spec.model.hf_revision,
     )

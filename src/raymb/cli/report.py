@@ -20,10 +20,10 @@ def runs(
     newest comes last."""
     from raymb.telemetry.fetched import storage_here
     from raymb.telemetry.listing import print_runs
-    from raymb.telemetry.run_record import runs_in, summary
+    from raymb.telemetry.run_record import summaries
 
     with storage_here(storage_path) as directory:
-        lines = [summary(run) for run in runs_in(directory, storage_path)]
+        lines = summaries(directory, storage_path)
     if json:
         from json import dumps
 

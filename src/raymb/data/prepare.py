@@ -26,8 +26,9 @@ from raymb.data.encode import Settings
 from raymb.data.locate import PARTS, Located, locate
 from raymb.data.packing import first_fit_decreasing
 from raymb.data.parallel import Encoders
-from raymb.data.pool import Pool, check_problems, rows_are
+from raymb.data.pool import Pool, check_problems
 from raymb.data.shapes import Shape
+from raymb.data.splitting import leaks, split, used
 from raymb.data.statistics import part_statistics
 from raymb.data.store import IMAGES, MANIFEST, read_manifest, write_images, write_rows
 from raymb.errors import DataError, RunDirError, StorageError
@@ -259,7 +260,7 @@ def _build(
                     check_problems(pool, spec.data.bad_rows)
     pool.check(spec)
     samples = pool.samples()
-    chosen = _split(spec, located, pool.owners, pool.parts)
+    chosen = split(spec, located, pool.owners, pool.parts)
     files, parts, digest = {}, {}, hashlib.sha256()
     for part, wanted in chosen.items():
         if not len(wanted):
@@ -281,50 +282,14 @@ def _build(
         "pairs": pool.pairs,
         "pad_id": pool.batches[0].eos_id,
         "sources": [
-            {"dataset": one.word, "rows": int((pool.owners == owner).sum()), "used": _used(chosen, pool.owners, owner)}
+            {"dataset": one.word, "rows": int((pool.owners == owner).sum()), "used": used(chosen, pool.owners, owner)}
             for owner, one in enumerate(located)
         ],
         "parts": parts,
         "files": files,
         "images": len(samples.image_numbers),
-        "notes": pool.notes(spec) + _leaks(chosen, pool),
+        "notes": pool.notes(spec) + leaks(chosen, pool),
     }
-
-
-def _split(spec: RunSpec, located: list[Located], owners: np.ndarray, parts: np.ndarray) -> dict[str, np.ndarray]:
-    """Sample indices by part, in the order of the sources. The same rows, shares and seed give the same split."""
-    shares = {
-        "validation": 0.0 if spec.data.validation_dataset else spec.data.validation_split,
-        "test": 0.0 if spec.data.test_dataset else spec.data.test_split,
-    }
-    random = np.random.default_rng(spec.train.seed)
-    mine = [np.flatnonzero((owners == owner) & (parts == 0)) for owner in range(len(located))]
-    chosen = {part: np.flatnonzero(parts == index) for index, part in enumerate(PARTS)}
-    rest = []
-    for one, rows in zip(located, _weighted(located, mine, random), strict=True):
-        total = len(rows)
-        for part, share in shares.items():
-            if share > 0 and part not in one.parts and len(rows) > 1:
-                count = min(max(1, round(total * share)), len(rows) - 1)
-                held_out = np.sort(random.choice(len(rows), count, replace=False))
-                chosen[part] = np.concatenate([chosen[part], rows[held_out]])
-                rows = np.delete(rows, held_out)
-        rest.append(rows)
-    return {**chosen, "train": np.concatenate(rest)}
-
-
-def _weighted(located: list[Located], rows: list[np.ndarray], random: np.random.Generator) -> list[np.ndarray]:
-    """As many rows of each data set as its weight says, so many in all that none is repeated: the scarcest is used
-    whole. A data set without a weight among weighted ones counts as 1."""
-    trained = [one for one in located if "train" in one.parts]
-    if all(one.weight is None for one in trained):
-        return rows
-    weights = [(one.weight or 1.0) if "train" in one.parts else 0.0 for one in located]
-    total = min(len(mine) / weight for mine, weight in zip(rows, weights, strict=True) if weight)
-    return [
-        np.sort(random.choice(mine, min(len(mine), round(total * weight)), replace=False)) if weight else mine
-        for mine, weight in zip(rows, weights, strict=True)
-    ]
 
 
 def _arrange(lengths: np.ndarray, wanted: np.ndarray, spec: RunSpec, multiple: int) -> tuple[np.ndarray, np.ndarray]:
@@ -334,18 +299,3 @@ def _arrange(lengths: np.ndarray, wanted: np.ndarray, spec: RunSpec, multiple: i
     inputs = lengths[wanted].astype(np.int64) - 1  # the last token is only predicted
     packs = first_fit_decreasing(-(-inputs // multiple) * multiple, spec.data.seq_length)
     return wanted[np.concatenate(packs)], np.array([len(pack) for pack in packs], dtype=np.int64)
-
-
-def _used(chosen: dict[str, np.ndarray], owners: np.ndarray, owner: int) -> int:
-    return sum(int((owners[wanted] == owner).sum()) for wanted in chosen.values())
-
-
-def _leaks(chosen: dict[str, np.ndarray], pool: Pool) -> list[str]:
-    """Held-out samples that are trained on as well."""
-    hashes, notes = pool.hashes, []
-    for part in PARTS[1:]:
-        seen = np.isin(hashes[chosen[part]], hashes[chosen["train"]])
-        if seen.any():
-            first = pool.row(int(chosen[part][np.argmax(seen)]))
-            notes.append(f"{rows_are(int(seen.sum()))} both in {part} and in training (the first: {first})")
-    return notes

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from raymb.errors import SpecError
+from raymb.plan.automatic import NODE
 from raymb.remote import is_address
 from raymb.spec import RunSpec, without_secrets
 from raymb.spec.training import worker_range
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
 _WEIGHT = re.compile(r":(\d+(\.\d*)?|\.\d+)$")
 _SECONDS_TO_COME_UP = 900.0
-_GPUS_OF_A_NODE = 8
 
 
 def submission(spec: RunSpec, options: JobOptions, target: Target, console: Console) -> Submission:
@@ -44,7 +44,7 @@ def submission(spec: RunSpec, options: JobOptions, target: Target, console: Cons
         name=name,
         spec=there,
         workers=workers,
-        workers_per_node=min(workers, spec.cluster.gpus_per_node or _GPUS_OF_A_NODE),
+        workers_per_node=min(workers, spec.cluster.gpus_per_node or NODE),
         gpus=spec.run.backend != "cpu",
         directory=(options.output or Path("raymb-jobs", name)).expanduser().absolute(),
         options=options,

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from raymb.remote import Remote, is_address
@@ -14,8 +14,7 @@ _LISTED = ("spec.json", "plan.json", "metrics.jsonl", "events.jsonl", "lock")  #
 _TOLD = (*_LISTED, "data.json", "answers.jsonl")
 
 
-@contextmanager
-def run_here(run: str) -> Iterator[Path]:
+def run_here(run: str) -> AbstractContextManager[Path]:
     """The directory of a run, or a copy of its small files.
 
     Args:
@@ -24,34 +23,41 @@ def run_here(run: str) -> Iterator[Path]:
     Raises:
         StorageError: the address cannot be read.
     """
-    remote = Remote.of(run)
-    if remote is None:
-        yield Path(run).expanduser().absolute()
-        return
-    with tempfile.TemporaryDirectory() as home:
-        copy = Path(home, remote.url.rpartition("/")[2])
-        pages = [f"failures/{page}" for page in remote.listing("failures")]
-        answers = [f"evaluation/{name}" for name in remote.listing("evaluation") if name.endswith(".jsonl")]
-        _copy(remote, copy, (*_TOLD, *pages, *answers))
-        yield copy
+    return _here(run, _fetch_run)
 
 
-@contextmanager
-def storage_here(storage_path: str) -> Iterator[Path]:
+def storage_here(storage_path: str) -> AbstractContextManager[Path]:
     """The directory of a storage path, or copies of what a list of its runs shows.
 
     Raises:
         StorageError: the address cannot be read.
     """
-    remote = Remote.of(storage_path)
+    return _here(storage_path, _fetch_list)
+
+
+@contextmanager
+def _here(asked: str, fetch: Callable[[Remote, Path], Path]) -> Iterator[Path]:
+    remote = Remote.of(asked)
     if remote is None:
-        yield Path(storage_path).expanduser().absolute()
+        yield Path(asked).expanduser().absolute()
         return
     with tempfile.TemporaryDirectory() as home:
-        for name in remote.listing():
-            if not name.startswith("_"):
-                _copy(remote.child(name), Path(home, name), _LISTED)
-        yield Path(home)
+        yield fetch(remote, Path(home))
+
+
+def _fetch_run(remote: Remote, home: Path) -> Path:
+    copy = home / remote.url.rpartition("/")[2]
+    pages = [f"failures/{page}" for page in remote.listing("failures")]
+    answers = [f"evaluation/{name}" for name in remote.listing("evaluation") if name.endswith(".jsonl")]
+    _copy(remote, copy, (*_TOLD, *pages, *answers))
+    return copy
+
+
+def _fetch_list(remote: Remote, home: Path) -> Path:
+    for name in remote.listing():
+        if not name.startswith("_"):
+            _copy(remote.child(name), home / name, _LISTED)
+    return home
 
 
 def place_of(path: Path, asked: str) -> str:

@@ -144,8 +144,8 @@ def median(records: list[Record], name: str) -> float | None:
     return statistics.median(values) if values else None
 
 
-def runs_in(directory: Path, asked: str) -> list[RunRecord]:
-    """The runs of a storage path, the newest last.
+def summaries(directory: Path, asked: str) -> list[Record]:
+    """The lines of `raymb runs` for the runs of a storage path, the newest last.
 
     Args:
         asked: what the user called it.
@@ -156,5 +156,5 @@ def runs_in(directory: Path, asked: str) -> list[RunRecord]:
     if not directory.is_dir():
         raise RunDirError(f"{asked}: no such directory", "name a storage path: raymb runs STORAGE_PATH")
     found = [path.parent for path in directory.glob("*/spec.json")]
-    runs = [read_run(path, f"{asked.rstrip('/')}/{path.name}", recent_only=True) for path in found]
-    return sorted(runs, key=lambda run: summary(run)["time"] or 0.0)
+    lines = [summary(read_run(path, f"{asked.rstrip('/')}/{path.name}", recent_only=True)) for path in found]
+    return sorted(lines, key=lambda line: line["time"] or 0.0)
