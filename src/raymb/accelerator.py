@@ -25,8 +25,11 @@ class Accelerator:
     distributed_backend: str
     precision: str
 
-    def activate(self) -> None:
+    def activate(self, fsdp: bool = False) -> None:
         """Prepare this process; before any megatron import.
+
+        Args:
+            fsdp: whether Megatron-FSDP is used.
 
         Raises:
             RaymbError: a CUDA worker has no Transformer Engine.
@@ -34,7 +37,7 @@ class Accelerator:
         if self.name == "cpu":
             from raymb import cpu
 
-            cpu.activate()
+            cpu.activate(fsdp)
         elif importlib.util.find_spec("transformer_engine") is None:
             raise RaymbError(
                 "Transformer Engine is not installed on this worker, and Megatron's layers on GPUs are built of it",

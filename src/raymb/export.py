@@ -155,6 +155,11 @@ def checked_job(wish: Wish) -> Job:
     has_adapters = job.plan["adapters"] is not None
     if wish.merge and not has_adapters:
         raise RunDirError(f"--merge: {wish.run} trained the whole model and has no adapters", "leave --merge out")
+    if wish.ray and job.spec.parallel.fsdp:
+        raise RunDirError(
+            f"--ray: {wish.run} was trained with --megatron_fsdp, whose checkpoints one process exports",
+            "leave --ray out",
+        )
     directory = _checkpoint(wish, run, job)
     _check_base(job, Path(directory).parent)
     rows = _rows(job, run)

@@ -58,7 +58,7 @@ class Exports:
 
         Args:
             step: the last one.
-            written: what the workers have written of it; None to export the best checkpoint.
+            written: what the workers have written of it; None to export a checkpoint.
 
         Raises:
             RunFailed: it cannot be written, or is not what it should be.
@@ -70,11 +70,12 @@ class Exports:
         if written is not None:
             self._done(step, finish(written, self.beat))
             return
-        best = checkpoint.best_step(self.job.checkpoint_dir)
-        if best is None:
+        which = self.job.spec.checkpoint.export_checkpoint
+        wanted = {"best": checkpoint.best_step, "latest": checkpoint.latest_step}[which](self.job.checkpoint_dir)
+        if wanted is None:
             raise RunFailed("--export_checkpoint best: no checkpoint has a --best_metric", "raymb export RUN")
-        self.emit({"kind": "phase", "text": f"exporting the best checkpoint, of step {best}"})
-        self._export(best, self.job.hf_dir, self.job.adapter_dir)
+        self.emit({"kind": "phase", "text": f"exporting the {which} checkpoint, of step {wanted}"})
+        self._export(wanted, self.job.hf_dir, self.job.adapter_dir)
 
     def close(self) -> None:
         """Leave what is not done."""

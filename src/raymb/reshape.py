@@ -39,6 +39,7 @@ def layout_of(plan: dict[str, Any]) -> dict[str, Any]:
 def optimizer_format(spec: RunSpec) -> dict[str, bool]:
     """What decides what the optimizer's state is called in a checkpoint, in which there is no going over."""
     return {
+        "megatron_fsdp": spec.parallel.fsdp,
         "distributed_optimizer": spec.optimizer.distributed_optimizer,
         "grad_reduce_in_fp32": spec.performance.grad_reduce_in_fp32,
     }
@@ -75,8 +76,8 @@ def to_reshape(job: Job, remote: bool = False) -> Path | None:
     """
     directory = newest(job.checkpoint_dir, job.spec.checkpoint.resume, remote)
     manifest = checkpoint.read_manifest(directory) if directory else None
-    if manifest is None or "layout" not in manifest or manifest["any_layout"]:
-        return None
+    if manifest is None or "layout" not in manifest or manifest["any_layout"] or job.spec.parallel.fsdp:
+        return None  # Megatron-FSDP's have whole tensors, which any layout reads its parts of
     same = manifest["layout"] == layout_of(job.plan) and manifest["precision"] == precision_of(job)
     return None if same else directory
 

@@ -163,7 +163,8 @@ def _worker_environment(job: Job) -> dict[str, str]:
     libraries and tokens, then --env."""
     defaults = {
         "OMP_NUM_THREADS": str(job.threads),
-        "CUDA_DEVICE_MAX_CONNECTIONS": "1",  # Megatron's overlap of communication with matrix products relies on it
+        # Megatron's overlap of communication with matrix products relies on 1; Megatron-FSDP, on more.
+        "CUDA_DEVICE_MAX_CONNECTIONS": "8" if job.spec.parallel.fsdp else "1",
         "TOKENIZERS_PARALLELISM": "false",
         **({"PYTORCH_ALLOC_CONF": "expandable_segments:True"} if job.spec.performance.expandable_segments else {}),
         **_compile_cache(job),

@@ -94,7 +94,7 @@ def prepare(job: Job, progress: Progress, emit: Emit) -> tuple[Any, Any, list[li
     emit({"kind": "phase", "text": "importing Megatron"})
     _read_ahead(job)
     activate(job)
-    from raymb.bridge.checkpoint import losses_so_far, written_with
+    from raymb.bridge.checkpoint import losses_so_far
     from raymb.bridge.config import build_config
     from raymb.bridge.remote_checkpoints import RemoteCheckpoints
     from raymb.bridge.resuming import where_to_resume
@@ -105,12 +105,23 @@ def prepare(job: Job, progress: Progress, emit: Emit) -> tuple[Any, Any, list[li
     if remote is not None and job.load_dir:
         remote.fetch(job.load_dir)
     load_dir = job.load_dir or where_to_resume(job.checkpoint_dir, job.spec.checkpoint.resume, emit, remote)
-    fresh = load_dir is not None and written_with(load_dir) not in (accelerator.distributed_backend, None)
-    note = " of the other backend, with a fresh random state" if fresh else ""
+    fresh = load_dir is not None and not _random_state_fits(job, load_dir, accelerator.distributed_backend)
+    note = " with a fresh random state" if fresh else ""
     emit({"kind": "phase", "text": f"loading the {'checkpoint' if load_dir else 'model'}{note}"})
     own = load_dir is not None and Path(load_dir).is_relative_to(job.checkpoint_dir)
     losses = losses_so_far(load_dir) if load_dir is not None and own else []
     return *build_config(job, load_dir, load_random_state=not fresh), losses
+
+
+def _random_state_fits(job: Job, load_dir: str, backend: str) -> bool:
+    """CUDA's random state means nothing to a CPU, nor the other way round; a checkpoint of Megatron-FSDP has one for
+    each tensor parallel worker."""
+    from raymb.bridge.checkpoint import read_manifest, written_with
+
+    if written_with(load_dir) not in (backend, None):
+        return False
+    layout = (read_manifest(load_dir) or {}).get("layout", job.plan)
+    return not job.spec.parallel.fsdp or layout["tensor_parallel_size"] == job.plan["tensor_parallel_size"]
 
 
 def _read_ahead(job: Job) -> None:
@@ -128,7 +139,7 @@ def activate(job: Job) -> None:
     from raymb.bridge import imports
 
     imports.install()
-    ACCELERATORS[job.backend].activate()
+    ACCELERATORS[job.backend].activate(job.spec.parallel.fsdp)
     imports.load_family(job.architecture)
     from raymb.bridge import fixes, fusions
 

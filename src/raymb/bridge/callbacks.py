@@ -291,8 +291,8 @@ class HuggingFaceExport(Callback):
 
     def on_train_end(self, context: CallbackContext) -> None:
         self.last_step = context.state.train_state.step
-        if self.job.spec.checkpoint.export_checkpoint == "best":
-            return  # the last validation is still to come
+        if self.job.spec.checkpoint.export_checkpoint == "best" or self.job.spec.parallel.fsdp:
+            return  # the last validation is still to come; no worker has whole weights, but their checkpoint has
         if torch.distributed.get_rank() == 0:
             what = "model" if self.job.plan["adapters"] is None else "adapter"
             self.emit({"kind": "phase", "text": f"writing the Hugging Face {what}"})

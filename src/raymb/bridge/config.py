@@ -252,7 +252,20 @@ def _ddp(job: Job) -> DistributedDataParallelConfig:
         check_for_nan_in_grad=False,  # raymb.bridge.bad_loss looks, at no cost
         overlap_grad_reduce=job.spec.performance.overlap_grad_reduce,
         overlap_param_gather=job.spec.performance.overlap_param_gather,
+        **_fsdp(job),
     )
+
+
+def _fsdp(job: Job) -> dict[str, Any]:
+    import torch
+
+    if not job.spec.parallel.fsdp:
+        return {}
+    return {
+        "use_megatron_fsdp": True,
+        "data_parallel_sharding_strategy": job.spec.parallel.megatron_fsdp,
+        "megatron_fsdp_main_grads_dtype": torch.float32 if job.spec.performance.grad_reduce_in_fp32 else None,
+    }
 
 
 def _dataset(job: Job) -> PreparedRowsConfig:
@@ -281,6 +294,7 @@ def _tokenizer(job: Job) -> TokenizerConfig:
 
 
 def _checkpoint(job: Job, load_dir: str | None, load_random_state: bool) -> CheckpointConfig:
+    fsdp = job.spec.parallel.fsdp
     return CheckpointConfig(
         save=job.checkpoint_dir,
         load=load_dir,
@@ -288,10 +302,13 @@ def _checkpoint(job: Job, load_dir: str | None, load_random_state: bool) -> Chec
         load_rng=load_random_state,
         # 0 would switch the last step's save off, too.
         save_interval=job.spec.checkpoint.save_interval or None,
-        ckpt_format="torch_dist",
+        ckpt_format="fsdp_dtensor" if fsdp else "torch_dist",
+        strict_fsdp_dtensor_load=load_random_state,  # Bridge 0.6.2 looks for the state that is not wanted, too
         fully_parallel_save=job.spec.checkpoint.parallel_save,
         fully_parallel_load=job.spec.checkpoint.parallel_load,
-        async_save=True,  # also with --no_async_save, which only waits: one way of writing (raymb.bridge.saving)
+        # Also with --no_async_save, which only waits: one way of writing (raymb.bridge.saving). Not with Megatron-FSDP,
+        # whose checkpoints Bridge 0.6.2 writes while the training waits.
+        async_save=not fsdp,
         async_strategy="mcore",
         dist_ckpt_optim_fully_reshardable=job.task == "reshape",
         ckpt_assume_constant_structure=True,  # plans a save once

@@ -17,6 +17,7 @@ def apply_all() -> None:
     keep_write_results_in_process()
     give_post_norms_their_epsilon()
     build_config_text_once()
+    give_every_rank_the_whole_list_of_state()
 
 
 def skip_compiling_shipped_helpers() -> None:
@@ -117,3 +118,22 @@ def lay_out_embeddings() -> None:
         return self._raymb_forward(*args, decoder_input=whole, **settings)
 
     cls.forward = forward
+
+
+def give_every_rank_the_whole_list_of_state() -> None:
+    """megatron-core 0.19.2, optimizer/distrib_optimizer.py: under Megatron-FSDP a rank whose part of a weight is empty
+    has no optimizer state of it, and what it has is in the order of its own first gradients; but a checkpoint's ranks
+    walk through the state together (transformer/fsdp_dtensor_checkpoint.py), and wait for each other for ever."""
+    cls = importlib.import_module("megatron.core.optimizer.distrib_optimizer").DistributedOptimizer
+    if hasattr(cls, "_raymb_fsdp_state"):
+        return
+    cls._raymb_fsdp_state = cls.sharded_param_state_fsdp_dtensor
+
+    def whole(self: Any, is_loading: bool = False) -> dict[str, Any]:
+        state = self._raymb_fsdp_state(is_loading)
+        weights = [weight for group in self.optimizer.param_groups for weight in group["params"]]
+        for weight in (weight for weight in weights if not self.optimizer.state.get(weight)):
+            self.optimizer.initialize_state(weight, False)
+        return {**state, "state": {self._param_name(weight): self.optimizer.state[weight] for weight in weights}}
+
+    cls.sharded_param_state_fsdp_dtensor = whole

@@ -17,6 +17,8 @@ from megatron.core import dist_checkpointing, parallel_state
 from megatron.core.dist_checkpointing.mapping import ShardedTensorFactory
 from megatron.core.dist_checkpointing.strategies.torch import TorchDistLoadShardedStrategy
 from megatron.core.utils import unwrap_model
+from torch.distributed.checkpoint import FileSystemReader, load
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from raymb.bridge.adapters import Adapters, make_adapters
 from raymb.bridge.config import build_config
@@ -25,6 +27,8 @@ from raymb.job import Job
 
 _LARGE = 1 << 27
 """Bytes."""
+_OF_FSDP = "model.module."
+"""What the names of weights begin with in a checkpoint of Megatron-FSDP."""
 
 
 def load_model(job: Job) -> tuple[AutoBridge, list[Any]]:
@@ -44,8 +48,10 @@ def load_model(job: Job) -> tuple[AutoBridge, list[Any]]:
     if adapters is not None:
         hf_bridge.load_hf_weights(model)
         model = adapters(model, training=False)
-    if job.load_dir:
+    if job.load_dir and dist_checkpointing.check_is_distributed_checkpoint(job.load_dir):
         _load_weights(job.load_dir, unwrap_model(model), adapters)
+    elif job.load_dir:
+        _load_whole_tensors(job.load_dir, unwrap_model(model)[0])
     for chunk in model:
         chunk.eval()
     return hf_bridge, model
@@ -75,6 +81,35 @@ def _load_weights(directory: str, model: list[Any], adapters: Adapters | None) -
     lacking = [name for name in set().union(*missing) if _is_needed(name, adapters)]
     if lacking:
         raise RunFailed(f"{directory} has no {', '.join(sorted(lacking)[:3])} ({len(lacking)} tensors are missing)")
+
+
+def _load_whole_tensors(directory: str, model: Any) -> None:
+    """The weights that Megatron-FSDP has written, into a model that is in one process."""
+    reader = FileSystemReader(directory)
+    stored = {
+        name.removeprefix(_OF_FSDP): entry.size
+        for name, entry in reader.read_metadata().state_dict_metadata.items()
+        if name.startswith(_OF_FSDP) and isinstance(entry, TensorStorageMetadata)
+    }
+    into: dict[str, torch.Tensor] = {}
+    for name, weight in model.state_dict().items():
+        if isinstance(weight, torch.Tensor) and "_extra_state" not in name:
+            halves = (f"{name}_w", f"{name}_v")  # gate and up
+            parts = zip(halves, weight.chunk(2), strict=True) if halves[0] in stored else [(name, weight)]
+            into |= {name: part for name, part in parts}
+    if lacking := sorted(set(into) - set(stored)):
+        raise RunFailed(f"{directory} has no {', '.join(lacking[:3])} ({len(lacking)} tensors are missing)")
+    # A vocabulary that was padded for tensor parallel has more rows there.
+    longer = {
+        name: torch.empty(stored[name], dtype=part.dtype) for name, part in into.items() if stored[name] != part.shape
+    }
+    load(
+        {f"{_OF_FSDP}{name}": longer.get(name, part) for name, part in into.items()},
+        storage_reader=reader,
+        no_dist=True,
+    )
+    for name, rows in longer.items():
+        into[name].copy_(rows[: len(into[name])])
 
 
 def _is_needed(name: str, adapters: Adapters | None) -> bool:

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import torch
@@ -25,6 +26,7 @@ from megatron.bridge.training.checkpointing import (
     CheckpointSaveContext,
     DefaultCheckpointManager,
 )
+from torch.distributed.checkpoint.api import CheckpointException
 
 from raymb.accelerator import precision_of
 from raymb.bridge import checkpoint
@@ -188,10 +190,22 @@ class Manager(DefaultCheckpointManager):
         step = ctx.state.train_state.step
         saving.clear(step)
         writes.begin(step, saving.metric(step))
-        super().save(ctx, None)
+        if saving.job.spec.parallel.fsdp:
+            self._write_now(ctx, writes, saving.directory(step))
+        else:
+            super().save(ctx, None)
         if not saving.job.spec.checkpoint.async_save:
             writes.maybe_finalize_async_calls(blocking=True)
         saving.progress.enter("step")
+
+    def _write_now(self, ctx: CheckpointSaveContext, writes: Any, directory: Path) -> None:
+        """Megatron-FSDP's checkpoints Bridge writes itself."""
+        error = ""
+        try:
+            super().save(ctx, None)
+        except CheckpointException as problem:  # torch's, on every rank if it fails on one
+            error = "; ".join(f"{type(one).__name__}: {one}" for one, _ in problem.failures.values())
+        writes.take(sorted(directory.glob(f"__{dist.get_rank()}_*.distcp")), error)
 
     def load(self, ctx: CheckpointLoadContext) -> tuple[int, int]:
         self.saving.progress.enter("loading")
@@ -220,6 +234,16 @@ class Writes:
             target=self._write, args=(request.async_fn, arguments, self.written), name="raymb-write", daemon=True
         ).start()
         return self.step
+
+    def take(self, files: list[Path], error: str) -> None:
+        """What this rank has written already. Collective.
+
+        Args:
+            error: why it is nothing; the same on all ranks.
+        """
+        self.request, self.written = SimpleNamespace(async_fn=None, finalize_fns=()), Future()
+        self.written.set_result(({} if error else self._described(files), error))
+        self.maybe_finalize_async_calls(blocking=True)
 
     def maybe_finalize_async_calls(self, blocking: bool = False, no_dist: bool = False) -> list[int]:
         """Make the checkpoint whole once every rank has written its part. Collective."""
@@ -263,14 +287,18 @@ class Writes:
             files = [] if function is None or error else [Path(bucket[0]) for bucket in arguments[1]]
             if dist.get_rank() == 0 and not error:
                 _make_sure_of_room(self.saving.directory(self.step))
-            described = {} if error else checkpoint.describe_files(files)
-            if self.saving.remote is not None:
-                self.saving.remote.upload(files)
-            written.set_result((described, error))
+            written.set_result(({} if error else self._described(files), error))
         except Exception as problem:
             written.set_result(({}, f"{type(problem).__name__}: {problem}"))
         finally:
             sys.setswitchinterval(interval)
+
+    def _described(self, files: list[Path]) -> dict[str, Any]:
+        """The manifest's entries of files, which go to the run's address, if it has one."""
+        described = checkpoint.describe_files(files)
+        if self.saving.remote is not None:
+            self.saving.remote.upload(files)
+        return described
 
 
 def install(saving: Saving) -> str:

@@ -19,8 +19,13 @@ _PACKAGES = Path(__file__).parent / "packages"
 _COMPILER = ("torch._dynamo", "torch.distributed.tensor", "torch.distributed._tensor")
 
 
-def install() -> None:
-    _leave_out_compiler()
+def install(distributed_tensors: bool = False) -> None:
+    """
+    Args:
+        distributed_tensors: whether torch's DTensors are used.
+    """
+    if not distributed_tensors:
+        _leave_out_compiler()
     sys.path.insert(0, str(_PACKAGES))
     stand_in.hide("nvidia_resiliency_ext")
     import megatron.core.models.gpt.gpt_layer_specs

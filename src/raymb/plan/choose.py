@@ -65,6 +65,7 @@ def resolve(spec: RunSpec, shape: ModelShape, backend: str, num_workers: int) ->
         optimizer_offload=0.0 if spec.optimizer.optimizer_offload == "auto" else spec.optimizer.optimizer_offload,
         optimizer_moments=spec.optimizer.optimizer_moments,
         distributed_optimizer=spec.optimizer.distributed_optimizer,
+        fsdp=parallel.megatron_fsdp,
         number_bytes=4 if spec.train.precision == "fp32" else 2,
         gradient_bytes=4 if spec.performance.grad_reduce_in_fp32 else 2,
         fused_loss=spec.performance.fused_cross_entropy,

@@ -20,6 +20,8 @@ def gpu_only_problems(spec: RunSpec, backend: str) -> Iterator[str]:
     bf16_settings = {
         "--optimizer_moments bf16": spec.optimizer.optimizer_moments == "bf16",
         "--no_grad_reduce_in_fp32": not spec.performance.grad_reduce_in_fp32,
+        # Bridge 0.6.2 looks for a wrapper that fp32 models do not have when it names weights for a checkpoint.
+        f"--megatron_fsdp {spec.parallel.megatron_fsdp}": spec.parallel.fsdp,
     }
     for setting in [setting for setting, given in bf16_settings.items() if given and fp32]:
         yield f"{setting} needs bf16 weights, and they are fp32; leave it out, or set --precision bf16"

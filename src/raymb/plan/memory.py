@@ -16,6 +16,8 @@ from raymb.plan.rules import Layout, layers_per_stage
 
 _OPTIMIZER = {"fp32": 12, "bf16": 8}
 """Bytes a trained bf16 number, by the type of its moments: two of them and an fp32 weight."""
+_LAYERS_AT_A_TIME = 2
+"""Layers that Megatron-FSDP has put together: the one at work, and the next or the last."""
 _ON_THE_WAY = 2
 """Layers whose activations are between GPU and host."""
 _NORMS = 3.25
@@ -88,15 +90,31 @@ def _of_stage(layout: Layout, shape: ModelShape, stage: int) -> Memory:
         in_flight -= max(0, layout.offloaded_layers - _ON_THE_WAY)
     logits = _LOGITS[layout.fused_loss] * layout.number_bytes * tokens * shape.vocab_size / layout.tensor if last else 0
     groups = sum(size > 1 for size in (layout.tensor, layout.pipeline, layout.context, layout.expert, layout.data))
+    held, added = _shared_numbers(layout, (dense, experts), shares, layers)
     return Memory(
-        weights=int(layout.number_bytes * (dense + experts + adapters) + _fp8_copies(layout, shape, layers)),
-        gradients=int(layout.gradient_bytes * sum(trained)),
+        weights=int(layout.number_bytes * (held + adapters) + _fp8_copies(layout, shape, layers)),
+        gradients=int(layout.gradient_bytes * (added if layout.adapter_rank is None else adapters)),
         optimizer=int(moments * (1 - layout.optimizer_offload)),
         activations=int(in_flight * kept),
         logits=int(logits),
         buffers=int(buffers),
         context=_CONTEXT + groups * _CHANNELS,
     )
+
+
+def _shared_numbers(
+    layout: Layout, numbers: tuple[float, float], shares: tuple[int, int], layers: int
+) -> tuple[float, float]:
+    """(weights, gradients) that a worker of a stage holds. With Megatron-FSDP its part, and a few layers as a whole.
+
+    Args:
+        numbers: (weights that all data parallel workers have, routed experts' weights).
+        shares: workers among which each of them is spread.
+    """
+    part = sum(count / share for count, share in zip(numbers, shares, strict=True))
+    part += _LAYERS_AT_A_TIME / layers * sum(numbers)
+    whole = sum(numbers)
+    return min(whole, part) if "params" in layout.fsdp else whole, min(whole, part) if "grads" in layout.fsdp else whole
 
 
 def _kept(layout: Layout, shape: ModelShape, layers: int, inputs: float, of_layer: float) -> tuple[float, float]:

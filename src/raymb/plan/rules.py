@@ -37,6 +37,7 @@ class Layout:
     optimizer_offload: float = 0.0
     optimizer_moments: str = "fp32"
     distributed_optimizer: bool = True
+    fsdp: str = "none"
     gradient_bytes: int = 4
     fused_loss: bool = True
     fused_activation: bool = True
@@ -67,7 +68,7 @@ def broken_rules(layout: Layout, shape: ModelShape) -> list[str]:
     """A sentence for every broken rule: the values, the rule, the flag to change. Empty if the layout can train."""
     checks = (
         *(_world, _batch, _heads, _feed_forward, _stages, _virtual_stages, _virtual_batch, _sequence, _packing),
-        *(_experts, _expert_world, _expert_sequence, _family, _adapters),
+        *(_experts, _expert_world, _expert_sequence, _family, _adapters, _fsdp),
     )
     return [text for check in checks for text in check(layout, shape)]
 
@@ -315,6 +316,14 @@ def _adapters(layout: Layout, shape: ModelShape) -> Iterator[str]:
         yield (
             f"--lora_rank {layout.adapter_rank} must be a multiple of --tensor_parallel_size {layout.tensor}: "
             f"tensor parallel workers share an adapter's rank"
+        )
+
+
+def _fsdp(layout: Layout, shape: ModelShape) -> Iterator[str]:
+    if layout.fsdp != "none" and layout.pipeline > 1:
+        yield (
+            f"--pipeline_parallel_size {layout.pipeline} must be 1 with --megatron_fsdp {layout.fsdp}, which "
+            f"Megatron-Core 0.19.2 does not cut into stages; set it to 1"
         )
 
 

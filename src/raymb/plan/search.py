@@ -67,7 +67,9 @@ def _savings(spec: RunSpec, layout: Layout, shape: ModelShape, gpu: Gpu, per_nod
     asked, offload = spec.train.recompute, spec.optimizer.optimizer_offload
     if layout.offloaded_layers and asked == "auto":
         asked = "none"
-    if offload == "auto" and (layout.optimizer_moments == "bf16" or not layout.distributed_optimizer):
+    if offload == "auto" and (
+        layout.optimizer_moments == "bf16" or not layout.distributed_optimizer or layout.fsdp != "none"
+    ):
         offload = 0.0
     ways = [
         (recompute if asked == "auto" else asked, share if offload == "auto" else float(offload))

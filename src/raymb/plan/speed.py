@@ -183,11 +183,15 @@ def _expert(layout: Layout, shape: ModelShape, gpu: Gpu, per_node: int, tokens: 
 
 
 def _data(layout: Layout, shape: ModelShape, gpu: Gpu, per_node: int) -> float:
-    """Gradients in fp32 are scattered, weights in bf16 gathered."""
+    """Gradients in fp32 are scattered, weights in bf16 gathered; what Megatron-FSDP shares, with every micro-batch."""
     if layout.adapter_rank is not None:
         return 0.0
     bandwidth = _bandwidth(gpu, layout.num_workers // layout.pipeline, per_node)
-    return sum(6 * weights * (size - 1) / size / bandwidth for weights, size in _held(layout, shape))
+    scattered = 4 * (layout.micro_batches if "grads" in layout.fsdp else 1)
+    gathered = 2 * (2 * layout.micro_batches if "params" in layout.fsdp else 1)
+    return sum(
+        (scattered + gathered) * weights * (size - 1) / size / bandwidth for weights, size in _held(layout, shape)
+    )
 
 
 def _optimizer(layout: Layout, shape: ModelShape, gpu: Gpu) -> float:

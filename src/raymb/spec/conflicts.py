@@ -19,6 +19,7 @@ def conflicts(spec: RunSpec) -> list[str]:
         *_train(spec),
         *_recompute(spec.train),
         *_optimizer(spec),
+        *_fsdp(spec),
         *_moe(spec.moe),
         *_overrides(spec.overrides),
         *_adapters(spec.peft, spec.checkpoint),
@@ -78,6 +79,21 @@ def _optimizer(spec: RunSpec) -> Iterator[str]:
             yield f"{other} needs the distributed optimizer; leave --no_distributed_optimizer out"
 
 
+def _fsdp(spec: RunSpec) -> Iterator[str]:
+    """What is not possible with Megatron-FSDP: in Megatron-Core 0.19.2, or with checkpoints that have to be whole."""
+    strategy, optimizer = spec.parallel.megatron_fsdp, spec.optimizer
+    others = {
+        "--no_distributed_optimizer": not optimizer.distributed_optimizer,
+        f"--optimizer_offload {optimizer.optimizer_offload}": optimizer.optimizer_offload not in ("auto", 0.0),
+        f"--optimizer_moments {optimizer.optimizer_moments}": optimizer.optimizer_moments != "fp32",
+        f"--activation_offload_layers {spec.train.activation_offload_layers}": spec.train.activation_offload_layers,
+        f"--precision {spec.train.precision}": "fp8" in spec.train.precision,
+        f"--peft {spec.peft.peft}": spec.peft.peft != "none",
+    }
+    for other in (flag for flag, given in others.items() if given and strategy != "none"):
+        yield f"{other} is not possible with --megatron_fsdp {strategy}; drop one of them"
+
+
 def _moe(moe: Moe) -> Iterator[str]:
     balancing = moe.moe_load_balancing
     if balancing in ("none", "sinkhorn") and moe.moe_aux_loss_coeff:
@@ -91,18 +107,8 @@ def _moe(moe: Moe) -> Iterator[str]:
         yield "--moe_shared_expert_overlap needs --moe_token_dispatcher alltoall; drop one of them"
 
 
-_FSDP = (
-    "raymb's checkpoints (manifest, resume in another layout, export) are torch_dist, and Bridge 0.6.2 saves FSDP as "
-    "fsdp_dtensor only; the distributed optimizer shares the optimizer's state, --tensor_parallel_size and "
-    "--pipeline_parallel_size the weights (`auto` chooses them)"
-)
 _NOT_POSSIBLE = {
-    "ddp.use_megatron_fsdp": _FSDP,
-    "ddp.use_custom_fsdp": _FSDP,
-    "ddp.data_parallel_sharding_strategy": _FSDP,
-    "dist.use_megatron_fsdp": _FSDP,
-    "dist.use_torch_fsdp2": _FSDP,
-    "checkpoint.ckpt_format": _FSDP,
+    "dist.use_torch_fsdp2": "Bridge 0.6.2 cannot save what torch's FSDP2 trains; --megatron_fsdp shares weights, too",
     "model.cpu_offloading_weights": (
         "Transformer Engine 2.20 takes no weights to the host any more (its cpu_offload.py ignores it); "
         "--optimizer_offload takes the optimizer's, --activation_offload_layers activations"

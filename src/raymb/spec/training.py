@@ -34,6 +34,20 @@ class Parallel(Section):
     """Uneven pipeline: layers on the first stage."""
     num_layers_in_last_stage: Size | None = bridge("model.num_layers_in_last_pipeline_stage", default=None)
     """Uneven pipeline: layers on the last stage."""
+    megatron_fsdp: Literal["none", "optim", "optim_grads", "optim_grads_params"] = bridge(
+        "ddp.use_megatron_fsdp",
+        "ddp.use_custom_fsdp",
+        "ddp.data_parallel_sharding_strategy",
+        "dist.use_megatron_fsdp",
+        "checkpoint.ckpt_format",
+        default="none",
+    )
+    """Megatron-FSDP: data parallel workers share the optimizer's state, gradients as well, weights as well (ZeRO 1, 2
+    and 3). none: each has its own weights and gradients."""
+
+    @property
+    def fsdp(self) -> bool:
+        return self.megatron_fsdp != "none"
 
 
 def worker_range(parallel: Parallel) -> tuple[int, int]:
