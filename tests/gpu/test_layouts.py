@@ -28,6 +28,7 @@ LAYOUTS = {
     "pp2": ("Qwen2", 2, (PP, "2")),
     "cp2": ("Qwen2", 2, (CP, "2")),
     "dp2": ("Qwen2", 2, (TP, "1", PP, "1", CP, "1")),
+    "fsdp2": ("Qwen2", 2, ("--megatron_fsdp", "optim_grads_params")),
     "tp2-pp2": ("Qwen2", 4, (TP, "2", PP, "2")),
     "ep2": ("Qwen3-MoE", 2, (EP, "2")),
 }

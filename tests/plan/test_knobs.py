@@ -111,12 +111,35 @@ def test_flags_that_contradict_each_other(flags: dict[str, object], message: str
 
 
 @pytest.mark.parametrize(
-    "override",
-    ["ddp.use_megatron_fsdp=true", "dist.use_torch_fsdp2=true", "checkpoint.ckpt_format=fsdp_dtensor"],
+    ("flag", "value"),
+    [
+        ("distributed_optimizer", False),
+        ("optimizer_offload", 0.5),
+        ("optimizer_moments", "bf16"),
+        ("activation_offload_layers", 2),
+        ("precision", "fp8"),
+        ("peft", "lora"),
+    ],
 )
-def test_fsdp_is_refused_with_the_reason_and_the_other_way(override: str) -> None:
-    with pytest.raises(SpecError, match=r"torch_dist.*fsdp_dtensor.*--tensor_parallel_size"):
-        spec_of(override)
+def test_what_megatron_fsdp_does_not_go_with(flag: str, value: object) -> None:
+    with pytest.raises(SpecError, match=rf"{flag}.* is not possible with --megatron_fsdp optim_grads; drop one"):
+        spec_of(megatron_fsdp="optim_grads", **{flag: value})
+
+
+def test_megatron_fsdp_is_a_flag_and_torch_fsdp_is_refused() -> None:
+    with pytest.raises(SpecError, match="belongs to the flag --megatron_fsdp"):
+        spec_of("ddp.use_megatron_fsdp=true")
+    with pytest.raises(SpecError, match=r"torch's FSDP2.*--megatron_fsdp"):
+        spec_of("dist.use_torch_fsdp2=true")
+
+
+def test_megatron_fsdp_has_no_stages_and_wants_bf16() -> None:
+    flags = {"num_workers": 4, "megatron_fsdp": "optim_grads_params"}
+    with pytest.raises(PlanError, match="--pipeline_parallel_size 2 must be 1 with --megatron_fsdp optim_grads_params"):
+        make_plan(spec_of(**flags, pipeline_parallel_size=2), DENSE, backend="cuda")
+    with pytest.raises(PlanError, match="--megatron_fsdp optim_grads_params needs bf16 weights"):
+        make_plan(spec_of(**flags), DENSE, backend="cpu")
+    assert make_plan(spec_of(**flags, precision="bf16"), DENSE, backend="cpu").data_parallel_size == 4
 
 
 def test_weights_on_the_host_are_refused() -> None:

@@ -16,9 +16,9 @@ pytestmark = [pytest.mark.smoke, pytest.mark.slow, pytest.mark.timeout(400)]
 def test_a_run_that_starts_from_a_recipe(finetune: Callable[..., Path]) -> None:
     run = finetune(
         "comm_overlap.tp_comm_overlap=false",
-        "optimizer.exp_avg_dtype=torch.float32",
         "model.attention_backend=unfused",
         recipe="qwen3_600m_peft_config",
+        optimizer_moments="fp32",
         num_workers=2,
         tensor_parallel_size=2,
         train_iters=3,

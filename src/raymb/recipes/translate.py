@@ -139,6 +139,7 @@ _OWN_WAY = frozenset(
         "ddp.overlap_grad_reduce",
         "ddp.overlap_param_gather",
         "ddp.grad_reduce_in_fp32",
+        "ddp.use_megatron_fsdp",
         "checkpoint.save",
         "checkpoint.most_recent_k",
     }
@@ -165,6 +166,8 @@ def _flags(made: Translation, found: Mapping[str, Any]) -> None:
     moments = str(values.get("optimizer.exp_avg_dtype")).removeprefix("torch.")
     aware = values.get("optimizer.use_precision_aware_optimizer") and moments in ("bf16", "bfloat16")
     made.set("optimizer_moments", "bf16" if aware else "fp32")
+    if values.get("ddp.use_megatron_fsdp"):
+        made.set("megatron_fsdp", values["ddp.data_parallel_sharding_strategy"])
     for flag in ("overlap_grad_reduce", "overlap_param_gather"):
         overlap = values.get(f"comm_overlap.{flag}")
         if overlap is None and "comm_overlap.tp_comm_overlap" in values:
@@ -248,7 +251,6 @@ _NOTHING: dict[str, _Rule] = {
     "model.transformer_impl": lambda value, values: value == "transformer_engine",
     "scheduler.lr_decay_iters": lambda value, values: value in (None, values.get("train.train_iters")),
     "scheduler.lr_wsd_": lambda value, values: True,  # of a decay that raymb has not
-    "ddp.data_parallel_sharding_strategy": lambda value, values: not values.get("ddp.use_megatron_fsdp"),
     "train.manual_gc_": lambda value, values: not values.get("train.manual_gc"),
     "comm_overlap.": lambda value, values: value in (None, False),
     "model.mtp_num_layers": lambda value, values: False,  # None takes away what config.json has
