@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ from raymb.telemetry.hub import Hub
 from raymb.worker import train_under_ray
 from raymb.worker_setup import PlacementCallback, ProcessGroupConfig, SigtermCallback
 
+_SECONDS_TO_ANSWER = 2.0
 SECONDS_BETWEEN_RESIZES = 30.0
 """How often an elastic run asks for more workers. A resize costs a start of the workers."""
 
@@ -116,8 +118,15 @@ def make_trainer(job: Job, cluster: Cluster, resources: Resources, place: RunDir
 
 
 def _has_api_server() -> bool:
-    """Whether the cluster has told where its API server (dashboard) is; one without has an empty word there."""
-    return bool(_internal_kv_get(ray_constants.DASHBOARD_ADDRESS, namespace=ray_constants.KV_NAMESPACE_DASHBOARD))
+    """Whether somebody listens where the cluster says that its API server (dashboard) is: one without a dashboard gives
+    an address, too."""
+    told = _internal_kv_get(ray_constants.DASHBOARD_ADDRESS, namespace=ray_constants.KV_NAMESPACE_DASHBOARD) or b""
+    host, _, port = told.decode().rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=_SECONDS_TO_ANSWER).close()
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def _group(job: Job) -> int:

@@ -165,14 +165,21 @@ def _flags(made: Translation, found: Mapping[str, Any]) -> None:
         made.set("optimizer_offload", values["optimizer.optimizer_offload_fraction"])
     moments = str(values.get("optimizer.exp_avg_dtype")).removeprefix("torch.")
     aware = values.get("optimizer.use_precision_aware_optimizer") and moments in ("bf16", "bfloat16")
-    made.set("optimizer_moments", "bf16" if aware else "fp32")
+    other = "--precision fp8" if (found["precision"] or {}).get("fp8") else ""
+    other = "--megatron_fsdp" if values.get("ddp.use_megatron_fsdp") else other
+    made.set("optimizer_moments", "bf16" if aware and not other else "fp32")
+    if aware and other:
+        made.left_out.append(f"moments in bf16: raymb has them with {other} in fp32 only")
     if values.get("ddp.use_megatron_fsdp"):
         made.set("megatron_fsdp", values["ddp.data_parallel_sharding_strategy"])
+        made.set("distributed_optimizer", True)  # Bridge turns it on, whatever the recipe says
     for flag in ("overlap_grad_reduce", "overlap_param_gather"):
         overlap = values.get(f"comm_overlap.{flag}")
         if overlap is None and "comm_overlap.tp_comm_overlap" in values:
             overlap = True  # of data parallel workers, where there is a comm_overlap section
         made.set(flag, bool(values.get(f"ddp.{flag}") if overlap is None else overlap))
+    if values.get("ddp.use_distributed_optimizer") is False and not values.get("ddp.use_megatron_fsdp"):
+        made.set("overlap_param_gather", False)  # there is nothing to gather, and Bridge leaves it out
 
 
 _FP8 = {"tensorwise": "fp8", "blockwise": "fp8_blockwise", "mxfp8": "mxfp8"}
