@@ -56,7 +56,7 @@ def _free_models() -> None:
             tensors += [value for state in one.state.values() for value in state.values()]
     for tensor in tensors:
         if isinstance(tensor, torch.Tensor):
-            tensor.untyped_storage().resize_(0)
+            getattr(tensor, "_local_tensor", tensor).untyped_storage().resize_(0)  # Megatron-FSDP's are DTensors
 
 
 if __name__ == "__main__":

@@ -73,7 +73,8 @@ class Exports:
         which = self.job.spec.checkpoint.export_checkpoint
         wanted = {"best": checkpoint.best_step, "latest": checkpoint.latest_step}[which](self.job.checkpoint_dir)
         if wanted is None:
-            raise RunFailed("--export_checkpoint best: no checkpoint has a --best_metric", "raymb export RUN")
+            lacking = "has a --best_metric" if which == "best" else "is whole"
+            raise RunFailed(f"--export_checkpoint {which}: no checkpoint {lacking}", "raymb export RUN")
         self.emit({"kind": "phase", "text": f"exporting the {which} checkpoint, of step {wanted}"})
         self._export(wanted, self.job.hf_dir, self.job.adapter_dir)
 

@@ -142,6 +142,18 @@ def test_megatron_fsdp_has_no_stages_and_wants_bf16() -> None:
     assert make_plan(spec_of(**flags, precision="bf16"), DENSE, backend="cpu").data_parallel_size == 4
 
 
+def test_megatron_fsdp_takes_less_memory_and_more_time() -> None:
+    kinds = ("none", "optim", "optim_grads", "optim_grads_params")
+    flags = {"num_workers": 8, "tensor_parallel_size": 1, "pipeline_parallel_size": 1, "micro_batch_size": 1}
+    plans = [make_plan(spec_of(**flags, megatron_fsdp=kind), DENSE, gpu=gpu_named("h100-80gb")) for kind in kinds]
+    weights, gradients = ([(plan.memory or {})[part] for plan in plans] for part in ("weights", "gradients"))
+    assert weights[0] == weights[1] == weights[2] > weights[3]
+    assert gradients[0] == gradients[1] > gradients[2] == gradients[3]
+    times = [(plan.step_time or {})["data"] for plan in plans]
+    assert times[0] == times[1] <= times[2] < times[3]
+    assert [plan.megatron_fsdp for plan in plans] == list(kinds)
+
+
 def test_weights_on_the_host_are_refused() -> None:
     with pytest.raises(SpecError, match=r"takes no weights to the host any more.*--optimizer_offload"):
         spec_of("model.cpu_offloading_weights=true")

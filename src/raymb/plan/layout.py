@@ -70,6 +70,7 @@ class Plan:
     epochs: float | None
     padded_vocab_size: int
     parameters: int
+    megatron_fsdp: str = "none"
     recompute: str = "none"
     optimizer_offload: float = 0.0
     gpu: str | None = None
@@ -210,6 +211,7 @@ def _plan(
         epochs=samples / rows if samples and rows else None,
         padded_vocab_size=math.ceil(shape.vocab_size / layout.tensor) * layout.tensor,
         parameters=shape.parameter_count,
+        megatron_fsdp=layout.fsdp,
         recompute=layout.recompute,
         optimizer_offload=layout.optimizer_offload,
         gpu=gpu.name if gpu else None,

@@ -140,6 +140,10 @@ def _training(plan: Plan) -> str:
     )
 
 
+def _sharing(plan: Plan) -> int:
+    return plan.data_parallel_size * plan.context_parallel_size
+
+
 def _layout_rows(plan: Plan, shape: ModelShape) -> list[tuple[str, str]]:
     tensor, pipeline, virtual = (
         plan.tensor_parallel_size,
@@ -153,6 +157,8 @@ def _layout_rows(plan: Plan, shape: ModelShape) -> list[tuple[str, str]]:
             "(tensor x pipeline x context x data parallel)",
         )
     ]
+    if plan.megatron_fsdp != "none":
+        rows.append(("Megatron-FSDP", f"{plan.megatron_fsdp}: shared by {_sharing(plan)} workers"))
     if plan.elastic:
         rows.append(("elastic", _elastic(plan, plan.elastic)))
     if plan.nodes:
