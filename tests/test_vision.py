@@ -85,6 +85,7 @@ def test_the_forward_step_is_the_models():
         ({"packing": "true"}, "--packing is for rows of text"),
         ({"context_parallel_size": "2", "num_workers": "2"}, "--context_parallel_size 2 must be 1"),
         ({"overlap_grad_reduce": "true"}, "--overlap_grad_reduce waits for the gradient"),
+        ({"megatron_fsdp": "optim"}, "--megatron_fsdp optim has been tried with language models only"),
         ({"sample_prompt": "held-out"}, "--sample_prompt held-out asks in words"),
     ],
 )

@@ -17,5 +17,10 @@ def image_problems(spec: RunSpec, shape: ModelShape) -> Iterator[str]:
             f"--overlap_grad_reduce waits for the gradient of every weight, and a micro batch without images gives "
             f"those of {shape.architecture}'s {shape.sees} none; leave it out"
         )
+    if spec.parallel.fsdp:
+        yield (
+            f"--megatron_fsdp {spec.parallel.megatron_fsdp} has been tried with language models only, and "
+            f"{shape.architecture} has a {shape.sees}; leave it out"
+        )
     if spec.run.sample_prompt == "held-out":
         yield "--sample_prompt held-out asks in words, and held-out rows have images; give a prompt, or leave it out"
