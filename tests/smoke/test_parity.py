@@ -27,8 +27,8 @@ CASES = {
     "tp1": Case(1, {}),
     "tp2-without-sequence-parallel": Case(2, {"tensor_parallel_size": 2, "sequence_parallel": "false"}, slow=True),
     "tp2": Case(2, {"tensor_parallel_size": 2}, slow=True),  # sequence parallel is auto's choice
-    "pp2": Case(2, {"pipeline_parallel_size": 2}),
-    "dp2": Case(2, {}),
+    "pp2": Case(2, {"pipeline_parallel_size": 2}, slow=True),
+    "dp2": Case(2, {}, slow=True),
     "tp2-pp2": Case(4, {"tensor_parallel_size": 2, "pipeline_parallel_size": 2}, slow=True),
     "tp2-pp2-dp2": Case(8, {"tensor_parallel_size": 2, "pipeline_parallel_size": 2}),
     "pp2-vpp2": Case(2, {"pipeline_parallel_size": 2, "virtual_pipeline_parallel_size": 2}),

@@ -72,6 +72,7 @@ def test_early_stopping_keeps_the_best_checkpoint(
     assert "training from step 8" in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_out_of_time(finetune: Callable[..., Path], capfd: pytest.CaptureFixture[str]) -> None:
     flags = {"num_workers": 2, "train_iters": 5000, "no_export_hf": True}
     run = finetune(**flags, max_time="1s", code=75)  # over before the workers are there: after their first step
