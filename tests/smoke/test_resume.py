@@ -52,6 +52,7 @@ def test_a_checkpoint_of_the_other_backend_is_gone_on_with(
     assert curve(stopped) == curve(whole)
 
 
+@pytest.mark.slow
 def test_early_stopping_keeps_the_best_checkpoint(
     finetune: Callable[..., Path], capfd: pytest.CaptureFixture[str]
 ) -> None:
