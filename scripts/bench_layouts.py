@@ -29,10 +29,14 @@ STEPS, WARM_UP, SECONDS = 7, 2, 240
 
 @dataclass
 class Trial:
-    """A layout: its flags, plan and job file, and what the job has written."""
+    """A layout: its flags, plan and job file, and what the job has written.
+
+    sharded: by Megatron-FSDP, which wants an environment of its own.
+    """
 
     flags: str
     plan: Plan
+    sharded: bool
     job: Path
     lines: list[str] = field(default_factory=list)
 
@@ -48,8 +52,8 @@ def main() -> None:
     print("| layout | estimated GB | measured GB | | estimated ms | measured ms | |\n|" + "---|" * 7, flush=True)
     with tempfile.TemporaryDirectory(prefix="bench-layouts-") as work:
         trials = [_prepare(Path(work), number, common, flags) for number, flags in enumerate(layouts)]
-        for size in sorted({trial.plan.num_workers for trial in trials}):
-            _run_all(size, [trial for trial in trials if trial.plan.num_workers == size])
+        for alike in {(trial.plan.num_workers, trial.sharded): None for trial in trials}:
+            _run_all(alike[0], [trial for trial in trials if (trial.plan.num_workers, trial.sharded) == alike])
     for kind in ("memory", "time"):
         errors = [abs(error) for trial in trials if (error := _errors(trial)[kind]) is not None]
         if errors:
@@ -80,7 +84,7 @@ def _prepare(work: Path, number: int, common: list[str], flags: str) -> Trial:
     plan = checked.plan
     job = job_of(checked, {plan.num_workers: plan}, plan.backend, Resources(1.0, 1, 1), place)
     place.job.write_text(job.to_json(), encoding="utf-8")
-    return Trial(flags, plan, place.job)
+    return Trial(flags, plan, bool(checked.spec.parallel.fsdp), place.job)
 
 
 def _spec(words: list[str], **given: object) -> RunSpec:

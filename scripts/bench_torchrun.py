@@ -14,6 +14,9 @@ from pathlib import Path
 from subprocess import STDOUT, Popen
 from typing import IO
 
+from raymb.job import Job
+from raymb.trainer import worker_environment
+
 _STEP = re.compile(
     r"\[([\d-]{10} [\d:]{8})[^\]]*\] iteration +(\d+)/.*?elapsed time per iteration \(ms\): ([\d.]+)"
     r".*?lm loss: ([\d.E+-]+)"
@@ -56,14 +59,13 @@ def start(jobs: Sequence[Path], output: IO[str] | int, program: Sequence[str] = 
         jobs: their files.
         output: takes all output, as for Popen.
         program: Python's arguments; default: Bridge alone.
-        settings: of the environment besides; the user's own come before.
+        settings: of the environment besides.
     """
-    given = json.loads(jobs[0].read_text(encoding="utf-8"))
+    first = Job.from_json(jobs[0].read_text(encoding="utf-8"))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
-    command += [str(given["plan"]["num_workers"]), *(program or ["-m", "raymb.bare", *map(str, jobs)])]
-    own = {"OMP_NUM_THREADS": str(given["threads"]), "CUDA_DEVICE_MAX_CONNECTIONS": "1", "PYTHONUNBUFFERED": "1"}
-    own |= {"PYTORCH_ALLOC_CONF": "expandable_segments:True", **settings}
-    return Popen(command, stdout=output, stderr=STDOUT, env=own | os.environ, text=True, errors="replace")
+    command += [str(first.plan["num_workers"]), *(program or ["-m", "raymb.bare", *map(str, jobs)])]
+    environment = {**os.environ, **worker_environment(first), "PYTHONUNBUFFERED": "1", **settings}
+    return Popen(command, stdout=output, stderr=STDOUT, env=environment, text=True, errors="replace")
 
 
 def finished(job: Path, log: Path, program: Sequence[str] = (), **settings: str) -> str:

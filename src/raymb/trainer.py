@@ -112,7 +112,7 @@ def make_trainer(job: Job, cluster: Cluster, resources: Resources, place: RunDir
             storage_filesystem=filesystem,
             failure_config=failures,
             callbacks=[SigtermCallback(), PlacementCallback(_group(job), hub)],  # type: ignore[list-item]
-            worker_runtime_env={"env_vars": _worker_environment(job), **_under_nsys(job)},
+            worker_runtime_env={"env_vars": worker_environment(job), **_under_nsys(job)},
         ),
     )
 
@@ -167,7 +167,7 @@ def _settings(job: Job) -> dict[str, str]:
     return settings
 
 
-def _worker_environment(job: Job) -> dict[str, str]:
+def worker_environment(job: Job) -> dict[str, str]:
     """Variables of the worker processes: the defaults that training wants, then the driver's own settings of
     libraries and tokens, then --env."""
     defaults = {

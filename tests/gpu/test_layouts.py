@@ -22,15 +22,17 @@ FLAGS: dict[str, Any] = {
     "eval_interval": 0,
 }
 TP, PP, CP, EP = (f"--{name}_parallel_size" for name in ("tensor", "pipeline", "context", "expert"))
-LAYOUTS = {
+FSDP = "--megatron_fsdp"
+LAYOUTS: dict[str, tuple[str, int, tuple[str, ...]]] = {
     "one": ("Qwen2", 1, ()),
     "tp2": ("Qwen2", 2, (TP, "2")),
     "pp2": ("Qwen2", 2, (PP, "2")),
     "cp2": ("Qwen2", 2, (CP, "2")),
     "dp2": ("Qwen2", 2, (TP, "1", PP, "1", CP, "1")),
-    "fsdp2": ("Qwen2", 2, ("--megatron_fsdp", "optim_grads_params")),
+    **{f"fsdp2-{shared}": ("Qwen2", 2, (FSDP, shared)) for shared in ("optim", "optim_grads", "optim_grads_params")},
     "tp2-pp2": ("Qwen2", 4, (TP, "2", PP, "2")),
     "ep2": ("Qwen3-MoE", 2, (EP, "2")),
+    "ep2-fsdp2": ("Qwen3-MoE", 2, (EP, "2", FSDP, "optim_grads_params")),
 }
 WORST = {"Qwen2": 3e-3, "Qwen3-MoE": 2e-2}
 """Relative, of any step's loss: bf16's rounding; a token at the edge between two experts may go to the other one."""

@@ -150,7 +150,7 @@ def test_megatron_fsdp_takes_less_memory_and_more_time() -> None:
     assert weights[0] == weights[1] == weights[2] > weights[3]
     assert gradients[0] == gradients[1] > gradients[2] == gradients[3]
     times = [(plan.step_time or {})["data"] for plan in plans]
-    assert times[0] == times[1] <= times[2] < times[3]
+    assert times[0] < times[1] <= times[2] < times[3]
     assert [plan.megatron_fsdp for plan in plans] == list(kinds)
 
 

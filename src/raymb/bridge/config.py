@@ -125,7 +125,7 @@ def _model(job: Job, hf_bridge: AutoBridge, accelerator: Accelerator, precision:
         "calculate_per_token_loss": True,
         # Bridge 0.6.2 pads a vocabulary only if the model's config leaves its size open, which it never does.
         "vocab_size": plan["padded_vocab_size"],
-        **fusion_settings(provider, job.spec.performance, precision),
+        **fusion_settings(provider, job.spec.performance, precision, job.spec.parallel.fsdp),
         **_precision(precision),
         **_interleaving(plan["virtual_pipeline_parallel_size"]),
         **_recompute(plan.get("recompute", "none"), job.spec.train),

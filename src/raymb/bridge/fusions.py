@@ -13,12 +13,14 @@ import torch.nn.functional as functional
 from raymb.spec.training import Performance
 
 
-def fusion_settings(provider: Any, performance: Performance, precision: str) -> dict[str, bool]:
+def fusion_settings(provider: Any, performance: Performance, precision: str, fsdp: bool) -> dict[str, bool]:
     """Provider fields.
 
     Args:
         provider: of the Hugging Face model.
         precision: bf16 or fp32, of the weights.
+        fsdp: whether Megatron-FSDP is used. Megatron-Core 0.19.2's takes a gradient that was added in place for the
+            whole one: of tied embeddings, it drops what the lookup adds.
     """
     rope = provider.position_embedding_type == "rope" and not provider.multi_latent_attention
     swiglu = provider.activation_func is functional.silu and provider.gated_linear_unit
@@ -29,6 +31,7 @@ def fusion_settings(provider: Any, performance: Performance, precision: str) -> 
         "bias_activation_fusion": performance.fused_activation and activation,
         "gradient_accumulation_fusion": performance.fused_gradient_accumulation
         and precision == "bf16"
+        and not fsdp
         and _can_accumulate_in_place(),
     }
 

@@ -33,6 +33,8 @@ _LAUNCH, _LAUNCH_SHARED = 3.5e-3, 1.5e-3
 other workers: once for tensor, once for context parallel. Hosts differ by a factor of two."""
 _LAUNCH_ADAPTERS, _LAUNCH_EXPERTS, _LAUNCH_EXPERT = 8.2e-3, 13e-3, 0.25e-3
 """More of them: for a layer's adapters, for its router and dispatcher, for each expert at hand."""
+_FSDP = {"none": 0.0, "optim": 1.5e-3, "optim_grads": 1.5e-3, "optim_grads_params": 4e-3}
+"""Seconds that Megatron-FSDP's hooks and copies add to a layer and micro-batch."""
 _LINK, _LATENCY = 0.54, 25e-6
 """Share of a link that collectives reach, and seconds that each of them takes at least."""
 _NETWORK, _SLOW_NETWORK = 50e9, 12.5e9
@@ -189,7 +191,8 @@ def _data(layout: Layout, shape: ModelShape, gpu: Gpu, per_node: int) -> float:
     bandwidth = _bandwidth(gpu, layout.num_workers // layout.pipeline, per_node)
     scattered = 4 * (layout.micro_batches if "grads" in layout.fsdp else 1)
     gathered = 2 * (2 * layout.micro_batches if "params" in layout.fsdp else 1)
-    return sum(
+    hooks = _FSDP[layout.fsdp] * shape.num_layers * layout.micro_batches
+    return hooks + sum(
         (scattered + gathered) * weights * (size - 1) / size / bandwidth for weights, size in _held(layout, shape)
     )
 

@@ -174,7 +174,8 @@ class Performance(Section):
     fused_rope: bool = bridge("model.apply_rope_fusion", default=True)
     """Rotary positions by Transformer Engine's fused kernel."""
     fused_gradient_accumulation: bool = bridge("model.gradient_accumulation_fusion", default=True)
-    """Add a weight's gradient to the gradients within its matrix product."""
+    """Add a weight's gradient to the gradients within its matrix product; not with Megatron-FSDP, which would lose a
+    part of tied embeddings'."""
     overlap_grad_reduce: bool = bridge("ddp.overlap_grad_reduce", default=False)
     """Reduce gradients over data parallel workers while the backward pass goes on."""
     overlap_param_gather: bool = bridge("ddp.overlap_param_gather", default=False)
