@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from bench_torchrun import again, finetune, finished, peak, steps
+from bench_torchrun import again, finetune, finished, layout_of, peak, steps
 
 SIDES = {
     "raymb": "raymb under Ray",
@@ -95,10 +95,8 @@ class _Table:
         self.last = _records(work / "raymb")[-1]
         chip = plan["gpu"] if "mfu" in self.last else plan["backend"]  # the plan supposes one where nobody knows it
         self.tokens = plan["global_batch_size"] * plan["seq_length"] / plan["num_workers"]
-        sizes = {"TP": "tensor", "PP": "pipeline", "CP": "context", "DP": "data"}
-        layout = " x ".join(f"{short}{plan[f'{name}_parallel_size']}" for short, name in sizes.items())
-        print(f"{datetime.now():%Y-%m-%d}, {plan['num_workers']} x {chip}, raymb's layout {layout}, micro batch "
-              f"{plan['micro_batch_size']}\n`{flags}`\n")  # fmt: skip
+        layout = layout_of(work / "raymb")
+        print(f"{datetime.now():%Y-%m-%d}, {plan['num_workers']} x {chip}, raymb's layout {layout}\n`{flags}`\n")
         print("| | ms a step | tokens/s/GPU | TFLOP/s | MFU | peak GB | start, s | last loss |\n" + "|---" * 8 + "|")
 
     def print(self, side: str, one: Result) -> None:

@@ -91,6 +91,14 @@ def steps(text: str) -> list[Step]:
     ]
 
 
+def layout_of(run: Path) -> str:
+    """`TP2 x PP2 x CP1 x DP2, micro batch 1`"""
+    plan = json.loads((run / "plan.json").read_text(encoding="utf-8"))
+    sizes = {"TP": "tensor", "PP": "pipeline", "CP": "context", "DP": "data"}
+    words = " x ".join(f"{short}{plan[f'{name}_parallel_size']}" for short, name in sizes.items())
+    return f"{words}, micro batch {plan['micro_batch_size']}"
+
+
 def peak(text: str) -> float:
     """The most bytes that torch's allocator held on any rank; 0 on CPUs."""
     return max((json.loads(line)["peak"] for line in text.splitlines() if line.startswith(END_OF_JOB)), default=0.0)
