@@ -12,7 +12,7 @@ import pytest
 from raymb.remote import Remote, storage_root
 from tests.smoke.conftest import read_metrics
 
-pytestmark = [pytest.mark.smoke, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.smoke, pytest.mark.slow, pytest.mark.timeout(600)]
 FLAGS: dict[str, Any] = {
     "num_workers": 2,
     "train_iters": 10,
@@ -60,7 +60,6 @@ def test_a_run_on_s3_survives_the_loss_of_the_machine(
     assert "has finished" in capfd.readouterr().err
 
 
-@pytest.mark.slow
 def test_a_broken_checkpoint_at_the_address_is_left_out(
     finetune: Callable[..., Path],
     s3: str,
