@@ -30,7 +30,7 @@ pytestmark = [pytest.mark.smoke, pytest.mark.timeout(400)]
 LAYOUTS = {f"tp{tensor}-pp{pipeline}": (tensor, pipeline) for tensor in (1, 2) for pipeline in (1, 2)}
 ALL = "q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj"
 ADAPTER = "adapter_model.safetensors"
-IN_EVERY_RUN = {("lora", "tp2-pp2", ALL), ("dora", "tp2-pp1", ALL)}
+IN_EVERY_RUN = {("lora", "tp2-pp2", ALL), ("dora", "tp1-pp1", ALL)}
 CASES = [
     *((kind, layout, ALL) for kind in ("lora", "dora") for layout in LAYOUTS),
     ("lora", "tp2-pp2", "q_proj,v_proj,up_proj"),

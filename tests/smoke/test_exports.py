@@ -80,6 +80,7 @@ def test_a_window_of_steps_is_profiled(trained: Path) -> None:
     assert "Self CPU" in (trained / "profile" / "steps-2-3.txt").read_text()
 
 
+@pytest.mark.slow
 def test_ray_workers_write_the_same(trained: Path, tmp_path: Path) -> None:
     from raymb.cli import main
 

@@ -24,13 +24,13 @@ class Case(NamedTuple):
 
 
 CASES = {
-    "tp1": Case(1, {}),
+    "tp1": Case(1, {}, slow=True),
     "tp2-without-sequence-parallel": Case(2, {"tensor_parallel_size": 2, "sequence_parallel": "false"}, slow=True),
     "tp2": Case(2, {"tensor_parallel_size": 2}, slow=True),  # sequence parallel is auto's choice
     "pp2": Case(2, {"pipeline_parallel_size": 2}, slow=True),
     "dp2": Case(2, {}, slow=True),
-    "tp2-pp2": Case(4, {"tensor_parallel_size": 2, "pipeline_parallel_size": 2}, slow=True),
-    "tp2-pp2-dp2": Case(8, {"tensor_parallel_size": 2, "pipeline_parallel_size": 2}),
+    "tp2-pp2": Case(4, {"tensor_parallel_size": 2, "pipeline_parallel_size": 2}),
+    "tp2-pp2-dp2": Case(8, {"tensor_parallel_size": 2, "pipeline_parallel_size": 2}, slow=True),
     "pp2-vpp2": Case(2, {"pipeline_parallel_size": 2, "virtual_pipeline_parallel_size": 2}),
     "cp2": Case(2, {"context_parallel_size": 2}),
     "cp2-tp2": Case(4, {"context_parallel_size": 2, "tensor_parallel_size": 2}, slow=True),

@@ -36,6 +36,7 @@ def test_stopped_after_five_of_ten_steps_it_ends_with_the_same_numbers(
         print(*ours)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_the_other_backend_is_gone_on_with(
     finetune: Callable[..., Path], capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -115,7 +116,10 @@ def test_a_failing_worker_is_named(finetune: Callable[..., Path], capfd: pytest.
     assert "Traceback" not in error
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
+@pytest.mark.parametrize(
+    "number",
+    [pytest.param(signal.SIGINT, id="ctrl-c"), pytest.param(signal.SIGTERM, id="sigterm", marks=pytest.mark.slow)],
+)
 def test_interrupt_leaves_the_last_whole_checkpoint(
     number: signal.Signals, tiny_qwen2: Path, rows: Path, tmp_path: Path
 ) -> None:
