@@ -23,6 +23,7 @@ from raymb.preflight import checked_shape, local_gpu, preflight
 from raymb.run_dir import RunDir
 from raymb.spec import RunSpec, load_spec
 from raymb.spec.training import worker_range
+from raymb.trainer import worker_environment
 
 STEPS, WARM_UP, SECONDS = 7, 2, 240
 
@@ -31,12 +32,12 @@ STEPS, WARM_UP, SECONDS = 7, 2, 240
 class Trial:
     """A layout: its flags, plan and job file, and what the job has written.
 
-    sharded: by Megatron-FSDP, which wants an environment of its own.
+    environment: of its processes.
     """
 
     flags: str
     plan: Plan
-    sharded: bool
+    environment: dict[str, str]
     job: Path
     lines: list[str] = field(default_factory=list)
 
@@ -49,11 +50,15 @@ def main() -> None:
     everything = layouts == ["all"]
     if everything:
         layouts = _all(common)
-    print("| layout | estimated GB | measured GB | | estimated ms | measured ms | |\n|" + "---|" * 7, flush=True)
+    print("| layout | estimated GB | measured GB | | estimated ms | measured ms | | last loss |", flush=True)
+    print("|" + "---|" * 8, flush=True)
     with tempfile.TemporaryDirectory(prefix="bench-layouts-") as work:
         trials = [_prepare(Path(work), number, common, flags) for number, flags in enumerate(layouts)]
-        for alike in {(trial.plan.num_workers, trial.sharded): None for trial in trials}:
-            _run_all(alike[0], [trial for trial in trials if (trial.plan.num_workers, trial.sharded) == alike])
+        left = trials
+        while left:
+            alike = [one for one in left if _processes(one) == _processes(left[0])]
+            left = [one for one in left if one not in alike]
+            _run_all(alike)
     for kind in ("memory", "time"):
         errors = [abs(error) for trial in trials if (error := _errors(trial)[kind]) is not None]
         if errors:
@@ -84,20 +89,30 @@ def _prepare(work: Path, number: int, common: list[str], flags: str) -> Trial:
     plan = checked.plan
     job = job_of(checked, {plan.num_workers: plan}, plan.backend, Resources(1.0, 1, 1), place)
     place.job.write_text(job.to_json(), encoding="utf-8")
-    return Trial(flags, plan, bool(checked.spec.parallel.fsdp), place.job)
+    return Trial(flags, plan, worker_environment(job), place.job)
+
+
+def _processes(trial: Trial) -> tuple[int, dict[str, str]]:
+    return trial.plan.num_workers, trial.environment
 
 
 def _spec(words: list[str], **given: object) -> RunSpec:
-    """Of `--name value` and `section.field=value` words, on top of what is given."""
-    overrides = [word for word in words if "=" in word and not word.startswith("--")]
-    words = [word for word in words if word not in overrides]
-    flags = {name.removeprefix("--"): value for name, value in zip(words[::2], words[1::2], strict=True)}
+    """Of `--name value`, `--name`, `--no_name` and `section.field=value` words, on top of what is given."""
+    flags: dict[str, object] = {}
+    overrides = []
+    for word, after in zip(words, [*words[1:], "--"], strict=True):
+        if word.startswith("--no_") and after.startswith("--"):
+            flags[word.removeprefix("--no_")] = False
+        elif word.startswith("--"):
+            flags[word.removeprefix("--")] = True if after.startswith("--") or "=" in after else after
+        elif "=" in word:
+            overrides.append(word)
     return load_spec({name: str(value) for name, value in (given | flags).items()}, overrides=overrides)
 
 
-def _run_all(size: int, trials: list[Trial]) -> None:
-    """On as many groups of GPUs side by side as there are."""
-    on_gpu = trials[0].plan.backend == "cuda"
+def _run_all(trials: list[Trial]) -> None:
+    """Of processes that are alike, on as many groups of GPUs side by side as there are."""
+    size, on_gpu = trials[0].plan.num_workers, trials[0].plan.backend == "cuda"
     groups = max(1, torch.cuda.device_count() // size) if on_gpu else 1
     threads = []
     for group in range(groups):
@@ -140,6 +155,8 @@ def _print(trial: Trial) -> None:
         cells.append("" if errors[kind] is None else f"{errors[kind]:+.1%}")
     if not measured["time"]:
         cells[2] = cause("".join(trial.lines))
+    taken = steps("".join(trial.lines))
+    cells.append(f"{taken[-1].loss:.6f}" if taken else "")
     print(f"| {' | '.join(cells)} |", flush=True)
 
 

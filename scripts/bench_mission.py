@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 
 from bench_torchrun import again, finetune, finished, layout_of, read, steps
 
@@ -70,8 +70,10 @@ def _losses(run: Path) -> list[float]:
 
 def _worst(losses: list[float], others: list[float]) -> str:
     """Of the steps that both have."""
-    worst = max(abs(one / other - 1) for one, other in zip(losses, others, strict=False))
-    return f"within {worst:.1e}, relative" if worst else "equal, bit by bit"
+    apart = [abs(one / other - 1) for one, other in zip(losses, others, strict=False)]
+    worst = max(apart)
+    where = f"within {worst:.1e} (step {apart.index(worst) + 1}), {mean(apart):.1e} on average, relative"
+    return where if worst else "equal, bit by bit"
 
 
 def _without_layout(flags: list[str]) -> list[str]:
