@@ -93,6 +93,7 @@ class Job:
             "train": spec.train.model_copy(update={"activation_offload_layers": 0}),
             "optimizer": spec.optimizer.model_copy(update={"optimizer_moments": "fp32"}),  # as in a checkpoint
             "moe": Moe(),
+            "performance": spec.performance.model_copy(update={"cuda_graphs": False}),
             "parallel": spec.parallel.model_copy(update={"megatron_fsdp": "none"}),
         }
         return replace(self, spec=spec.model_copy(update=changed), backend="cpu")

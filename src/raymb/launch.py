@@ -20,7 +20,7 @@ from raymb.job import Job, with_absolute_paths
 from raymb.mirror import pushing
 from raymb.outcome import conclude, has_finished, newest_step, reason_of, say_how_to_go_on, where_to_look
 from raymb.plan import Plan, usable_plans
-from raymb.plan.table import better_line, estimate_line
+from raymb.plan.table import better_line, estimate_line, graphs_line
 from raymb.preflight import Preflight, as_packed, fingerprint, local_gpu, model_path, run_name
 from raymb.remote_lock import RemoteLock
 from raymb.reshape import check_format, described, reshaping, to_reshape
@@ -55,9 +55,9 @@ def run(checked: Preflight) -> int:
         fixed = as_packed(spec, checked.plan)
         plans = usable_plans(fixed, checked.shape, rows=checked.prepared.rows("train"), backend=backend, gpu=gpu)
         plan = plans[max(plans)]
-        for line in (estimate_line(plan), better_line(plan, checked.shape, spec)):
-            if line:
-                console.print(line, highlight=False, soft_wrap=True)
+        hints = [line(plan, checked.shape, spec) for line in (better_line, graphs_line)]
+        for line in filter(None, [estimate_line(plan), *hints]):
+            console.print(line, highlight=False, soft_wrap=True)
         resources = cluster.resources_of_a_worker(backend, spec.cluster.cpus_per_worker, plan.num_workers)
         wait_for(resources, min(plans), spec.cluster.wait_for_resources, console)
         check_room(resources, plan.tensor_parallel_size, min(plans))

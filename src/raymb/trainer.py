@@ -176,6 +176,8 @@ def worker_environment(job: Job) -> dict[str, str]:
         "CUDA_DEVICE_MAX_CONNECTIONS": "8" if job.spec.parallel.fsdp else "1",
         "TOKENIZERS_PARALLELISM": "false",
         **({"PYTORCH_ALLOC_CONF": "expandable_segments:True"} if job.spec.performance.expandable_segments else {}),
+        # Else NCCL registers buffers of a graph that expandable segments move: Megatron-Core asserts it.
+        **({"NCCL_GRAPH_REGISTER": "0"} if job.spec.performance.cuda_graphs else {}),
         **_compile_cache(job),
     }
     passed_on = {name: value for name, value in os.environ.items() if name.startswith(_PASSED_ON) and value}

@@ -141,10 +141,12 @@ def activate(job: Job) -> None:
     imports.install()
     ACCELERATORS[job.backend].activate(job.spec.parallel.fsdp)
     imports.load_family(job.architecture)
-    from raymb.bridge import fixes, fusions
+    from raymb.bridge import cuda_graphs, fixes, fusions
 
     fixes.apply_all()
     fusions.install()
+    if job.spec.performance.cuda_graphs:
+        cuda_graphs.leave_out_masks()
 
 
 def activate_alone(job: Job) -> None:

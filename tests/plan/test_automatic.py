@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from dataclasses import replace
 from statistics import median
@@ -18,7 +19,7 @@ from raymb.plan.memory import estimate
 from raymb.plan.rules import Layout, broken_rules
 from raymb.plan.search import USABLE
 from raymb.plan.speed import step_time
-from raymb.plan.table import better_line, estimate_line, print_plan
+from raymb.plan.table import better_line, estimate_line, graphs_line, print_plan
 from raymb.preflight import as_packed, local_gpu
 from raymb.spec import load_spec
 from raymb.spec.sections import RunSpec
@@ -292,6 +293,7 @@ def test_the_table_names_better_layouts(capsys: pytest.CaptureFixture[str]) -> N
     spec = spec_of(**flags, tensor_parallel_size=2, pipeline_parallel_size=2)
     print_plan(make_plan(spec, QWEN_05B, backend="cuda", gpu=gpu_named("h200")), QWEN_05B, spec)
     shown = " ".join(capsys.readouterr().out.split())
+    assert "CUDA graphs by estimate a step is" in shown
     assert "memory a GPU about" in shown and "other layouts DP4, micro batch" in shown and "times as fast" in shown
 
 
@@ -304,8 +306,15 @@ def test_what_a_run_says_of_its_layout() -> None:
     assert better_line(slow, QWEN_05B, spec_of(**given)).startswith(
         "by estimate DP4, micro batch 16 is 17 times as fast"
     )
+    assert graphs_line(best, QWEN_05B, spec_of(**flags)) == ""
+    assert re.fullmatch(
+        r"by estimate a step is [\d.]+ times as fast with --cuda_graphs", graphs_line(slow, QWEN_05B, spec_of(**given))
+    )
+    assert graphs_line(slow, QWEN_05B, spec_of(**given, cuda_graphs=True)) == ""
+    assert graphs_line(slow, QWEN_05B, spec_of(**given, overlap_grad_reduce=True)) == ""
     on_cpus = make_plan(spec_of(**flags), QWEN_05B, backend="cpu")
-    assert estimate_line(on_cpus) == better_line(on_cpus, QWEN_05B, spec_of(**flags)) == ""
+    for line in (better_line, graphs_line):
+        assert estimate_line(on_cpus) == line(on_cpus, QWEN_05B, spec_of(**flags)) == ""
 
 
 def test_nothing_is_searched_again_where_everything_was_auto(monkeypatch: pytest.MonkeyPatch) -> None:

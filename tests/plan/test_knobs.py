@@ -154,6 +154,47 @@ def test_megatron_fsdp_takes_less_memory_and_more_time() -> None:
     assert [plan.megatron_fsdp for plan in plans] == list(kinds)
 
 
+def test_cuda_graphs_take_the_launching_out_of_a_step() -> None:
+    flags = {"num_workers": 2, "tensor_parallel_size": 2, "seq_length": 512}
+    eager, graphed = plan_of(**flags), plan_of(**flags, cuda_graphs=True)
+    assert eager.step_time and graphed.step_time and eager.memory == graphed.memory
+    assert eager.step_time["launch"] > 0.5 * eager.step_time["total"] > 2 * graphed.step_time["total"]
+    assert seconds(**flags, peft="lora", cuda_graphs=True) > seconds(**flags, peft="lora") / 20
+    assert plan_of(**{**flags, "recompute": "auto"}, cuda_graphs=True).recompute == "none"
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [
+        ("recompute", "full"),
+        ("recompute", "selective"),
+        ("activation_offload_layers", 2),
+        ("virtual_pipeline_parallel_size", 2),
+        ("megatron_fsdp", "optim"),
+        ("packing", True),
+        ("precision", "fp8"),
+        ("overlap_grad_reduce", True),
+    ],
+)
+def test_what_cuda_graphs_do_not_go_with(flag: str, value: object) -> None:
+    flags = {"num_workers": 2, "cuda_graphs": True, flag: value}
+    if flag == "virtual_pipeline_parallel_size":
+        flags |= {"pipeline_parallel_size": 2}
+    with pytest.raises((PlanError, SpecError), match=rf"--{flag}.* --cuda_graphs; drop one of them"):
+        plan_of(**flags)
+
+
+def test_cuda_graphs_are_for_dense_models_on_gpus_in_bf16() -> None:
+    with pytest.raises(PlanError, match="has not been tried with the model's Qwen3MoeForCausalLM"):
+        plan_of(MOE, num_workers=1, cuda_graphs=True)
+    with pytest.raises(PlanError, match="--cuda_graphs needs GPUs"):
+        plan_of(backend="cpu", num_workers=1, cuda_graphs=True)
+    with pytest.raises(PlanError, match="--cuda_graphs needs bf16 weights"):
+        plan_of(num_workers=1, cuda_graphs=True, precision="fp32")
+    with pytest.raises(SpecError, match="belongs to the flag --cuda_graphs"):
+        spec_of("model.cuda_graph_impl=local")
+
+
 def test_weights_on_the_host_are_refused() -> None:
     with pytest.raises(SpecError, match=r"takes no weights to the host any more.*--optimizer_offload"):
         spec_of("model.cpu_offloading_weights=true")

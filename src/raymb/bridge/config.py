@@ -24,6 +24,7 @@ from raymb.accelerator import ACCELERATORS, Accelerator, precision_of
 from raymb.bridge import fixes
 from raymb.bridge.adapters import make_adapters
 from raymb.bridge.checkpoint import left_out
+from raymb.bridge.cuda_graphs import GRAPHS
 from raymb.bridge.dataset import PreparedRowsConfig
 from raymb.bridge.fusions import fusion_settings
 from raymb.bridge.moe import moe_settings
@@ -84,7 +85,7 @@ def build_config(
         logger=LoggerConfig(log_interval=job.spec.run.log_interval, log_loss_scale_to_tensorboard=False),
         tokenizer=_tokenizer(job),
         checkpoint=_checkpoint(job, load_dir, load_random_state),
-        rng=RNGConfig(seed=job.spec.train.seed),
+        rng=RNGConfig(seed=job.spec.train.seed, te_rng_tracker=job.spec.performance.cuda_graphs),
         dist=DistributedInitConfig(),
         peft=adapters,
         mixed_precision=_mixed_precision(job, precision),
@@ -130,6 +131,7 @@ def _model(job: Job, hf_bridge: AutoBridge, accelerator: Accelerator, precision:
         **_interleaving(plan["virtual_pipeline_parallel_size"]),
         **_recompute(plan.get("recompute", "none"), job.spec.train),
         **_activation_offload(job.spec.train.activation_offload_layers),
+        **(GRAPHS if job.spec.performance.cuda_graphs else {}),
         # 13 % less step time at a vocabulary of 152,000, and no second copy of the logits.
         "cross_entropy_loss_fusion": job.spec.performance.fused_cross_entropy,
         "cross_entropy_fusion_impl": "te",

@@ -71,6 +71,7 @@ def resolve(spec: RunSpec, shape: ModelShape, backend: str, num_workers: int) ->
         fused_loss=spec.performance.fused_cross_entropy,
         fused_activation=spec.performance.fused_activation,
         fp8="fp8" in spec.train.precision,
+        cuda_graphs=spec.performance.cuda_graphs,
         adapter_rank=spec.peft.lora_rank if adapters else None,
         adapter_targets=tuple(targets_of(spec.peft, shape).hugging_face) if adapters else (),
     )

@@ -42,6 +42,7 @@ class Layout:
     fused_loss: bool = True
     fused_activation: bool = True
     fp8: bool = False
+    cuda_graphs: bool = False
     number_bytes: int = 2
     adapter_rank: int | None = None
     adapter_targets: tuple[str, ...] = ()
@@ -68,7 +69,7 @@ def broken_rules(layout: Layout, shape: ModelShape) -> list[str]:
     """A sentence for every broken rule: the values, the rule, the flag to change. Empty if the layout can train."""
     checks = (
         *(_world, _batch, _heads, _feed_forward, _stages, _virtual_stages, _virtual_batch, _sequence, _packing),
-        *(_experts, _expert_world, _expert_sequence, _family, _adapters, _fsdp),
+        *(_experts, _expert_world, _expert_sequence, _family, _adapters, _fsdp, _graphs),
     )
     return [text for check in checks for text in check(layout, shape)]
 
@@ -324,6 +325,32 @@ def _fsdp(layout: Layout, shape: ModelShape) -> Iterator[str]:
         yield (
             f"--pipeline_parallel_size {layout.pipeline} must be 1 with --megatron_fsdp {layout.fsdp}, which "
             f"Megatron-Core 0.19.2 does not cut into stages; set it to 1"
+        )
+
+
+_RECORDED = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
+"""Families of Megatron-Core's plain layers. A step with CUDA graphs was compared for Qwen2."""
+
+
+def _graphs(layout: Layout, shape: ModelShape) -> Iterator[str]:
+    if not layout.cuda_graphs:
+        return
+    impossible, untried = "is not possible with", "has not been tried with"
+    others = {
+        f"--recompute {layout.recompute}": layout.recompute != "none" and untried,
+        f"--activation_offload_layers {layout.offloaded_layers}": layout.offloaded_layers and impossible,
+        f"--virtual_pipeline_parallel_size {layout.virtual}": layout.virtual and untried,
+        f"--megatron_fsdp {layout.fsdp}": layout.fsdp != "none" and untried,
+        "--packing": layout.packing and impossible,
+        "--precision fp8": layout.fp8 and untried,
+    }
+    for other, how in others.items():
+        if how:
+            yield f"{other} {how} --cuda_graphs; drop one of them"
+    if shape.architecture not in _RECORDED:
+        yield (
+            f"--cuda_graphs is for {', '.join(_RECORDED)}, and has not been tried with the model's "
+            f"{shape.architecture}; leave it out"
         )
 
 

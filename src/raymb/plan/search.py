@@ -65,7 +65,7 @@ def _thrifty_first(fitting: list[Candidate]) -> list[Candidate]:
 
 def _savings(spec: RunSpec, layout: Layout, shape: ModelShape, gpu: Gpu, per_node: int) -> Iterator[Candidate]:
     asked, offload = spec.train.recompute, spec.optimizer.optimizer_offload
-    if layout.offloaded_layers and asked == "auto":
+    if asked == "auto" and (layout.offloaded_layers or layout.cuda_graphs):
         asked = "none"
     if offload == "auto" and (
         layout.optimizer_moments == "bf16" or not layout.distributed_optimizer or layout.fsdp != "none"

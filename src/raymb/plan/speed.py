@@ -31,6 +31,8 @@ _LOGITS_TRAFFIC = 5.0
 _LAUNCH, _LAUNCH_SHARED = 3.5e-3, 1.5e-3
 """Seconds that Python takes to launch a layer's kernels, forward and backward, and more where the layer is shared with
 other workers: once for tensor, once for context parallel. Hosts differ by a factor of two."""
+_LAUNCH_GRAPH, _LAUNCH_GRAPH_ADAPTERS = 0.7e-3, 0.75e-3
+"""The same with CUDA graphs, and more for a layer's adapters."""
 _LAUNCH_ADAPTERS, _LAUNCH_EXPERTS, _LAUNCH_EXPERT = 8.2e-3, 13e-3, 0.25e-3
 """More of them: for a layer's adapters, for its router and dispatcher, for each expert at hand."""
 _FSDP = {"none": 0.0, "optim": 1.5e-3, "optim_grads": 1.5e-3, "optim_grads_params": 4e-3}
@@ -123,6 +125,8 @@ def _launching(layout: Layout, shape: ModelShape) -> float:
     seconds = _LAUNCH + _LAUNCH_SHARED * ((layout.tensor > 1) + (layout.context > 1))
     if layout.adapter_rank is not None:
         seconds += _LAUNCH_ADAPTERS
+    if layout.cuda_graphs:
+        seconds = _LAUNCH_GRAPH + (0.0 if layout.adapter_rank is None else _LAUNCH_GRAPH_ADAPTERS)
     if shape.num_experts:
         of_experts = _LAUNCH_EXPERTS + _LAUNCH_EXPERT * shape.num_experts / layout.expert
         seconds += of_experts * shape.sparse_layers / shape.num_layers

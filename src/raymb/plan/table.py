@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from raymb.errors import PlanError
 from raymb.gpus import GIB, gpu_named
 from raymb.model_shape import ModelShape
 from raymb.plan.automatic import described, opened, searched
-from raymb.plan.layout import Plan
+from raymb.plan.layout import Plan, make_plan
+from raymb.spec.conflicts import conflicts
 from raymb.spec.sections import RunSpec
 
 if TYPE_CHECKING:
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
 
 _MUCH = 1.5
 """Times as fast, from which on another layout is named without being asked for."""
+_WORTH_RECORDING = 0.1
+"""Share of a step that launching takes, from which on a plan with CUDA graphs is made for comparison."""
 _OTHERS = 4
 """Layouts that are shown besides."""
 
@@ -37,6 +41,10 @@ def print_plan(plan: Plan, shape: ModelShape, spec: RunSpec) -> None:
     for name, value in plan_rows(plan, shape, spec.model.hf_model_path):
         table.add_row(name, value)
     _add_choices(table, plan)
+    if spec.performance.cuda_graphs:
+        table.add_row("CUDA graphs", "layers are recorded behind the third step, and launched as one from then on")
+    elif line := graphs_line(plan, shape, spec):
+        table.add_row("CUDA graphs", line)
     for index, line in enumerate(_others(plan, shape, spec)):
         table.add_row("other layouts" if index == 0 else "", line)
     # Model paths and reasons hold [ and ], which are no markup; numbers are not to be coloured one by one.
@@ -108,6 +116,24 @@ def better_line(plan: Plan, shape: ModelShape, spec: RunSpec) -> str:
     if ratio < _MUCH or not best.fits(gpu_named(plan.gpu)):
         return ""
     return f"by estimate {described(best.layout)} is {ratio:.2g} times as fast as this layout (raymb plan shows more)"
+
+
+def graphs_line(plan: Plan, shape: ModelShape, spec: RunSpec) -> str:
+    """What --cuda_graphs would bring, where it can be had and a step takes as long as Python does; else empty."""
+    performance = spec.performance.model_copy(update={"cuda_graphs": True})
+    graphed = spec.model_copy(update={"performance": performance})
+    if plan.gpu is None or plan.step_time is None or plan.elastic or graphed == spec or conflicts(graphed):
+        return ""
+    if plan.step_time["launch"] < _WORTH_RECORDING * plan.step_time["total"]:
+        return ""
+    try:
+        best = make_plan(
+            graphed, shape, backend=plan.backend, num_workers=plan.num_workers, gpu=gpu_named(plan.gpu)
+        ).step_time
+    except PlanError:
+        return ""
+    ratio = plan.step_time["total"] / best["total"] if best else 0.0
+    return f"by estimate a step is {ratio:.2g} times as fast with --cuda_graphs" if ratio >= _MUCH else ""
 
 
 def _others(plan: Plan, shape: ModelShape, spec: RunSpec) -> Iterator[str]:

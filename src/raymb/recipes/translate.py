@@ -142,6 +142,7 @@ _OWN_WAY = frozenset(
         "ddp.use_megatron_fsdp",
         "checkpoint.save",
         "checkpoint.most_recent_k",
+        "model.cuda_graph_impl",
     }
 )
 """Fields that a flag owns and that are not simply that flag's value."""
@@ -178,6 +179,9 @@ def _flags(made: Translation, found: Mapping[str, Any]) -> None:
         if overlap is None and "comm_overlap.tp_comm_overlap" in values:
             overlap = True  # of data parallel workers, where there is a comm_overlap section
         made.set(flag, bool(values.get(f"ddp.{flag}") if overlap is None else overlap))
+    graphs = values.get("model.cuda_graph_impl") or "none"
+    if graphs != "none":
+        made.left_out.append(f"CUDA graphs ({graphs}): --cuda_graphs records whole layers, of some dense models")
     if values.get("ddp.use_distributed_optimizer") is False and not values.get("ddp.use_megatron_fsdp"):
         made.set("overlap_param_gather", False)  # there is nothing to gather, and Bridge leaves it out
 
@@ -251,7 +255,7 @@ def _owned(path: str) -> bool:
 _Rule = Callable[[Any, Mapping[str, Any]], bool]
 _NOTHING: dict[str, _Rule] = {
     "model.attention_backend": lambda value, values: value in (None, "auto"),
-    "model.cuda_graph": lambda value, values: values.get("model.cuda_graph_impl", "none") == "none",
+    "model.cuda_graph": lambda value, values: True,  # see _flags
     "model.init_method_std": lambda value, values: True,  # weights are loaded
     "model.hf_model_": lambda value, values: True,
     "model.freeze_": lambda value, values: not value,

@@ -159,6 +159,8 @@ def _exports(spec: RunSpec) -> Iterator[str]:
 def _performance(performance: Performance) -> Iterator[str]:
     if performance.overlap_param_gather and not performance.overlap_grad_reduce:
         yield "--overlap_param_gather needs --overlap_grad_reduce, too"
+    if performance.overlap_grad_reduce and performance.cuda_graphs:
+        yield "--overlap_grad_reduce has not been tried with --cuda_graphs; drop one of them"
     if performance.profiler == "nsys" and not performance.profile_steps:
         yield "--profiler nsys says what --profile_steps uses, and that is not given; add --profile_steps FIRST:LAST"
     first, last = bounds(performance.profile_steps or 1)

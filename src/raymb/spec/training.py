@@ -175,7 +175,16 @@ class Performance(Section):
     """Rotary positions by Transformer Engine's fused kernel."""
     fused_gradient_accumulation: bool = bridge("model.gradient_accumulation_fusion", default=True)
     """Add a weight's gradient to the gradients within its matrix product; not with Megatron-FSDP, which would lose a
-    part of tied embeddings'."""
+    part of tied embeddings' and experts'."""
+    cuda_graphs: bool = bridge(
+        "model.cuda_graph_impl",
+        "model.cuda_graph_modules",
+        "model.use_te_rng_tracker",
+        "rng.te_rng_tracker",
+        default=False,
+    )
+    """Record each layer's kernels behind the third step, and launch them as one from then on: up to ten times as fast
+    where a step takes as long as Python takes to launch it, as with small micro-batches or tensor parallel."""
     overlap_grad_reduce: bool = bridge("ddp.overlap_grad_reduce", default=False)
     """Reduce gradients over data parallel workers while the backward pass goes on."""
     overlap_param_gather: bool = bridge("ddp.overlap_param_gather", default=False)
