@@ -174,12 +174,16 @@ def test_cuda_graphs_take_the_launching_out_of_a_step() -> None:
         ("packing", True),
         ("precision", "fp8"),
         ("overlap_grad_reduce", True),
+        ("peft", "dora"),
+        ("lora_dropout", 0.1),
     ],
 )
 def test_what_cuda_graphs_do_not_go_with(flag: str, value: object) -> None:
     flags = {"num_workers": 2, "cuda_graphs": True, flag: value}
     if flag == "virtual_pipeline_parallel_size":
         flags |= {"pipeline_parallel_size": 2}
+    if flag == "lora_dropout":
+        flags |= {"peft": "lora"}
     with pytest.raises((PlanError, SpecError), match=rf"--{flag}.* --cuda_graphs; drop one of them"):
         plan_of(**flags)
 

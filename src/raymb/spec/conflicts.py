@@ -25,6 +25,7 @@ def conflicts(spec: RunSpec) -> list[str]:
         *_adapters(spec.peft, spec.checkpoint),
         *_exports(spec),
         *_performance(spec.performance),
+        *_cuda_graphs(spec),
         *_storage(spec),
         *_telemetry(spec.telemetry),
     ]
@@ -159,13 +160,21 @@ def _exports(spec: RunSpec) -> Iterator[str]:
 def _performance(performance: Performance) -> Iterator[str]:
     if performance.overlap_param_gather and not performance.overlap_grad_reduce:
         yield "--overlap_param_gather needs --overlap_grad_reduce, too"
-    if performance.overlap_grad_reduce and performance.cuda_graphs:
-        yield "--overlap_grad_reduce has not been tried with --cuda_graphs; drop one of them"
     if performance.profiler == "nsys" and not performance.profile_steps:
         yield "--profiler nsys says what --profile_steps uses, and that is not given; add --profile_steps FIRST:LAST"
     first, last = bounds(performance.profile_steps or 1)
     if first > last:
         yield f"--profile_steps {first}:{last} is FIRST:LAST, and {first} is more than {last}; write {last}:{first}"
+
+
+def _cuda_graphs(spec: RunSpec) -> Iterator[str]:
+    untried = {
+        "--overlap_grad_reduce": spec.performance.overlap_grad_reduce,
+        f"--lora_dropout {spec.peft.lora_dropout:g}": spec.peft.lora_dropout,
+        "--peft dora": spec.peft.peft == "dora",
+    }
+    for other in (flag for flag, given in untried.items() if given and spec.performance.cuda_graphs):
+        yield f"{other} has not been tried with --cuda_graphs; drop one of them"
 
 
 def _storage(spec: RunSpec) -> Iterator[str]:
