@@ -31,7 +31,7 @@ CASES = {
     "dp2": Case(2, {}, slow=True),
     "tp2-pp2": Case(4, {"tensor_parallel_size": 2, "pipeline_parallel_size": 2}),
     "tp2-pp2-dp2": Case(8, {"tensor_parallel_size": 2, "pipeline_parallel_size": 2}, slow=True),
-    "pp2-vpp2": Case(2, {"pipeline_parallel_size": 2, "virtual_pipeline_parallel_size": 2}),
+    "pp2-vpp2": Case(2, {"pipeline_parallel_size": 2, "virtual_pipeline_parallel_size": 2}, slow=True),
     "cp2": Case(2, {"context_parallel_size": 2}),
     "cp2-tp2": Case(4, {"context_parallel_size": 2, "tensor_parallel_size": 2}, slow=True),
     "recompute-full": Case(1, {"recompute": "full"}, slow=True),

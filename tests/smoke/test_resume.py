@@ -85,6 +85,7 @@ def test_out_of_time(finetune: Callable[..., Path], capfd: pytest.CaptureFixture
     assert curve(run)[-1][0] == step + 2
 
 
+@pytest.mark.slow
 def test_finished_run_is_not_trained_again(finetune: Callable[..., Path], capfd: pytest.CaptureFixture[str]) -> None:
     run = finetune(num_workers=1, train_iters=2)
     before = (run / "metrics.jsonl").read_bytes()
