@@ -176,8 +176,8 @@ def _activation_offload(layers: int) -> dict[str, Any]:
 
 
 def _validation(job: Job) -> ValidationConfig:
-    """Validation and test as asked, with a micro and a global batch that the held-out rows can fill; none where they
-    cannot."""
+    """Validation and test as asked, with a micro and a global batch that the held-out rows can fill, and as many
+    batches as there are rows for; none where they cannot."""
     evaluation, plan = job.spec.evaluation, job.plan
     # Of an elastic run the largest size's, so that all sizes validate on the same rows.
     copies = max((size["data_parallel_size"] for size in job.plans.values()), default=plan["data_parallel_size"])
@@ -187,7 +187,7 @@ def _validation(job: Job) -> ValidationConfig:
         return ValidationConfig(eval_interval=None, eval_iters=0)
     return ValidationConfig(
         eval_interval=evaluation.eval_interval or None if job.validation_rows else None,
-        eval_iters=evaluation.eval_iters,
+        eval_iters=min(evaluation.eval_iters, (job.validation_rows or job.test_rows) // batch),
         eval_global_batch_size=batch,
         eval_micro_batch_size=micro,
     )
@@ -271,12 +271,15 @@ def _fsdp(job: Job) -> dict[str, Any]:
 
 
 def _dataset(job: Job) -> PreparedRowsConfig:
+    validation = _validation(job)
     return PreparedRowsConfig(
         directory=job.data_dir,
         seq_length=job.spec.data.seq_length,
         seed=job.spec.train.seed,
         pad_id=job.pad_id,
-        validation=job.validation_rows > 0,
+        validation=(validation.eval_iters or 0) * (validation.eval_global_batch_size or 0)
+        if job.validation_rows
+        else 0,
         test=job.test_rows > 0,
         enable_offline_packing=job.spec.data.packing,
         sample_multiple=job.plan["sample_multiple"],

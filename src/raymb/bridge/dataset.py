@@ -21,7 +21,8 @@ class PreparedRowsConfig(DatasetProvider):
 
     Args:
         pad_id: token behind the end of a row.
-        validation, test: whether there are such rows.
+        validation: rows of a validation, the same ones each time; 0 for none.
+        test: whether there are such rows.
         enable_offline_packing: rows hold several samples; Bridge asks under this name.
         sample_multiple: each packed sample is padded to a multiple of it.
         architecture: of a model that sees images; "" for any other.
@@ -32,7 +33,7 @@ class PreparedRowsConfig(DatasetProvider):
     seq_length: int
     seed: int
     pad_id: int
-    validation: bool
+    validation: int
     test: bool
     enable_offline_packing: bool
     sample_multiple: int
@@ -51,7 +52,7 @@ class PreparedRowsConfig(DatasetProvider):
     def build_datasets(self, context: DatasetBuildContext) -> tuple[Any, Any, Any]:
         return (
             self._rows("train"),
-            self._rows("validation") if self.validation else None,
+            self._rows("validation").draw(self.validation, self.seed) if self.validation else None,
             self._rows("test") if self.test else None,
         )
 
@@ -67,12 +68,19 @@ class PreparedRows(torch.utils.data.Dataset):
     def __init__(self, file: Path, seq_length: int, pad_id: int, multiple: int):
         self.rows = RowFile(file)
         self.seq_length, self.pad_id, self.multiple = seq_length, pad_id, multiple
+        self.drawn: np.ndarray | None = None
+
+    def draw(self, count: int, seed: int) -> PreparedRows:
+        """Keep so many of the rows. Bridge 0.6.2 goes on through a data set from one validation to the next, and losses
+        of different rows cannot be compared; one with a validation's rows alone begins again each time."""
+        self.drawn = np.random.default_rng(seed).permutation(len(self.rows))[:count]
+        return self
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.rows) if self.drawn is None else len(self.drawn)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        return self.rows[int(index)]
+        return self.rows[int(index if self.drawn is None else self.drawn[index])]
 
     def __getstate__(self) -> dict[str, Any]:
         raise TypeError("a mapped file does not travel to another process; loaders fork")
