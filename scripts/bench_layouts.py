@@ -12,8 +12,10 @@ from pathlib import Path
 from statistics import median
 
 import torch
-from bench_torchrun import END_OF_JOB, cause, peak, start, steps
+import typer
+from bench_torchrun import END_OF_JOB, Step, cause, peak, start, steps
 
+from raymb.cli.options import with_spec_options
 from raymb.cluster import Resources
 from raymb.errors import RaymbError
 from raymb.launch import job_of
@@ -21,7 +23,7 @@ from raymb.plan import Plan
 from raymb.plan.automatic import flags_of, searched
 from raymb.preflight import checked_shape, local_gpu, preflight
 from raymb.run_dir import RunDir
-from raymb.spec import RunSpec, load_spec
+from raymb.spec import RunSpec
 from raymb.spec.training import worker_range
 from raymb.trainer import worker_environment
 
@@ -37,7 +39,7 @@ class Trial:
 
     flags: str
     plan: Plan
-    environment: dict[str, str]
+    environment: frozenset[tuple[str, str]]
     job: Path
     lines: list[str] = field(default_factory=list)
 
@@ -54,11 +56,8 @@ def main() -> None:
     print("|" + "---|" * 8, flush=True)
     with tempfile.TemporaryDirectory(prefix="bench-layouts-") as work:
         trials = [_prepare(Path(work), number, common, flags) for number, flags in enumerate(layouts)]
-        left = trials
-        while left:
-            alike = [one for one in left if _processes(one) == _processes(left[0])]
-            left = [one for one in left if one not in alike]
-            _run_all(alike)
+        for alike in {(trial.plan.num_workers, trial.environment): None for trial in trials}:
+            _run_all(alike[0], [trial for trial in trials if (trial.plan.num_workers, trial.environment) == alike])
     for kind in ("memory", "time"):
         errors = [abs(error) for trial in trials if (error := _errors(trial)[kind]) is not None]
         if errors:
@@ -81,38 +80,31 @@ def _all(common: list[str]) -> list[str]:
 
 
 def _prepare(work: Path, number: int, common: list[str], flags: str) -> Trial:
-    given = {"train_iters": STEPS, "save_interval": 0, "eval_interval": 0, "log_interval": 1, "export_hf": False}
-    given |= {"storage_path": work, "experiment_name": f"layout-{number}"}
-    checked = preflight(_spec([*common, *shlex.split(flags)], **given))
+    own = ["--train_iters", str(STEPS), "--save_interval", "0", "--eval_interval", "0", "--log_interval", "1"]
+    own += ["--no_export_hf", "--storage_path", str(work), "--experiment_name", f"layout-{number}"]
+    checked = preflight(_spec([*own, *common, *shlex.split(flags)]))
     place = RunDir.of(checked.spec, f"layout-{number}")
     place.path.mkdir(parents=True)
     plan = checked.plan
     job = job_of(checked, {plan.num_workers: plan}, plan.backend, Resources(1.0, 1, 1), place)
     place.job.write_text(job.to_json(), encoding="utf-8")
-    return Trial(flags, plan, worker_environment(job), place.job)
+    return Trial(flags, plan, frozenset(worker_environment(job).items()), place.job)
 
 
-def _processes(trial: Trial) -> tuple[int, dict[str, str]]:
-    return trial.plan.num_workers, trial.environment
+def _spec(words: list[str]) -> RunSpec:
+    """Of finetune's words; of a flag that is given twice the last one counts."""
+    command = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    command.command()(with_spec_options(_itself))
+    return command(words, standalone_mode=False)  # type: ignore[no-any-return]
 
 
-def _spec(words: list[str], **given: object) -> RunSpec:
-    """Of `--name value`, `--name`, `--no_name` and `section.field=value` words, on top of what is given."""
-    flags: dict[str, object] = {}
-    overrides = []
-    for word, after in zip(words, [*words[1:], "--"], strict=True):
-        if word.startswith("--no_") and after.startswith("--"):
-            flags[word.removeprefix("--no_")] = False
-        elif word.startswith("--"):
-            flags[word.removeprefix("--")] = True if after.startswith("--") or "=" in after else after
-        elif "=" in word:
-            overrides.append(word)
-    return load_spec({name: str(value) for name, value in (given | flags).items()}, overrides=overrides)
+def _itself(spec: RunSpec) -> RunSpec:
+    return spec
 
 
-def _run_all(trials: list[Trial]) -> None:
-    """Of processes that are alike, on as many groups of GPUs side by side as there are."""
-    size, on_gpu = trials[0].plan.num_workers, trials[0].plan.backend == "cuda"
+def _run_all(size: int, trials: list[Trial]) -> None:
+    """On as many groups of GPUs side by side as there are."""
+    on_gpu = trials[0].plan.backend == "cuda"
     groups = max(1, torch.cuda.device_count() // size) if on_gpu else 1
     threads = []
     for group in range(groups):
@@ -155,8 +147,7 @@ def _print(trial: Trial) -> None:
         cells.append("" if errors[kind] is None else f"{errors[kind]:+.1%}")
     if not measured["time"]:
         cells[2] = cause("".join(trial.lines))
-    taken = steps("".join(trial.lines))
-    cells.append(f"{taken[-1].loss:.6f}" if taken else "")
+    cells.append("".join(f"{step.loss:.6f}" for step in _taken(trial)[-1:]))
     print(f"| {' | '.join(cells)} |", flush=True)
 
 
@@ -171,9 +162,12 @@ def _estimated(trial: Trial) -> dict[str, float]:
 
 def _measured(trial: Trial) -> dict[str, float]:
     """The same; 0 where nothing was measured."""
-    text = "".join(trial.lines)
-    times = [step.seconds for step in steps(text)][WARM_UP:]
-    return {"memory": peak(text), "time": median(times) if times else 0.0}
+    times = [step.seconds for step in _taken(trial)][WARM_UP:]
+    return {"memory": peak("".join(trial.lines)), "time": median(times) if times else 0.0}
+
+
+def _taken(trial: Trial) -> list[Step]:
+    return steps("".join(trial.lines))
 
 
 def _errors(trial: Trial) -> dict[str, float | None]:

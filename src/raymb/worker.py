@@ -141,12 +141,10 @@ def activate(job: Job) -> None:
     imports.install()
     ACCELERATORS[job.backend].activate(job.spec.parallel.fsdp)
     imports.load_family(job.architecture)
-    from raymb.bridge import cuda_graphs, fixes, fusions
+    from raymb.bridge import fixes, fusions
 
     fixes.apply_all()
     fusions.install()
-    if job.spec.performance.cuda_graphs:
-        cuda_graphs.leave_out_masks()
 
 
 def activate_alone(job: Job) -> None:

@@ -27,7 +27,7 @@ def test_only_workers_on_gpus_record_them(given: bool, tmp_path: Path) -> None:
     ("file", "name"), [("transformer_layer", "TransformerLayer"), ("module", "GraphableMegatronModule")]
 )
 def test_megatron_makes_masks_in_two_methods(file: str, name: str) -> None:
-    """Those that leave_out_masks takes from the base class."""
+    """Those that record_layers_without_masks takes from the base class."""
     root = find_spec("megatron.core")
     assert root is not None and root.submodule_search_locations
     tree = ast.parse(Path(root.submodule_search_locations[0], "transformer", f"{file}.py").read_text(encoding="utf-8"))

@@ -55,8 +55,10 @@ def test_packed_conversations_for_two_epochs(
 
 
 @pytest.mark.slow
-def test_every_validation_sees_the_same_rows(finetune: Callable[..., Path]) -> None:
+@pytest.mark.parametrize("test_split", [0.0, 0.6])
+def test_every_validation_sees_the_same_rows(test_split: float, finetune: Callable[..., Path]) -> None:
     """A model that does not change has one loss, give or take the order of its rows."""
-    run = finetune(learning_rate=1e-12, train_iters=4, eval_interval=1, eval_iters=3, export_hf=False)
+    fixed = {"learning_rate": 1e-12, "train_iters": 4, "export_hf": False, "test_split": test_split}
+    run = finetune(**fixed, eval_interval=1, eval_iters=3)
     losses = [record["loss"] for record in read_metrics(run, "validation")]
     assert len(losses) == 4 and max(losses) / min(losses) - 1 < 1e-6

@@ -24,7 +24,6 @@ from raymb.accelerator import ACCELERATORS, Accelerator, precision_of
 from raymb.bridge import fixes
 from raymb.bridge.adapters import make_adapters
 from raymb.bridge.checkpoint import left_out
-from raymb.bridge.cuda_graphs import GRAPHS
 from raymb.bridge.dataset import PreparedRowsConfig
 from raymb.bridge.fusions import fusion_settings
 from raymb.bridge.moe import moe_settings
@@ -67,7 +66,7 @@ def build_config(
     accelerator = ACCELERATORS[job.backend]
     precision = precision_of(job)
     hf_bridge = _hf_bridge(job)
-    adapters = make_adapters(job)
+    adapters, validation = make_adapters(job), _validation(job)
     config = ConfigContainer(
         # Bridge itself loads the model that adapters are put on, also where their own weights come from a checkpoint.
         model=_model(job, hf_bridge, accelerator, precision, load_weights=load_dir is None and adapters is None),
@@ -77,11 +76,11 @@ def build_config(
             micro_batch_size=job.plan["micro_batch_size"],
             iterations_to_skip=left_out(job.checkpoint_dir),
         ),
-        validation=_validation(job),
+        validation=validation,
         optimizer=_optimizer(job, precision),
         scheduler=_scheduler(job),
         ddp=_ddp(job),
-        dataset=_dataset(job),
+        dataset=_dataset(job, validation),
         logger=LoggerConfig(log_interval=job.spec.run.log_interval, log_loss_scale_to_tensorboard=False),
         tokenizer=_tokenizer(job),
         checkpoint=_checkpoint(job, load_dir, load_random_state),
@@ -131,7 +130,7 @@ def _model(job: Job, hf_bridge: AutoBridge, accelerator: Accelerator, precision:
         **_interleaving(plan["virtual_pipeline_parallel_size"]),
         **_recompute(plan.get("recompute", "none"), job.spec.train),
         **_activation_offload(job.spec.train.activation_offload_layers),
-        **(GRAPHS if job.spec.performance.cuda_graphs else {}),
+        **_cuda_graphs(job.spec.performance.cuda_graphs),
         # 13 % less step time at a vocabulary of 152,000, and no second copy of the logits.
         "cross_entropy_loss_fusion": job.spec.performance.fused_cross_entropy,
         "cross_entropy_fusion_impl": "te",
@@ -175,6 +174,12 @@ def _activation_offload(layers: int) -> dict[str, Any]:
     return settings if layers else {}
 
 
+def _cuda_graphs(wanted: bool) -> dict[str, Any]:
+    """Of whole layers."""
+    settings = {"cuda_graph_impl": "transformer_engine", "cuda_graph_modules": [], "use_te_rng_tracker": True}
+    return settings if wanted else {}
+
+
 def _validation(job: Job) -> ValidationConfig:
     """Validation and test as asked, with a micro and a global batch that the held-out rows can fill, and as many
     batches as there are rows for; none where they cannot."""
@@ -187,7 +192,7 @@ def _validation(job: Job) -> ValidationConfig:
         return ValidationConfig(eval_interval=None, eval_iters=0)
     return ValidationConfig(
         eval_interval=evaluation.eval_interval or None if job.validation_rows else None,
-        eval_iters=min(evaluation.eval_iters, (job.validation_rows or job.test_rows) // batch),
+        eval_iters=min(evaluation.eval_iters, max(held_out) // batch),
         eval_global_batch_size=batch,
         eval_micro_batch_size=micro,
     )
@@ -270,16 +275,14 @@ def _fsdp(job: Job) -> dict[str, Any]:
     }
 
 
-def _dataset(job: Job) -> PreparedRowsConfig:
-    validation = _validation(job)
+def _dataset(job: Job, validation: ValidationConfig) -> PreparedRowsConfig:
+    shown = (validation.eval_iters or 0) * (validation.eval_global_batch_size or 0)
     return PreparedRowsConfig(
         directory=job.data_dir,
         seq_length=job.spec.data.seq_length,
         seed=job.spec.train.seed,
         pad_id=job.pad_id,
-        validation=(validation.eval_iters or 0) * (validation.eval_global_batch_size or 0)
-        if job.validation_rows
-        else 0,
+        validation=shown if job.validation_rows else 0,
         test=job.test_rows > 0,
         enable_offline_packing=job.spec.data.packing,
         sample_multiple=job.plan["sample_multiple"],

@@ -21,7 +21,7 @@ class PreparedRowsConfig(DatasetProvider):
 
     Args:
         pad_id: token behind the end of a row.
-        validation: rows of a validation, the same ones each time; 0 for none.
+        validation: rows that a validation takes, the same ones each time; 0 for none.
         test: whether there are such rows.
         enable_offline_packing: rows hold several samples; Bridge asks under this name.
         sample_multiple: each packed sample is padded to a multiple of it.
@@ -71,9 +71,10 @@ class PreparedRows(torch.utils.data.Dataset):
         self.drawn: np.ndarray | None = None
 
     def draw(self, count: int, seed: int) -> PreparedRows:
-        """Keep so many of the rows. Bridge 0.6.2 goes on through a data set from one validation to the next, and losses
-        of different rows cannot be compared; one with a validation's rows alone begins again each time."""
-        self.drawn = np.random.default_rng(seed).permutation(len(self.rows))[:count]
+        """Keep so many of the rows, some of them more than once if there are fewer. Bridge 0.6.2 goes on through a data
+        set from one validation to the next, and losses of different rows cannot be compared; one with a validation's
+        rows alone begins again each time."""
+        self.drawn = np.resize(np.random.default_rng(seed).permutation(len(self.rows)), count)
         return self
 
     def __len__(self) -> int:

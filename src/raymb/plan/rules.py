@@ -333,21 +333,11 @@ _RECORDED = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen
 
 
 def _graphs(layout: Layout, shape: ModelShape) -> Iterator[str]:
-    if not layout.cuda_graphs:
-        return
-    impossible, untried = "is not possible with", "has not been tried with"
-    others = {
-        f"--recompute {layout.recompute}": layout.recompute != "none" and untried,
-        f"--activation_offload_layers {layout.offloaded_layers}": layout.offloaded_layers and impossible,
-        f"--virtual_pipeline_parallel_size {layout.virtual}": layout.virtual and untried,
-        f"--megatron_fsdp {layout.fsdp}": layout.fsdp != "none" and untried,
-        "--packing": layout.packing and impossible,
-        "--precision fp8": layout.fp8 and untried,
-    }
-    for other, how in others.items():
-        if how:
-            yield f"{other} {how} --cuda_graphs; drop one of them"
-    if shape.architecture not in _RECORDED:
+    if layout.cuda_graphs and layout.virtual:
+        yield (
+            f"--virtual_pipeline_parallel_size {layout.virtual} has not been tried with --cuda_graphs; drop one of them"
+        )
+    if layout.cuda_graphs and shape.architecture not in _RECORDED:
         yield (
             f"--cuda_graphs is for {', '.join(_RECORDED)}, and has not been tried with the model's "
             f"{shape.architecture}; leave it out"

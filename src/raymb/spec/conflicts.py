@@ -168,13 +168,23 @@ def _performance(performance: Performance) -> Iterator[str]:
 
 
 def _cuda_graphs(spec: RunSpec) -> Iterator[str]:
-    untried = {
-        "--overlap_grad_reduce": spec.performance.overlap_grad_reduce,
-        f"--lora_dropout {spec.peft.lora_dropout:g}": spec.peft.lora_dropout,
-        "--peft dora": spec.peft.peft == "dora",
+    """What a recorded layer cannot have, or nobody has compared."""
+    train, peft, strategy = spec.train, spec.peft, spec.parallel.megatron_fsdp
+    impossible = {
+        "--packing": spec.data.packing,
+        f"--activation_offload_layers {train.activation_offload_layers}": train.activation_offload_layers,
     }
-    for other in (flag for flag, given in untried.items() if given and spec.performance.cuda_graphs):
-        yield f"{other} has not been tried with --cuda_graphs; drop one of them"
+    untried = {
+        f"--recompute {train.recompute}": train.recompute in ("selective", "full"),
+        f"--megatron_fsdp {strategy}": spec.parallel.fsdp,
+        f"--precision {train.precision}": "fp8" in train.precision,
+        "--overlap_grad_reduce": spec.performance.overlap_grad_reduce,
+        f"--lora_dropout {peft.lora_dropout:g}": peft.lora_dropout,
+        "--peft dora": peft.peft == "dora",
+    }
+    for others, how in ((impossible, "is not possible"), (untried, "has not been tried")):
+        for other in (flag for flag, given in others.items() if given and spec.performance.cuda_graphs):
+            yield f"{other} {how} with --cuda_graphs; drop one of them"
 
 
 def _storage(spec: RunSpec) -> Iterator[str]:
