@@ -311,7 +311,7 @@ def test_what_a_run_says_of_its_layout() -> None:
         r"by estimate a step is [\d.]+ times as fast with --cuda_graphs", graphs_line(slow, QWEN_05B, spec_of(**given))
     )
     assert graphs_line(slow, QWEN_05B, spec_of(**given, cuda_graphs=True)) == ""
-    assert graphs_line(slow, QWEN_05B, spec_of(**given, overlap_grad_reduce=True)) == ""
+    assert graphs_line(slow, QWEN_05B, spec_of(**given, recompute="full")) == ""
     on_cpus = make_plan(spec_of(**flags), QWEN_05B, backend="cpu")
     for line in (better_line, graphs_line):
         assert estimate_line(on_cpus) == line(on_cpus, QWEN_05B, spec_of(**flags)) == ""

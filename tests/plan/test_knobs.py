@@ -167,25 +167,35 @@ def test_cuda_graphs_take_the_launching_out_of_a_step() -> None:
     ("flag", "value"),
     [
         ("recompute", "full"),
-        ("recompute", "selective"),
+        ("recompute_modules", "mlp"),
         ("activation_offload_layers", 2),
-        ("virtual_pipeline_parallel_size", 2),
         ("megatron_fsdp", "optim"),
         ("packing", True),
-        ("precision", "fp8"),
-        ("overlap_grad_reduce", True),
-        ("peft", "dora"),
-        ("lora_dropout", 0.1),
+        ("precision", "mxfp8"),
     ],
 )
 def test_what_cuda_graphs_do_not_go_with(flag: str, value: object) -> None:
     flags = {"num_workers": 2, "cuda_graphs": True, flag: value}
-    if flag == "virtual_pipeline_parallel_size":
-        flags |= {"pipeline_parallel_size": 2}
-    if flag == "lora_dropout":
-        flags |= {"peft": "lora"}
+    if flag == "recompute_modules":
+        flags |= {"recompute": "selective"}
     with pytest.raises((PlanError, SpecError), match=rf"--{flag}.* --cuda_graphs; drop one of them"):
         plan_of(**flags)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"recompute": "selective"},
+        {"pipeline_parallel_size": 2, "virtual_pipeline_parallel_size": 2},
+        {"precision": "fp8"},
+        {"overlap_grad_reduce": True},
+        {"peft": "dora"},
+        {"peft": "lora", "lora_dropout": 0.1},
+    ],
+)
+def test_what_cuda_graphs_go_with(flags: dict[str, object]) -> None:
+    eager, graphed = plan_of(num_workers=2, **flags), plan_of(num_workers=2, cuda_graphs=True, **flags)
+    assert eager.step_time and graphed.step_time and eager.step_time["launch"] > 2 * graphed.step_time["launch"]
 
 
 def test_cuda_graphs_are_for_dense_models_on_gpus_in_bf16() -> None:

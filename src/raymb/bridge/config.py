@@ -105,6 +105,7 @@ def _model(job: Job, hf_bridge: AutoBridge, accelerator: Accelerator, precision:
     """The provider of the Hugging Face model; with load_weights a hook fills the weights in when it is built."""
     fixes.pass_on_llama3_rope(hf_bridge.hf_pretrained.config)
     provider = hf_bridge.to_megatron_provider(load_weights=load_weights)
+    fixes.leave_attention_to_transformer_engine(provider)
     if seeing(job.architecture):
         fixes.pass_on_mrope_sections(hf_bridge.hf_pretrained.config, provider)
         fixes.lay_out_embeddings()

@@ -169,18 +169,16 @@ def _performance(performance: Performance) -> Iterator[str]:
 
 def _cuda_graphs(spec: RunSpec) -> Iterator[str]:
     """What a recorded layer cannot have, or nobody has compared."""
-    train, peft, strategy = spec.train, spec.peft, spec.parallel.megatron_fsdp
+    train, strategy = spec.train, spec.parallel.megatron_fsdp
     impossible = {
         "--packing": spec.data.packing,
         f"--activation_offload_layers {train.activation_offload_layers}": train.activation_offload_layers,
     }
     untried = {
-        f"--recompute {train.recompute}": train.recompute in ("selective", "full"),
+        "--recompute full": train.recompute == "full",
+        f"--recompute_modules {','.join(train.recompute_modules)}": set(train.recompute_modules) - {"core_attn"},
         f"--megatron_fsdp {strategy}": spec.parallel.fsdp,
-        f"--precision {train.precision}": "fp8" in train.precision,
-        "--overlap_grad_reduce": spec.performance.overlap_grad_reduce,
-        f"--lora_dropout {peft.lora_dropout:g}": peft.lora_dropout,
-        "--peft dora": peft.peft == "dora",
+        "--precision mxfp8": train.precision == "mxfp8",
     }
     for others, how in ((impossible, "is not possible"), (untried, "has not been tried")):
         for other in (flag for flag, given in others.items() if given and spec.performance.cuda_graphs):
