@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from raymb.errors import ModelError, SpecError
+from raymb.hf_model import load_hf_model
 from raymb.tuned_model import TunedModel
-from raymb.vision import model_class
 
 Done = Callable[[int], None]
 BASE, TUNED = "base", "tuned"
@@ -92,9 +92,8 @@ def load_model(path: str, trust_remote_code: bool = False) -> Any:
     disable_progress_bar()
     on_gpu = torch.cuda.is_available()
     try:
-        model: Any = model_class(path, trust_remote_code=trust_remote_code).from_pretrained(
-            path, dtype="auto" if on_gpu else torch.float32, trust_remote_code=trust_remote_code
-        )
+        dtype = "auto" if on_gpu else torch.float32
+        model = load_hf_model(path, trust_remote_code=trust_remote_code, dtype=dtype)
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"{path} cannot be loaded ({' '.join(str(error).split())[:300]})") from None
     return model.to("cuda" if on_gpu else "cpu").eval()

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raymb.bridge.tensor_files import tensor_differences, tensor_shapes, tensor_types, type_to_write
-from raymb.vision import PROCESSOR_FILES, model_class
+from raymb.hf_model import load_hf_model
+from raymb.vision import PROCESSOR_FILES
 
 if TYPE_CHECKING:
     import torch
@@ -183,13 +184,12 @@ def _load(path: str, request: Request) -> tuple[Any, list[str]]:
     """(model, what was not loaded as it is stored)."""
     import torch
 
-    loaded: Any = model_class(path, trust_remote_code=request.trust_remote_code).from_pretrained(
+    model, info = load_hf_model(
         path,
-        dtype=torch.float32 if request.precision == "fp32" else torch.bfloat16,
         trust_remote_code=request.trust_remote_code,
+        dtype=torch.float32 if request.precision == "fp32" else torch.bfloat16,
         output_loading_info=True,
     )
-    model, info = loaded
     wrong = ("missing_keys", "unexpected_keys", "mismatched_keys")
     kinds = {kind: sorted(map(str, info.get(kind) or ())) for kind in wrong}
     return model, [f"{len(names)} {kind.replace('_', ' ')}, first {names[0]}" for kind, names in kinds.items() if names]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from raymb.errors import ModelError, SpecError
 
@@ -102,15 +102,3 @@ def check_forward_step(asked: str, shape: ModelShape) -> None:
             + ("; llava_step is for models of LLaVA's kind, none of which raymb trains" * (asked == "llava_step")),
             f"leave it out, or set --step_func {own}",
         )
-
-
-def model_class(path: str, *, trust_remote_code: bool = False) -> Any:
-    """transformers' class that loads a model whole.
-
-    Args:
-        path: directory or hub id.
-    """
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
-
-    config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
-    return AutoModelForImageTextToText if FAMILIES.keys() & set(config.architectures or ()) else AutoModelForCausalLM
