@@ -23,6 +23,7 @@ from megatron.bridge.training.mixed_precision import MixedPrecisionConfig, get_m
 from raymb.accelerator import ACCELERATORS, Accelerator, precision_of
 from raymb.bridge import fixes
 from raymb.bridge.adapters import make_adapters
+from raymb.bridge.attention import check_attention, leave_attention_to_transformer_engine
 from raymb.bridge.checkpoint import left_out
 from raymb.bridge.dataset import PreparedRowsConfig
 from raymb.bridge.fusions import fusion_settings
@@ -93,6 +94,8 @@ def build_config(
     for path, value in accelerator.config_settings().items():
         set_field(config, path, value)
     apply_overrides(config, job.spec.overrides)
+    if job.backend == "cuda":
+        check_attention(config.model)
     return config, hf_bridge
 
 
@@ -105,7 +108,7 @@ def _model(job: Job, hf_bridge: AutoBridge, accelerator: Accelerator, precision:
     """The provider of the Hugging Face model; with load_weights a hook fills the weights in when it is built."""
     fixes.pass_on_llama3_rope(hf_bridge.hf_pretrained.config)
     provider = hf_bridge.to_megatron_provider(load_weights=load_weights)
-    fixes.leave_attention_to_transformer_engine(provider)
+    leave_attention_to_transformer_engine(provider)
     if seeing(job.architecture):
         fixes.pass_on_mrope_sections(hf_bridge.hf_pretrained.config, provider)
         fixes.lay_out_embeddings()

@@ -104,15 +104,6 @@ def pass_on_mrope_sections(hf_config: Any, provider: Any) -> None:
         provider.mrope_section = list(sections)
 
 
-def leave_attention_to_transformer_engine(provider: Any) -> None:
-    """megatron-bridge 0.6.2, models/gemma/gemma_bridge.py line 76 and gemma3_provider.py line 78 ask for the package
-    flash-attn, as Transformer Engine 1.8 had no other kernel for heads of 256; without it the first step of such a
-    Gemma fails on GPUs. Transformer Engine 2.20 has such kernels, and chooses by itself, as for other families."""
-    backends = importlib.import_module("megatron.core.transformer.enums").AttnBackend
-    if provider.attention_backend == backends.flash:
-        provider.attention_backend = backends.auto
-
-
 def lay_out_embeddings() -> None:
     """megatron-bridge 0.6.2, models/qwen_vl/modeling_qwen25_vl.py hands on embeddings that are only viewed as
     [sequence, batch, hidden]; with micro batches of 2 and more every layer's output is strided so, and the exchange

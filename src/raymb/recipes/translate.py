@@ -254,7 +254,7 @@ def _owned(path: str) -> bool:
 
 _Rule = Callable[[Any, Mapping[str, Any]], bool]
 _NOTHING: dict[str, _Rule] = {
-    "model.attention_backend": lambda value, values: value in (None, "auto"),
+    "model.attention_backend": lambda value, values: value in (None, "auto", "flash"),  # Transformer Engine chooses
     "model.cuda_graph": lambda value, values: True,  # see _flags
     "model.init_method_std": lambda value, values: True,  # weights are loaded
     "model.hf_model_": lambda value, values: True,
