@@ -101,7 +101,7 @@ def test_emit_does_not_wait_for_the_hub(waited: list[Any]) -> None:
     began = time.monotonic()
     for step in range(1000):
         sender.emit({"step": step})
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < 4  # the hub takes 5 s
     busy.set()
     sender.close()
 
