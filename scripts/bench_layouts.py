@@ -56,8 +56,11 @@ def main() -> None:
     print("|" + "---|" * 8, flush=True)
     with tempfile.TemporaryDirectory(prefix="bench-layouts-") as work:
         trials = [_prepare(Path(work), number, common, flags) for number, flags in enumerate(layouts)]
-        for alike in {(trial.plan.num_workers, trial.environment): None for trial in trials}:
-            _run_all(alike[0], [trial for trial in trials if (trial.plan.num_workers, trial.environment) == alike])
+        alike: dict[tuple[int, frozenset[tuple[str, str]]], list[Trial]] = {}
+        for trial in trials:
+            alike.setdefault((trial.plan.num_workers, trial.environment), []).append(trial)
+        for (size, _), group in alike.items():
+            _run_all(size, group)
     for kind in ("memory", "time"):
         errors = [abs(error) for trial in trials if (error := _errors(trial)[kind]) is not None]
         if errors:

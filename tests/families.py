@@ -109,6 +109,9 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 """Family to (prefix of its transformers classes, settings beside the common ones)."""
 
 
+MIXTURES = {name for name, (_, settings) in FAMILIES.items() if any("expert" in key for key in settings)}
+
+
 def make_model(family: str, directory: Path) -> Path:
     """Save the family's tiny model, with a tokenizer."""
     import torch

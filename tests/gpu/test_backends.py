@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.families import FAMILIES, make_model
+from tests.families import MIXTURES, make_model
 from tests.models import write_rows
 from tests.smoke.conftest import read_metrics, words_of
 
@@ -29,7 +29,7 @@ def test_a_run_changes_sides(family: str, tmp_path: Path) -> None:
     from raymb.cli import main
 
     rows, model = write_rows(tmp_path / "rows"), make_model(family, tmp_path / "model")
-    mixture = any("expert" in name for name in FAMILIES[family][1])
+    mixture = family in MIXTURES
     balancing = ["--moe_aux_loss_coeff", "0"] if mixture else []
 
     def train(name: str, backend: str, *more: str) -> Path:

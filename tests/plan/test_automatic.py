@@ -16,8 +16,9 @@ from raymb.model_shape import ModelShape
 from raymb.plan import Plan, make_plan, usable_plans
 from raymb.plan.automatic import searched
 from raymb.plan.memory import estimate
-from raymb.plan.rules import Layout, broken_rules
+from raymb.plan.rules import broken_rules
 from raymb.plan.search import USABLE
+from raymb.plan.sizes import Layout
 from raymb.plan.speed import step_time
 from raymb.plan.table import better_line, estimate_line, graphs_line, print_plan
 from raymb.preflight import as_packed, local_gpu

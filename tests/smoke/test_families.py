@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from raymb.job import Job
-from tests.families import FAMILIES, make_model
+from tests.families import FAMILIES, MIXTURES, make_model
 from tests.smoke.conftest import MAIN_FLAGS, batches_of, read_metrics, worst_deviation
 
 pytestmark = [pytest.mark.smoke, pytest.mark.slow, pytest.mark.timeout(600)]
@@ -21,7 +21,6 @@ STEPS = 3
 TABLE = Path(__file__).parents[2] / "docs" / "families.md"
 NO_TENSOR_PARALLEL = {"OLMoE"}
 """Trained at PP 2 x EP 2 instead; `raymb plan` refuses more tensor parallel workers (see NOTES)."""
-MIXTURES = {name for name, (_, settings) in FAMILIES.items() if any("expert" in key for key in settings)}
 
 
 class Row:
@@ -124,7 +123,8 @@ def render(rows: dict[str, Row]) -> str:
 
 
 NOTES = [
-    "Upstream defects that raymb steps around (`src/raymb/bridge/fixes.py`), without which a family would not hold:",
+    "Upstream defects that raymb steps around (`src/raymb/bridge/fixes.py`, `attention.py` there,",
+    "`src/raymb/hf_model.py`), without which a family would not hold:",
     "",
     "- Gemma 2 and 3: megatron-bridge 0.6.2 `models/common/te_layers.py` line 47 gives the norms behind attention and",
     "  feed-forward an epsilon of 1e-5 instead of the model's (logits off by 1e-4).",

@@ -10,8 +10,8 @@ from raymb.model_shape import ModelShape
 from raymb.plan.choose import resolve
 from raymb.plan.elastic import is_elastic
 from raymb.plan.memory import estimate
-from raymb.plan.rules import Layout
 from raymb.plan.search import Candidate, candidates
+from raymb.plan.sizes import Layout
 from raymb.spec.sections import RunSpec
 from raymb.spec.training import worker_range
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from raymb.model_shape import ModelShape
 from raymb.plan import rules
 from raymb.plan.adapters import targets_of
+from raymb.plan.sizes import Layout
 from raymb.spec.sections import RunSpec
 
 TOKENS_IN_A_MICRO_BATCH = 16384
@@ -12,7 +13,7 @@ TOKENS_IN_A_MICRO_BATCH = 16384
 LARGEST_AUTO_MICRO_BATCH = 8
 
 
-def resolve(spec: RunSpec, shape: ModelShape, backend: str, num_workers: int) -> tuple[rules.Layout, dict[str, str]]:
+def resolve(spec: RunSpec, shape: ModelShape, backend: str, num_workers: int) -> tuple[Layout, dict[str, str]]:
     """(layout of that many workers without `auto`, reason of every choice by flag). Rules are not checked here."""
     parallel, chosen = spec.parallel, {}
 
@@ -40,7 +41,7 @@ def resolve(spec: RunSpec, shape: ModelShape, backend: str, num_workers: int) ->
     micro_batch_size, why = _micro_batch_size(spec, data, pipeline, virtual, backend)
     if why:
         chosen["micro_batch_size"] = why
-    layout = rules.Layout(
+    layout = Layout(
         num_workers=num_workers,
         tensor=tensor,
         pipeline=pipeline,

@@ -10,10 +10,11 @@ from itertools import islice
 from raymb.model_shape import ModelShape
 from raymb.plan import rules
 from raymb.plan.choose import resolve
+from raymb.plan.sizes import Layout
 from raymb.spec.sections import RunSpec
 from raymb.spec.training import worker_range
 
-Resolved = tuple[rules.Layout, dict[str, str]]
+Resolved = tuple[Layout, dict[str, str]]
 """A layout without `auto`, and the reason of every choice by flag."""
 
 
@@ -53,7 +54,7 @@ def _candidates(spec: RunSpec, shape: ModelShape, backend: str) -> dict[int, Res
     return {size: resolve(spec, shape, backend, size) for size in sizes}
 
 
-def _model_parallel(layout: rules.Layout) -> int:
+def _model_parallel(layout: Layout) -> int:
     return layout.tensor * layout.pipeline * layout.context
 
 

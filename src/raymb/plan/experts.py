@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from raymb.model_shape import ModelShape
-from raymb.plan.rules import Layout
+from raymb.plan.sizes import Layout
 from raymb.spec.training import Moe
 
 FLEX = ("deepep", "hybridep")

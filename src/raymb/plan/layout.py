@@ -20,6 +20,7 @@ from raymb.plan.memory import estimate
 from raymb.plan.placement import planned_problem
 from raymb.plan.precision import precision_problems
 from raymb.plan.recompute import recompute_problems
+from raymb.plan.sizes import Layout, layers_per_stage
 from raymb.plan.speed import step_time
 from raymb.spec.sections import RunSpec
 
@@ -167,7 +168,7 @@ def usable_plans(
 def _plan(
     spec: RunSpec,
     shape: ModelShape,
-    layout: rules.Layout,
+    layout: Layout,
     chosen: dict[str, str],
     *,
     rows: int | None,
@@ -196,7 +197,7 @@ def _plan(
         sequence_parallel=layout.sequence_parallel,
         num_layers_in_first_stage=layout.first_stage,
         num_layers_in_last_stage=layout.last_stage,
-        layers_per_stage=rules.layers_per_stage(layout, shape.num_layers),
+        layers_per_stage=layers_per_stage(layout, shape.num_layers),
         micro_batch_size=layout.micro_batch_size,
         global_batch_size=layout.global_batch_size,
         micro_batches=layout.micro_batches,

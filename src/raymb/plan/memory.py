@@ -12,7 +12,7 @@ from raymb.gpus import GIB
 from raymb.model_parameters import is_gated
 from raymb.model_shape import ModelShape
 from raymb.plan.recompute import recomputed_layers
-from raymb.plan.rules import Layout, layers_per_stage
+from raymb.plan.sizes import Layout, layers_per_stage
 
 _OPTIMIZER = {"fp32": 12, "bf16": 8}
 """Bytes a trained bf16 number, by the type of its moments: two of them and an fp32 weight."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from raymb.gpus import Gpu
 from raymb.model_shape import ModelShape
-from raymb.plan.rules import Layout
+from raymb.plan.sizes import Layout
 
 _MULTIPLE = {"fp8": 16, "fp8_blockwise": 16, "mxfp8": 32}
 """Of both sides of an FP8 matrix product (Transformer Engine 2.20, on cuBLAS); mxfp8: of a block, too."""

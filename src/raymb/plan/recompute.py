@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from raymb.model_shape import ModelShape
-from raymb.plan.rules import Layout, layers_per_stage
+from raymb.plan.sizes import Layout, layers_per_stage
 
 _OF_EXPERTS = ("layernorm", "moe", "moe_act", "shared_experts")
 """Modules of sparse layers. Transformer Engine joins a dense layer's norms with the matrices behind them, so that

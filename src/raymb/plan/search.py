@@ -11,7 +11,8 @@ from raymb.model_shape import ModelShape
 from raymb.plan.choose import sequence_parallel
 from raymb.plan.memory import Memory, estimate
 from raymb.plan.recompute import recompute_problems
-from raymb.plan.rules import Layout, broken_rules, default_expert_tensor, divisors
+from raymb.plan.rules import broken_rules, default_expert_tensor, divisors
+from raymb.plan.sizes import Layout
 from raymb.plan.speed import StepTime, step_time
 from raymb.spec.sections import RunSpec
 

@@ -11,7 +11,7 @@ from raymb.gpus import Gpu
 from raymb.model_shape import ModelShape
 from raymb.plan.memory import activations_a_token, dense_weights, embedding, expert_weights
 from raymb.plan.recompute import recomputed_work
-from raymb.plan.rules import Layout, layers_per_stage
+from raymb.plan.sizes import Layout, layers_per_stage
 
 _MATRIX, _SMALL = 0.84, 170
 """Share of the peak rate that large matrix products reach, and the hidden size at which it is half of that."""
