@@ -16,6 +16,15 @@ from tests.models import make_tiny_qwen2, save_tokenizer, save_vision_tokenizer
 from tests.s3 import s3 as s3
 from tests.s3 import s3_server as s3_server
 
+
+@pytest.fixture(autouse=True)
+def no_cluster_on_this_machine(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    """What a test that starts no cluster plans is that of a machine without one, whatever runs here."""
+    if not {"smoke", "gpu"} & {mark.name for mark in request.node.iter_markers()}:
+        monkeypatch.setenv("RAY_ADDRESS", "local")
+        monkeypatch.setattr("raymb.ray_address.is_connected", lambda: False)
+
+
 QWEN2_4_LAYERS: dict[str, Any] = {
     "architectures": ["Qwen2ForCausalLM"],
     "model_type": "qwen2",

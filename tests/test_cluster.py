@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
-from typing import Any
 
 import pytest
-from rich.console import Console
 
 from raymb import cluster as cluster_module
-from raymb.cluster import Cluster, Resources, wait_for
+from raymb.cluster import Cluster, Resources
 from raymb.errors import ClusterError
 
 
@@ -19,7 +16,6 @@ def have(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
     """The cluster's resources, for a test to set."""
     resources: dict[str, float] = {"CPU": 8.0}
     monkeypatch.setattr(cluster_module.ray, "cluster_resources", lambda: resources)
-    monkeypatch.setattr(cluster_module, "_ask_autoscaler", lambda bundles: None)
     return resources
 
 
@@ -27,11 +23,47 @@ CLUSTER = Cluster(joined=False)
 
 
 @pytest.mark.parametrize(
-    ("asked", "gpus", "backend"), [("auto", 0, "cpu"), ("auto", 4, "cuda"), ("cpu", 4, "cpu"), ("cuda", 0, "cuda")]
+    ("joined", "asked", "gpus", "backend"),
+    [
+        (False, "auto", 0, "cpu"),
+        (False, "auto", 4, "cuda"),
+        (False, "cpu", 4, "cpu"),
+        (False, "cuda", 0, "cuda"),
+        (True, "auto", 0, "cuda"),  # its GPU nodes may have yet to start
+        (True, "auto", 4, "cuda"),
+        (True, "cpu", 4, "cpu"),
+    ],
 )
-def test_backend(have: dict[str, float], asked: str, gpus: int, backend: str) -> None:
+def test_backend(have: dict[str, float], joined: bool, asked: str, gpus: int, backend: str) -> None:
     have["GPU"] = gpus
-    assert CLUSTER.backend(asked) == backend
+    assert Cluster(joined).backend(asked) == backend
+
+
+def _nodes(monkeypatch: pytest.MonkeyPatch, *nodes: dict[str, float]) -> None:
+    found = [{"Alive": True, "Resources": node} for node in nodes]
+    monkeypatch.setattr(cluster_module.ray, "nodes", lambda: found)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "said"),
+    [
+        ([{"CPU": 0.0}, {"GPU": 4.0, "accelerator_type:L4": 1.0}, {"GPU": 4.0, "accelerator_type:L4": 1.0}], "8 x L4"),
+        ([{"GPU": 4.0, "accelerator_type:L4": 1.0}, {"GPU": 8.0}, {}], "4 x L4, 8 GPUs"),
+        ([{"CPU": 4.0}, {"CPU": 4.0}, {}], "8 CPUs, no GPUs"),
+    ],
+)
+def test_a_cluster_that_is_joined_is_described(
+    have: dict[str, float], monkeypatch: pytest.MonkeyPatch, nodes: list[dict[str, float]], said: str
+) -> None:
+    _nodes(monkeypatch, *nodes)
+    context = type("Context", (), {"gcs_address": "10.0.0.5:6379"})
+    monkeypatch.setattr(cluster_module.ray, "get_runtime_context", context)
+    assert Cluster(joined=True).described() == f"joined the Ray cluster at 10.0.0.5:6379: 3 nodes, {said}"
+
+
+def test_workers_of_a_cluster_whose_nodes_have_yet_to_start_get_a_cpu_each(have: dict[str, float]) -> None:
+    have.clear()
+    assert Cluster(joined=True).resources_of_a_worker("cpu", "auto", 8) == Resources(1.0, 0, 1)
 
 
 @pytest.mark.parametrize(
@@ -59,54 +91,11 @@ def test_a_cuda_worker_gets_one_gpu(have: dict[str, float]) -> None:
     assert got.to_dict() == {"CPU": 1.0, "GPU": 1}
 
 
-def test_enough_is_taken_at_once(have: dict[str, float]) -> None:
-    have |= {"CPU": 1.98}
-    wait_for(Resources(0.66, 0, 1), 3, 0, Console(file=io.StringIO()))
-
-
-@pytest.mark.parametrize(
-    ("worker", "num_workers", "text"),
-    [
-        (Resources(1.0, 1, 1), 4, "4 GPUs asked (1 for each worker), 0 there"),
-        (Resources(3.0, 0, 1), 4, "12 CPUs asked (3 for each worker), 8 there"),
-        (
-            Resources(4.0, 1, 1),
-            4,
-            "16 CPUs asked (4 for each worker), 8 there, 4 GPUs asked (1 for each worker), 0 there",
-        ),
-        (Resources(0.5, 0, 1), 16, ""),
-        (Resources(1.0, 0, 1), 8, ""),
-    ],
-)
-def test_what_is_missing(have: dict[str, float], worker: Resources, num_workers: int, text: str) -> None:
-    assert cluster_module._missing(worker, num_workers) == text
-
-
-def test_too_little_is_refused_with_flags(have: dict[str, float]) -> None:
-    with pytest.raises(ClusterError, match="too little for 4 workers: 4 GPUs asked") as caught:
-        wait_for(Resources(1.0, 1, 1), 4, 0.0, Console(file=io.StringIO()))
-    for flag in ("--num_workers", "--cpus_per_worker", "--wait_for_resources"):
-        assert flag in caught.value.hint
-
-
-def test_waiting_ends_when_the_cluster_grows(have: dict[str, float], monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[Any] = []
-    monkeypatch.setattr(cluster_module, "_ask_autoscaler", asked.append)
-
-    def sleep(seconds: float) -> None:
-        have["GPU"] = have.get("GPU", 0) + 1
-
-    monkeypatch.setattr(cluster_module.time, "sleep", sleep)
-    wait_for(Resources(1.0, 1, 1), 2, 60.0, Console(file=io.StringIO()))
-    assert have["GPU"] == 2
-    assert asked == [[{"CPU": 1.0, "GPU": 1}] * 2, []]  # asked for once, and given back
-
-
 @pytest.mark.parametrize(
     ("kinds", "name"), [(["H100"], "h100-80gb"), (["L4"], "l4"), ([], None), (["H100", "L4"], None), (["TPU-v4"], None)]
 )
-def test_the_gpus_of_a_cluster(have: dict[str, float], kinds: list[str], name: str | None) -> None:
-    have.update({f"accelerator_type:{kind}": 1.0 for kind in kinds})
+def test_the_gpus_of_a_cluster(monkeypatch: pytest.MonkeyPatch, kinds: list[str], name: str | None) -> None:
+    _nodes(monkeypatch, *({"GPU": 8.0, f"accelerator_type:{kind}": 1.0} for kind in kinds), {"CPU": 4.0})
     gpu = Cluster(joined=True).gpu()
     assert (gpu and gpu.name) == name
 

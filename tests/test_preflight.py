@@ -80,6 +80,7 @@ def test_groups_and_what_is_in_them(checked: Callable[..., Preflight]) -> None:
 CHANGES: dict[str, tuple[dict[str, Any], list[str]]] = {
     "layout": ({"tensor_parallel_size": 2, "pipeline_parallel_size": 2, "context_parallel_size": 2}, []),
     "world size": ({"num_workers": 4, "micro_batch_size": 2}, []),
+    "copies": ({"num_workers": "auto", "data_parallel_size": 2, "tensor_parallel_size": 2}, []),
     "backend": ({"backend": "cpu", "num_workers": 2}, []),
     "optimizer": ({"learning_rate": 1.0, "train_iters": 7, "weight_decay": 0.5}, []),
     "global batch": ({"global_batch_size": 16}, ["batch"]),

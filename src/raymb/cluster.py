@@ -8,10 +8,7 @@ import logging
 import math
 import os
 import shutil
-import socket
 import threading
-import time
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,15 +17,14 @@ from typing import Any
 
 import ray  # noqa: TID253
 from ray.exceptions import RayError  # noqa: TID253
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # noqa: TID253
 from rich.console import Console
 
-from raymb.errors import ClusterError, last_line
+import raymb
+from raymb.errors import ClusterError
 from raymb.gpus import Gpu, gpu_of_device
 from raymb.plan.placement import HINT, room_problem
+from raymb.ray_address import OWN, check_reachable, find_ray, is_connected
 from raymb.spec import RunSpec
-
-_SECONDS_FOR_THE_STORAGE = 120.0
 
 
 @dataclass(frozen=True)
@@ -55,15 +51,32 @@ class Cluster:
 
     Args:
         joined: whether it was there before this run.
+        note: what is to be said before `described`.
     """
 
     joined: bool
+    note: str = ""
 
     def backend(self, asked: str) -> str:
-        """`auto` takes CUDA when the cluster has GPUs."""
+        """`auto` takes CUDA on a cluster that is joined, whose GPU nodes may have yet to start, and on a machine that
+        has GPUs."""
         if asked != "auto":
             return asked
-        return "cuda" if ray.cluster_resources().get("GPU", 0) > 0 else "cpu"
+        return "cuda" if self.joined or ray.cluster_resources().get("GPU", 0) > 0 else "cpu"
+
+    def described(self) -> str:
+        """Which cluster it is and what it has, in one line."""
+        if not self.joined:
+            return f"{self.note}started Ray on this machine"
+        nodes = [node for node in ray.nodes() if node["Alive"]]
+        gpus: collections.Counter[str] = collections.Counter()
+        for node in nodes:
+            gpus[_gpu_name(node)] += int(node["Resources"].get("GPU", 0))
+        parts = [f"{count} x {name}" if name else f"{count} GPUs" for name, count in gpus.items() if count]
+        have = parts or [f"{ray.cluster_resources().get('CPU', 0):g} CPUs, no GPUs"]
+        address = ray.get_runtime_context().gcs_address
+        plural = "" if len(nodes) == 1 else "s"
+        return f"joined the Ray cluster at {address}: {len(nodes)} node{plural}, {', '.join(have)}"
 
     def check_profiler(self, profiler: str, backend: str) -> None:
         """
@@ -82,12 +95,13 @@ class Cluster:
 
     def gpu(self) -> Gpu | None:
         """What GPUs the cluster has, if Ray names them and there is one kind."""
-        names = [name.partition(":")[2] for name in ray.cluster_resources() if name.startswith("accelerator_type:")]
-        return gpu_of_device(names[0]) if len(names) == 1 else None
+        names = {_gpu_name(node) for node in ray.nodes() if node["Alive"]} - {""}
+        return gpu_of_device(names.pop()) if len(names) == 1 else None
 
     def resources_of_a_worker(self, backend: str, cpus: float | str, num_workers: int) -> Resources:
-        """Share the CPUs of the cluster among CPU workers unless the user says how many each gets."""
-        have = ray.cluster_resources().get("CPU", 1.0)
+        """Share the CPUs of the cluster among CPU workers unless the user says how many each gets. On a cluster that
+        is joined and has none at all, nodes have yet to start: a worker gets one."""
+        have = ray.cluster_resources().get("CPU", 0.0) or float(num_workers)
         if backend == "cuda":
             return Resources(1.0 if cpus == "auto" else float(cpus), 1, 1)
         if cpus == "auto":
@@ -95,19 +109,27 @@ class Cluster:
         return Resources(float(cpus), 0, max(1, int(have // num_workers)))
 
 
+def _gpu_name(node: dict[str, Any]) -> str:
+    """What Ray calls a node's GPUs, such as L4; "" where it has none, or does not know."""
+    names = [name for name in node["Resources"] if name.startswith("accelerator_type:")]
+    return names[0].partition(":")[2] if names else ""
+
+
 @contextmanager
-def connect(spec: RunSpec) -> Iterator[Cluster]:
-    """Join the cluster that --ray_address or RAY_ADDRESS names, or one that this process is connected to already,
-    or start a local one, which ends with the run.
+def connect(spec: RunSpec, console: Console) -> Iterator[Cluster]:
+    """Join the cluster that raymb.ray_address finds, or one that this process is connected to already, or start a local
+    one, which ends with the run; say which.
 
     Raises:
         ClusterError: no cluster answers at the address.
     """
     _keep_what_ray_says()
-    if ray.is_initialized():
+    if is_connected():
         yield Cluster(joined=True)
         return
-    address = spec.cluster.ray_address or os.environ.get("RAY_ADDRESS")
+    asked = spec.cluster.ray_address
+    found = find_ray(asked)
+    address = found.address
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # leave CUDA_VISIBLE_DEVICES to the user
     # A process for every core of the machine would be started ahead, and stay idle.
     os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
@@ -116,23 +138,46 @@ def connect(spec: RunSpec) -> Iterator[Cluster]:
     importing = threading.Thread(target=_import_ray_train, daemon=True)
     importing.start()
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if environment := _runtime_environment(spec.cluster.working_dir, bool(address)):
+        options["runtime_env"] = environment
     if not address:
         options["include_dashboard"] = False  # nobody looks at it, and it takes a core for seconds at the start
     try:
         # Without RAY_ADDRESS, "local" starts a new cluster even where another one runs on this machine.
         with contextlib.nullcontext() if address else _without_api_server():
-            ray.init(address=address or "local", **options)
+            ray.init(address=address or OWN, **options)
     except (ConnectionError, ValueError, RuntimeError, RayError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ClusterError(
             f"no Ray cluster answers at {address}: {reason}" if address else f"Ray cannot start here: {reason}",
-            f"check --ray_address (or RAY_ADDRESS); leave both out to start a local cluster; more: {_doctor(address)}",
+            f"check --ray_address (or RAY_ADDRESS); --ray_address {OWN} starts a cluster for this run; more: "
+            f"{_doctor(address)}",
         ) from None
     importing.join()
+    note = f"{found.stale}, the last Ray cluster of this machine, does not answer; " if found.stale else ""
+    cluster = Cluster(joined=bool(address), note=note)
+    console.print(cluster.described(), highlight=False, soft_wrap=True)
     try:
-        yield Cluster(joined=bool(address))
+        yield cluster
     finally:
         ray.shutdown()
+
+
+def _runtime_environment(working_dir: Path | None, joined: bool) -> dict[str, Any]:
+    """What Ray gives to all processes of this run on the nodes: with --working_dir its files, and raymb as it is here;
+    on a cluster that is joined this process's PYTHONPATH, unless a Ray job has brought one."""
+    environment: dict[str, Any] = {}
+    if working_dir is not None:
+        environment |= {
+            "working_dir": str(working_dir.expanduser().absolute()),
+            "py_modules": [str(Path(raymb.__file__).parent)],
+            "excludes": ["raymb-runs", ".venv", ".git"],
+        }
+    places = [place for place in os.environ.get("PYTHONPATH", "").split(os.pathsep) if place]
+    if joined and places and "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:
+        # A worker has a working directory of its own.
+        environment["env_vars"] = {"PYTHONPATH": os.pathsep.join(str(Path(place).absolute()) for place in places)}
+    return environment
 
 
 @contextmanager
@@ -185,89 +230,6 @@ def check_room(worker: Resources, tensor: int, num_workers: int) -> None:
         raise ClusterError(problem, HINT)
 
 
-def check_storage(directory: Path, joined: bool) -> None:
-    """Have every node read a token in the directory and answer with one of its own.
-
-    Args:
-        joined: the cluster was there before this run; one that the run started is this machine alone.
-
-    Raises:
-        ClusterError: naming the nodes that do not see the directory, or cannot write there.
-    """
-    if not joined:
-        return
-    nodes = working_nodes()
-    blind = blind_nodes(directory, nodes, _SECONDS_FOR_THE_STORAGE)
-    if blind:
-        lines = "\n  ".join(f"{name_of(node)}: {blind[node['NodeID']]}" for node in nodes if node["NodeID"] in blind)
-        raise ClusterError(
-            f"--storage_path {directory} is not one place for all nodes; not seen by\n  {lines}",
-            "give a --storage_path on storage that every node mounts",
-        )
-
-
-def working_nodes() -> list[dict[str, Any]]:
-    """Those that may get workers, as Ray describes them: a head without CPUs gets none."""
-    return [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
-
-
-def name_of(node: dict[str, Any]) -> str:
-    """A node by everything that tells it from another one: nodes may share a machine, or its name."""
-    return f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']}, node {node['NodeID'][:8]})"
-
-
-def blind_nodes(directory: Path, nodes: list[dict[str, Any]], seconds: float) -> dict[str, str]:
-    """Have nodes read a token in a directory and answer with one of their own.
-
-    Args:
-        seconds: for all of them; a file system whose server is gone answers never.
-
-    Returns:
-        node id to what is wrong; nothing for a node that sees the directory.
-    """
-    token = uuid.uuid4().hex
-    place = directory / f".seen-{token}"
-    place.mkdir()
-    try:
-        (place / "driver").write_text(token)
-        asked = {
-            _answer_token.options(
-                num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            ).remote(str(place), token, node["NodeID"]): node["NodeID"]
-            for node in nodes
-        }
-        answers, _ = ray.wait(list(asked), num_returns=len(asked), timeout=seconds)
-        said = {node: f"no answer within {seconds:g} s" for node in asked.values()}
-        said |= {asked[answer]: _said(answer) for answer in answers}
-        said |= {
-            node: "what it writes does not arrive here"
-            for node, trouble in said.items()
-            if not trouble and not (place / node).exists()
-        }
-    finally:
-        shutil.rmtree(place, ignore_errors=True)
-    return {node: trouble for node, trouble in said.items() if trouble}
-
-
-def _said(answer: Any) -> str:
-    try:
-        return ray.get(answer)
-    except RayError as error:
-        return last_line(error)[:300]
-
-
-@ray.remote
-def _answer_token(place: str, token: str, node: str) -> str:
-    """What is wrong with the place on this node; "" if it can be read and written."""
-    try:
-        if Path(place, "driver").read_text() != token:
-            return "another directory is there"
-        Path(place, node).write_text(token)
-    except OSError as error:
-        return error.strerror or str(error)
-    return ""
-
-
 def start_coordinator() -> None:
     """Start the actor that Ray Train's controller asks for resources first (3 CPU seconds of imports, during which the
     controller would wait), while the controller itself starts. Nothing is lost where Ray has no such actor."""
@@ -282,63 +244,6 @@ def _doctor(address: str | None) -> str:
     return f"raymb doctor --ray_address {address}" if address else "raymb doctor"
 
 
-def check_reachable(address: str) -> None:
-    """Knock at HOST:PORT first: Ray itself goes on trying a dead address for minutes."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not host or not port.isdigit():
-        return  # `auto` and the like: Ray knows
-    try:
-        socket.create_connection((host, int(port)), timeout=10).close()
-    except OSError as error:
-        raise ClusterError(
-            f"no Ray cluster answers at {address}: {error.strerror or error}",
-            "check --ray_address (or RAY_ADDRESS); leave both out to start a local cluster",
-        ) from None
-
-
 def _import_ray_train() -> None:
     """The driver's 6 CPU seconds of imports, done while Ray's own processes start."""
     import ray.train.torch  # noqa: F401
-
-
-def wait_for(worker: Resources, num_workers: int, seconds: float, console: Console) -> None:
-    """Wait until the cluster has the resources, asking its autoscaler for them; a line every 30 s.
-
-    Raises:
-        ClusterError: with what is asked and what there is, after `seconds`.
-    """
-    began = time.monotonic()
-    said = began
-    asked = False
-    while missing := _missing(worker, num_workers):
-        waited = time.monotonic() - began
-        if not asked:
-            asked = True
-            _ask_autoscaler([worker.to_dict()] * num_workers)
-        if waited >= seconds:
-            raise ClusterError(
-                f"the cluster has too little for {num_workers} workers: {missing}",
-                "lower --num_workers or --cpus_per_worker, add nodes, or wait longer with --wait_for_resources SECONDS",
-            )
-        if time.monotonic() - said >= 30:
-            said = time.monotonic()
-            console.print(f"waiting for resources, {waited:.0f} of {seconds:.0f} s: {missing}", highlight=False)
-        time.sleep(min(1.0, max(0.05, seconds - waited)))
-    if asked:
-        _ask_autoscaler([])  # from here on Ray Train asks for its own workers, and gives them back
-
-
-def _missing(worker: Resources, num_workers: int) -> str:
-    """What is asked and what there is, for each resource that falls short; "" when nothing does."""
-    have = ray.cluster_resources()
-    return ", ".join(
-        f"{each * num_workers:g} {name}s asked ({each:g} for each worker), {have.get(name, 0):g} there"
-        for name, each in worker.to_dict().items()
-        if each * num_workers > have.get(name, 0) + 1e-6
-    )
-
-
-def _ask_autoscaler(bundles: list[dict[str, float]]) -> None:
-    from ray.autoscaler.sdk import request_resources
-
-    request_resources(bundles=bundles)

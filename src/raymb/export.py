@@ -41,7 +41,7 @@ class Wish:
             adapter/ of the run.
         dtype: source, bf16, fp16 or fp32; default: as the run has it.
         overwrite: replace directories that are there.
-        ray: on workers of a Ray cluster instead of in this process; ray_address: of one that runs.
+        ray: on workers of a Ray cluster instead of in this process; ray_address: which one, as finetune takes it.
     """
 
     run: Path
@@ -87,8 +87,9 @@ def _alone(job: Job, say: Callable[[str], None]) -> dict[str, Any]:
 
 def _on_ray(job: Job, wish: Wish, console: Console) -> dict[str, Any]:
     """The same by CPU workers of a Ray cluster, in the checkpoint's layout: no process has the whole model."""
-    from raymb.cluster import connect, wait_for
+    from raymb.cluster import connect
     from raymb.outcome import reason_of
+    from raymb.resources import wait_for
     from raymb.telemetry.monitor import Monitor
     from raymb.trainer import make_trainer
 
@@ -98,7 +99,7 @@ def _on_ray(job: Job, wish: Wish, console: Console) -> dict[str, Any]:
     job = replace(
         _in_type(job).on_cpus(), task="export", plan=plan, plans={}, run_dir=str(home.path), log_dir=str(home.logs)
     )
-    with connect(job.spec) as cluster:
+    with connect(job.spec, console) as cluster:
         resources = cluster.resources_of_a_worker("cpu", job.spec.cluster.cpus_per_worker, plan["num_workers"])
         wait_for(resources, plan["num_workers"], job.spec.cluster.wait_for_resources, console)
         home.logs.mkdir(parents=True, exist_ok=True)

@@ -13,17 +13,20 @@ from rich.console import Console
 
 from raymb import mirror
 from raymb import run_dir as directories
-from raymb.cluster import Cluster, Resources, check_room, check_storage, connect, start_coordinator, wait_for
+from raymb.cluster import Cluster, Resources, check_room, connect, start_coordinator
 from raymb.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_STOPPED, RaymbError, RunFailed, UserError
 from raymb.interrupt import Interrupts
 from raymb.job import Job, with_absolute_paths
 from raymb.mirror import pushing
+from raymb.nodes import check_nodes
 from raymb.outcome import conclude, has_finished, newest_step, reason_of, say_how_to_go_on, where_to_look
 from raymb.plan import Plan, usable_plans
 from raymb.plan.table import better_line, estimate_line, graphs_line
 from raymb.preflight import Preflight, as_packed, fingerprint, local_gpu, model_path, run_name
 from raymb.remote_lock import RemoteLock
 from raymb.reshape import check_format, described, reshaping, to_reshape
+from raymb.resources import wait_for
+from raymb.spec import RunSpec
 from raymb.spec.duration import seconds_of
 from raymb.telemetry.monitor import Monitor
 
@@ -48,9 +51,14 @@ def run(checked: Preflight) -> int:
         return EXIT_OK
 
     with ExitStack() as stack:
-        cluster = stack.enter_context(connect(spec))
+        cluster = stack.enter_context(connect(spec, console))
         backend = cluster.backend(spec.run.backend)
         cluster.check_profiler(spec.performance.profiler, backend)
+        # What kind of GPUs there are is known only when nodes have come: the layout is chosen behind that.
+        needed = min(checked.plan.elastic or [checked.plan.num_workers])
+        resources = _reserved(cluster, backend, needed, spec, console)
+        if cluster.joined:
+            check_nodes(checked.prepared.path.parent if place.remote is None else None)
         gpu = local_gpu(spec) or cluster.gpu()
         fixed = as_packed(spec, checked.plan)
         plans = usable_plans(fixed, checked.shape, rows=checked.prepared.rows("train"), backend=backend, gpu=gpu)
@@ -58,11 +66,9 @@ def run(checked: Preflight) -> int:
         hints = [line(plan, checked.shape, spec) for line in (better_line, graphs_line)]
         for line in filter(None, [estimate_line(plan), *hints]):
             console.print(line, highlight=False, soft_wrap=True)
-        resources = cluster.resources_of_a_worker(backend, spec.cluster.cpus_per_worker, plan.num_workers)
-        wait_for(resources, min(plans), spec.cluster.wait_for_resources, console)
+        if min(plans) > needed:
+            resources = _reserved(cluster, backend, min(plans), spec, console)
         check_room(resources, plan.tensor_parallel_size, min(plans))
-        if place.remote is None:
-            check_storage(checked.prepared.path.parent, cluster.joined)
         owned = stack.enter_context(_claimed(place, checked, plan, console))
         with pushing(place, console.print):
             job = job_of(checked, plans, backend, resources, place)
@@ -71,6 +77,15 @@ def run(checked: Preflight) -> int:
             start_coordinator()
             _reshape(job, cluster, place, console)
             return _fit(job, _trainer(job, cluster, resources, place), place, console, began, owned.lost)
+
+
+def _reserved(cluster: Cluster, backend: str, num_workers: int, spec: RunSpec, console: Console) -> Resources:
+    """What a worker gets, once the cluster has it for so many."""
+    resources = cluster.resources_of_a_worker(backend, spec.cluster.cpus_per_worker, num_workers)
+    chosen = backend == "cuda" and spec.run.backend == "auto"
+    way_out = "; --backend cpu trains on CPUs" if chosen else ""
+    wait_for(resources, num_workers, spec.cluster.wait_for_resources, console, way_out)
+    return resources
 
 
 @contextmanager

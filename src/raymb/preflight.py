@@ -15,6 +15,7 @@ from raymb.fingerprint import Fingerprint, take_fingerprint
 from raymb.gpus import Gpu, gpu_named, gpu_of_device
 from raymb.model_shape import ModelShape, read_model_shape
 from raymb.plan import Plan, make_plan
+from raymb.ray_address import joins_a_cluster
 from raymb.remote import check_writable
 from raymb.spec.sections import RunSpec
 from raymb.telemetry.trackers import check_trackers
@@ -39,7 +40,7 @@ class Preflight:
 def preflight(spec: RunSpec, console: Console | None = None) -> Preflight:
     """Check the user's input against the model and the data, and prepare the rows.
 
-    The plan's backend is `auto` where only the cluster can tell; make_plan again once it is known.
+    The plan knows no GPU of a cluster that is joined; make_plan again once it is known.
 
     Raises:
         UserError: SpecError, ModelError, PlanError, DataError or RunDirError, for the first of them that is wrong.
@@ -150,11 +151,12 @@ def checked_shape(spec: RunSpec) -> ModelShape:
 
 
 def local_backend(spec: RunSpec) -> str:
-    """cuda or cpu where the run would stay on this machine; `auto` where a cluster decides."""
+    """cuda or cpu, by --backend; where that is `auto`, cuda with --gpu and on a cluster that would be joined, else by
+    this machine."""
     if spec.run.backend != "auto":
         return spec.run.backend
-    if spec.cluster.ray_address or os.environ.get("RAY_ADDRESS"):
-        return "auto"
+    if spec.cluster.gpu != "auto" or joins_a_cluster(spec.cluster.ray_address):
+        return "cuda"
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "all").strip() in ("", "-1", "NoDevFiles")
     has_gpu = not hidden and any(Path(device).exists() for device in ("/dev/nvidiactl", "/dev/dxg"))
     return "cuda" if has_gpu else "cpu"
@@ -168,7 +170,7 @@ def local_gpu(spec: RunSpec) -> Gpu | None:
     """
     if spec.cluster.gpu != "auto":
         return gpu_named(spec.cluster.gpu)
-    if local_backend(spec) != "cuda":
+    if local_backend(spec) != "cuda" or joins_a_cluster(spec.cluster.ray_address):
         return None
     files = sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))  # nvidia-smi takes a second
     return gpu_of_device(files[0].read_text(encoding="utf-8")) if files else None

@@ -203,6 +203,9 @@ def _compile_cache(job: Job) -> dict[str, str]:
 
 
 _PASSED_ON = (
+    "CUDA_DEVICE_MAX_CONNECTIONS",
+    "MEGATRON_",
+    "PYTHONUNBUFFERED",
     "HF_",
     "HUGGING_FACE_",
     "NCCL_",

@@ -94,7 +94,7 @@ class PlacementCallback(WorkerGroupCallback):
 
     def after_worker_group_start(self, worker_group: Any) -> None:
         places = [worker.metadata for worker in worker_group.get_workers()]
-        nodes = [f"{place.node_ip} (node {place.node_id[:8]})" for place in places]
+        nodes = [f"{place.node_ip} (node {place.node_id[-8:]})" for place in places]
         problem = placed_problem(self.tensor_parallel_size, nodes)
         if problem and not self.begun:
             raise ClusterError(problem, HINT)

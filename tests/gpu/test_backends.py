@@ -13,6 +13,7 @@ from tests.smoke.conftest import read_metrics, words_of
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(900)]
 FLAGS: dict[str, Any] = {
     "num_workers": 1,
+    "ray_address": "local",
     "seq_length": 64,
     "global_batch_size": 8,
     "micro_batch_size": 1,

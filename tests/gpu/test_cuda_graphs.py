@@ -20,6 +20,7 @@ FLAGS: dict[str, Any] = {
     "micro_batch_size": 2,
     "learning_rate": 1e-3,
     "train_iters": STEPS,
+    "ray_address": "local",
     "save_interval": 10,
     "eval_interval": 5,
     "export_hf": False,

@@ -19,6 +19,7 @@ FLAGS: dict[str, Any] = {
     "micro_batch_size": 1,
     "learning_rate": 1e-3,
     "train_iters": STEPS,
+    "ray_address": "local",
     "save_interval": 0,
     "eval_interval": 0,
 }

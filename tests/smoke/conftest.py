@@ -27,6 +27,7 @@ MAIN_FLAGS = {
     "eval_interval": 0,
     "save_interval": 0,
     "backend": "cpu",
+    "ray_address": "local",  # unless the test's process is connected to a cluster
 }
 
 

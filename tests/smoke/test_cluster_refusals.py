@@ -50,12 +50,12 @@ def test_a_node_that_does_not_see_the_storage(
     ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """/proc/self/cwd is another directory for each process whose working directory is another."""
-    from raymb.cluster import check_storage
     from raymb.errors import ClusterError
+    from raymb.nodes import check_nodes
 
-    check_storage(tmp_path, joined=True)
+    check_nodes(tmp_path)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ClusterError, match=r"is not one place for all nodes; not seen by\n  \S+ \(") as caught:
-        check_storage(Path("/proc/self/cwd"), joined=True)
+        check_nodes(Path("/proc/self/cwd"))
     assert "No such file or directory" in caught.value.message and "--storage_path" in caught.value.hint
     assert not list(tmp_path.iterdir())

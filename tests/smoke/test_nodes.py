@@ -43,12 +43,12 @@ def started(tiny_qwen2: Path, rows: Path, tmp_path: Path) -> Iterator[Callable[.
 
     def start(address: str | None, name: str, **flags: Any) -> subprocess.Popen[str]:
         given = {**MAIN_FLAGS, "hf_model_path": tiny_qwen2, "dataset": rows, "storage_path": tmp_path, **flags}
+        given |= {"ray_address": address or "local"}
         words = [
             *words_of(given),
             "--experiment_name",
             name,
             "--no_export_hf",
-            *(["--ray_address", address] if address else []),
         ]
         process = subprocess.Popen(
             [sys.executable, "-c", FAST, "finetune", *words],

@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -63,12 +64,11 @@ def submit(home: Path, *words: str, code: int = 0, settings: dict[str, str], **f
 
 
 @pytest.fixture
-def head(tmp_path: Path) -> Iterator[dict[str, str]]:
-    """A head with a job server; yields its clients' environment."""
+def head(tmp_path: Path) -> Iterator[tuple[dict[str, str], str]]:
+    """A head with a job server; yields the environment of clients on its machine, and the server's address."""
     port, server = free_port(), free_port()
-    settings = environment(
-        RAY_AUTH_MODE="token", RAY_AUTH_TOKEN="a" * 32, RAY_API_SERVER_ADDRESS=f"http://127.0.0.1:{server}"
-    )
+    place = tempfile.mkdtemp(prefix="rs-", dir="/tmp")  # short: it holds sockets
+    settings = environment(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN="a" * 32, RAY_TMPDIR=place)
     words = ["start", "--head", "--block", "--port", str(port), "--dashboard-port", str(server), "--num-cpus", "2"]
     process = subprocess.Popen(
         [sys.executable, "-m", "ray.scripts.scripts", *words, "--disable-usage-stats"],
@@ -79,17 +79,23 @@ def head(tmp_path: Path) -> Iterator[dict[str, str]]:
     from raymb.submit.node import _answers
 
     assert _answers("127.0.0.1", server, 90, process)
-    yield settings
+    while not Path(place, "ray", "ray_current_cluster").exists():  # Ray notes the address last
+        assert process.poll() is None
+        time.sleep(0.2)
+    yield settings, f"http://127.0.0.1:{server}"
     process.terminate()
     process.wait(timeout=60)
+    shutil.rmtree(place, ignore_errors=True)
 
 
-def test_a_job_of_a_ray_cluster(head: dict[str, str], home: Path) -> None:
-    upload = ["ray", "--working_dir", ".", "--follow"]
-    said = submit(home, *upload, settings=head)
+def test_a_job_of_a_ray_cluster(head: tuple[dict[str, str], str], home: Path) -> None:
+    """No job server is named: it is that of the cluster that runs on this machine."""
+    upload, (settings, server) = ["ray", "--working_dir", ".", "--follow"], head
+    said = submit(home, *upload, settings=settings)
     assert "SUCCEEDED" in said and "training with 2 workers" in said
     assert [record["step"] for record in read_metrics(home / "runs" / "run")] == [1, 2, 3, 4]
-    said = submit(home, *upload, code=2, settings={**head, "RAY_AUTH_TOKEN": "b" * 32})
+    wrong = {**settings, "RAY_AUTH_TOKEN": "b" * 32, "RAY_API_SERVER_ADDRESS": server}
+    said = submit(home, *upload, code=2, settings=wrong)
     assert "Invalid authentication token" in said and "Traceback" not in said
 
 

@@ -16,7 +16,11 @@ def command(
     ] = "raymb-runs",
     ray_address: Annotated[
         str | None,
-        typer.Option("--ray_address", metavar="TEXT", help="Also each node of this Ray cluster; default: RAY_ADDRESS."),
+        typer.Option(
+            "--ray_address",
+            metavar="TEXT",
+            help="Also each node of this Ray cluster; default: the one that finetune would join; local: none.",
+        ),
     ] = None,
     allreduce: Annotated[
         bool, typer.Option("--allreduce", help="Measure all-reduce: NCCL on the GPUs, gloo between CPU workers.")
@@ -28,16 +32,14 @@ def command(
 ) -> int:
     """Check versions, GPUs and driver, storage, hub and cluster: one line each, ok, warning or error with the fix.
     Trains nothing. Exit code 0 without errors (warnings allowed), 1 with an error."""
-    import os
-
     from rich.console import Console
 
     from raymb.doctor.examination import Question, examine
     from raymb.doctor.finding import Printer, as_object, count
     from raymb.errors import EXIT_FAILED, EXIT_OK
+    from raymb.ray_address import find_ray
 
-    address = ray_address or os.environ.get("RAY_ADDRESS")
-    question = Question(hf_model_path, storage_path, address, allreduce, timeout)
+    question = Question(hf_model_path, storage_path, find_ray(ray_address).address, allreduce, timeout)
     printer, findings = Printer(Console()), []
     with Console(stderr=True).status("") as status:
         for finding in examine(question, lambda what: status.update(f"looking at {what}")):

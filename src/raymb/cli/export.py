@@ -21,7 +21,8 @@ def command(
         bool, typer.Option("--ray", help="On Ray workers, in the checkpoint's layout: none has the whole model.")
     ] = False,
     ray_address: Annotated[
-        str | None, typer.Option("--ray_address", metavar="ADDRESS", help="A Ray cluster for --ray.")
+        str | None,
+        typer.Option("--ray_address", metavar="ADDRESS", help="Ray cluster for --ray; default: as for finetune."),
     ] = None,
 ) -> int:
     """Write a checkpoint of a finished or stopped run as a Hugging Face model, or as a PEFT adapter, whatever layout

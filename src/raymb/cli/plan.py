@@ -16,9 +16,8 @@ def command(
     from raymb.plan import make_plan
     from raymb.preflight import checked_shape, local_backend, local_gpu
 
-    shape, gpu = checked_shape(spec), local_gpu(spec)
-    backend = "cuda" if spec.run.backend == "auto" and gpu is not None else local_backend(spec)
-    plan = make_plan(spec, shape, backend=backend, gpu=gpu)
+    shape = checked_shape(spec)
+    plan = make_plan(spec, shape, backend=local_backend(spec), gpu=local_gpu(spec))
     if json:
         from json import dumps
 

@@ -57,7 +57,7 @@ def check_cluster(
     if answer is None:
         yield why_not_joined(address, errors)
         return
-    yield from judge_nodes(address, answer["nodes"], answer["storage"], here, parameters)
+    yield from judge_nodes(address, answer["nodes"], answer["storage"], here, parameters, answer["grows"])
 
 
 def _token() -> Finding:
@@ -102,14 +102,24 @@ def _tested_ray() -> str:
 
 
 def judge_nodes(
-    address: str, nodes: list[Mapping[str, Any]], storage: str | None, here: Machine, parameters: int | None
+    address: str,
+    nodes: list[Mapping[str, Any]],
+    storage: str | None,
+    here: Machine,
+    parameters: int | None,
+    grows: bool = False,
 ) -> Iterator[Finding]:
     """
     Args:
         nodes: as raymb.doctor.nodes describes them.
+        grows: an autoscaler starts nodes when a run asks for them.
     """
     cpus, gpus = (sum(node[kind] for node in nodes) for kind in ("cpus", "gpus"))
     said = f"{address}: {plural(len(nodes), 'node')} with {cpus:g} CPUs and {gpus:g} GPUs"
+    if not nodes and grows:
+        fix = "start a run to see them: its first lines name what they lack"
+        yield Finding(AREA, "nodes", "warning", f"{said}: the autoscaler starts them when a run asks", fix)
+        return
     if not nodes:
         yield Finding(AREA, "nodes", "error", f"{said}: none can run a worker", "start nodes with CPUs: ray start")
         return

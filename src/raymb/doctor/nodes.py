@@ -1,7 +1,7 @@
 """`python -m raymb.doctor.nodes`: joins a cluster and asks its nodes, in a process of its own: Ray's C++ tells of a
 refused token on standard error alone, and goes on trying for as long as it likes.
 
-Reads {"address", "storage", "seconds"}; the last line that it prints is {"storage", "nodes": [...]}.
+Reads {"address", "storage", "seconds"}; the last line that it prints is {"storage", "grows", "nodes": [...]}.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from raymb.doctor.machine import can_write, nearest
@@ -26,10 +27,12 @@ def ask_cluster(address: str, storage: str | None, seconds: float) -> dict[str, 
         seconds: for the nodes' answers.
     """
     join(address)
-    from raymb.cluster import blind_nodes, name_of, working_nodes
+    from raymb import autoscaler
+    from raymb.nodes import ask_nodes, blind_nodes, name_of, working_nodes
 
     nodes = working_nodes()
-    machines = _machines(nodes, storage, seconds)
+    said = ask_nodes(_what_machine, nodes, seconds, storage)
+    machines = {node: {"trouble": one} if isinstance(one, str) else {"machine": one} for node, one in said.items()}
     blind: dict[str, str] = {}
     place = nearest(storage) if storage is not None else None
     if place is not None and can_write(place):
@@ -38,6 +41,7 @@ def ask_cluster(address: str, storage: str | None, seconds: float) -> dict[str, 
         place = None
     return {
         "storage": place and str(place),
+        "grows": autoscaler.look({"CPU": 1.0}, 1).active,
         "nodes": [
             {
                 "name": name_of(node),
@@ -54,43 +58,22 @@ def ask_cluster(address: str, storage: str | None, seconds: float) -> dict[str, 
 def join(address: str) -> None:
     import ray
 
-    from raymb.cluster import check_reachable
+    from raymb.ray_address import check_reachable
 
     check_reachable(address)
     ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
 
 
-def _machines(nodes: list[dict[str, Any]], storage: str | None, seconds: float) -> dict[str, dict[str, Any]]:
-    """Node id to {"machine": ...} or {"trouble": ...}."""
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+def _what_machine() -> Callable[[str | None], dict[str, Any]]:
+    def look(storage: str | None) -> dict[str, Any]:
+        """The node's Machine as a dict."""
+        from dataclasses import asdict
 
-    from raymb.errors import last_line
+        from raymb.doctor.machine import this_machine
 
-    look = ray.remote(_look)
-    asked = {
-        look.options(
-            num_cpus=0, max_retries=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-        ).remote(storage): node["NodeID"]
-        for node in nodes
-    }
-    answers, silent = ray.wait(list(asked), num_returns=len(asked), timeout=seconds)
-    said: dict[str, dict[str, Any]] = {asked[one]: {"trouble": f"no answer within {seconds:g} s"} for one in silent}
-    for one in answers:
-        try:
-            said[asked[one]] = {"machine": ray.get(one)}
-        except Exception as error:  # whatever the node's own Python raises
-            said[asked[one]] = {"trouble": last_line(error)[:300]}
-    return said
+        return asdict(this_machine(storage))
 
-
-def _look(storage: str | None) -> dict[str, Any]:
-    """On the node. Pickled by value, so that a node without raymb says so by itself."""
-    from dataclasses import asdict
-
-    from raymb.doctor.machine import this_machine
-
-    return asdict(this_machine(storage))
+    return look
 
 
 if __name__ == "__main__":

@@ -84,8 +84,8 @@ def between_nodes(cluster: str, seconds: float) -> dict[str, Any] | None:
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    from raymb.cluster import working_nodes
     from raymb.doctor.nodes import join
+    from raymb.nodes import working_nodes
 
     join(cluster)
     nodes = working_nodes()

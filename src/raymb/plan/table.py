@@ -40,6 +40,8 @@ def print_plan(plan: Plan, shape: ModelShape, spec: RunSpec) -> None:
     table.add_column(overflow="fold")
     for name, value in plan_rows(plan, shape, spec.model.hf_model_path):
         table.add_row(name, value)
+    if plan.nodes:
+        table.add_row("asked of Ray", _asked(plan, spec))
     _add_choices(table, plan)
     if spec.performance.cuda_graphs:
         table.add_row("CUDA graphs", "layers are recorded behind the third step, and launched as one from then on")
@@ -154,6 +156,14 @@ def _others(plan: Plan, shape: ModelShape, spec: RunSpec) -> Iterator[str]:
             yield f"{described(one.layout)}: {needs}, about {one.time.total:.3g} s a step, {compared}"
         else:
             yield f"{described(one.layout)}: {needs} do not fit"
+
+
+def _asked(plan: Plan, spec: RunSpec) -> str:
+    """What a cluster is asked for, and how many nodes give it."""
+    cpus = spec.cluster.cpus_per_worker
+    each = f"{1 if cpus == 'auto' else cpus:g} CPU" + (", 1 GPU" if plan.backend != "cpu" else "")
+    kind = f" x {plan.gpu}" if plan.gpu and plan.backend != "cpu" else ""
+    return f"{plan.num_workers} x ({each}): {plan.nodes} nodes of {plan.workers_per_node}{kind}"
 
 
 def _training(plan: Plan) -> str:

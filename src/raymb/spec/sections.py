@@ -143,7 +143,7 @@ class Run(Section):
     experiment_name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """Name of the run directory. Default: made from model and layout, so the same command finds its run again."""
     backend: Literal["auto", "cuda", "cpu"] = "auto"
-    """auto: CUDA when the cluster has GPUs, otherwise CPU."""
+    """auto: CUDA on a Ray cluster that is joined, and on a machine with GPUs; otherwise CPU."""
     log_interval: Size = bridge("logger.log_interval", default=10)
     """Steps between lines of Megatron's own log (in the run directory's logs/)."""
     sample_prompt: str | None = None
@@ -168,7 +168,8 @@ class Telemetry(Section):
 
 class Cluster(Section):
     ray_address: str | None = None
-    """Ray cluster to join; default: the RAY_ADDRESS variable, else a local one is started."""
+    """Ray cluster to join, HOST:PORT; local: one that starts and ends with the run. Default: the RAY_ADDRESS variable,
+    else the cluster that runs on this machine, else local."""
     cpus_per_worker: Annotated[float, Field(gt=0)] | Auto = "auto"
     """CPUs that Ray reserves for a worker. auto: 1, or less where CPU workers outnumber the cluster's CPUs."""
     gpu: str = "auto"
@@ -177,8 +178,12 @@ class Cluster(Section):
     """Workers that a node holds, for the plan; Ray places the workers. Default: 8, or all workers if there are less."""
     omp_num_threads: Size | None = None
     """OMP_NUM_THREADS of a worker; default: the CPUs of the machine shared among its workers (CPU), 1 (CUDA)."""
-    wait_for_resources: float = Field(default=60.0, ge=0)
-    """Seconds to wait for the cluster to have the resources that the plan needs."""
+    wait_for_resources: Annotated[float, Field(ge=0)] | Auto = "auto"
+    """Seconds to wait for the cluster to have the resources that the plan needs, and to have them free. auto: 60, or
+    900 where an autoscaler can bring nodes."""
+    working_dir: Path | None = None
+    """Directory to upload to the cluster: the workers start in a copy of it, and have this raymb, too; their other
+    packages must be there. For `.`, leave large files out with .gitignore."""
     env: dict[str, str] = Field(default_factory=dict)
     """Environment variables of the workers, as NAME=VALUE (repeatable)."""
 

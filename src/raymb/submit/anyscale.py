@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from raymb.errors import SpecError
+from raymb.spec import RunSpec
 from raymb.spec.values import Size, Words
 from raymb.submit.target import Submission, as_yaml
 from raymb.submit.working_dir import Uploading
@@ -33,6 +34,9 @@ class Anyscale(Uploading):
     """Instance type of the head; default: Anyscale's. It runs no workers."""
     market: Literal["on_demand", "spot", "prefer_spot"] = "on_demand"
     """What kind of instances."""
+    min_nodes: int | None = Field(default=None, ge=0)
+    """Worker nodes that are there from the start and stay; the others come when the run asks for them. Default: all
+    that the run needs."""
     compute_config: str | None = None
     """Registered compute config, NAME:VERSION, instead of --instance_type."""
     cloud: str | None = None
@@ -51,8 +55,8 @@ class Anyscale(Uploading):
     def starts_again(self) -> bool:
         return self.retries > 0
 
-    def sees(self, path: str) -> bool:
-        return any(Path(path).is_relative_to(place) for place in STORAGE) or self.is_uploaded(path)
+    def sees(self, path: str, spec: RunSpec) -> bool:
+        return any(Path(path).is_relative_to(place) for place in STORAGE) or self.is_uploaded(path, spec)
 
     def where(self) -> str:
         return f"a path below {', '.join(STORAGE)}, an address (s3://...), or --working_dir . for what is here"
@@ -64,6 +68,13 @@ class Anyscale(Uploading):
                 "either --instance_type or --compute_config says what the job runs on",
                 "--instance_type p5.48xlarge, or --compute_config NAME:VERSION of one that is registered",
             )
+        if self.min_nodes is not None and self.compute_config is not None:
+            raise SpecError(
+                f"--min_nodes {self.min_nodes} and --compute_config {self.compute_config} both say how many nodes "
+                "there are; drop one of them"
+            )
+        if (self.min_nodes or 0) > job.nodes:
+            raise SpecError(f"--min_nodes {self.min_nodes} is more than the {job.nodes} nodes that the run needs")
         if wrong := [tag for tag in self.tags if "=" not in tag]:
             raise SpecError(f"--tags {wrong[0]}: NAME=VALUE is expected")
 
@@ -72,7 +83,7 @@ class Anyscale(Uploading):
             "name": job.name,
             "entrypoint": shlex.join(job.command(self.spec_file(job))),
             "working_dir": str(self.root(job)),
-            "excludes": ["raymb-runs"] if self.working_dir else [],
+            "excludes": ["raymb-runs"] if job.working_dir else [],
             "image_uri": self.image,
             "registry_login_secret": self.registry_login_secret,
             "compute_config": self.compute_config or self._compute(job),
@@ -89,7 +100,7 @@ class Anyscale(Uploading):
         group = {
             "name": "workers",
             "instance_type": self.instance_type,
-            "min_nodes": job.nodes,
+            "min_nodes": job.nodes if self.min_nodes is None else self.min_nodes,
             "max_nodes": job.nodes,
             "market_type": self.market.upper(),
         }

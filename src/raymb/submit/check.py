@@ -35,7 +35,7 @@ def submission(spec: RunSpec, options: JobOptions, target: Target, console: Cons
     """
     _check_flags(spec, options, target)
     _check_paths(spec, target)
-    there = _as_on_the_cluster(spec)
+    there = _as_on_the_cluster(spec, target)
     for line in _checked(there, target):
         console.print(line, highlight=False, soft_wrap=True)
     name = options.job_name or _name(spec)
@@ -46,6 +46,7 @@ def submission(spec: RunSpec, options: JobOptions, target: Target, console: Cons
         workers=workers,
         workers_per_node=min(workers, spec.cluster.gpus_per_node or NODE),
         gpus=spec.run.backend != "cpu",
+        working_dir=_directory(spec, target),
         directory=(options.output or Path("raymb-jobs", name)).expanduser().absolute(),
         options=options,
     )
@@ -76,6 +77,12 @@ def _check_flags(spec: RunSpec, options: JobOptions, target: Target) -> None:
             raise SpecError("--resume never: a job that is started again could not go on", "leave it out")
 
 
+def _directory(spec: RunSpec, target: Target) -> Path | None:
+    """What the target's client uploads instead of the job's own files."""
+    directory = spec.cluster.working_dir
+    return directory.expanduser().absolute() if directory is not None and target.uploads else None
+
+
 def _paths(spec: RunSpec) -> Iterator[tuple[str, str]]:
     """(flag, path) for every value that names a file or directory, not a hub id or an address."""
     data, checkpoint = spec.data, spec.checkpoint
@@ -89,11 +96,12 @@ def _paths(spec: RunSpec) -> Iterator[tuple[str, str]]:
         "output_dir": checkpoint.output_dir,
         "resume": None if checkpoint.resume in ("auto", "never") else checkpoint.resume,
         "storage_path": spec.run.storage_path,
+        "working_dir": spec.cluster.working_dir,
     }
     yield from ((flag, str(value)) for flag, value in named.items() if value is not None)
 
 
-_ALWAYS_PATHS = ("chat_template", "output_dir", "resume", "storage_path")
+_ALWAYS_PATHS = ("chat_template", "output_dir", "resume", "storage_path", "working_dir")
 
 
 def _check_paths(spec: RunSpec, target: Target) -> None:
@@ -101,10 +109,16 @@ def _check_paths(spec: RunSpec, target: Target) -> None:
     Raises:
         SpecError: naming every path that the job would not see.
     """
+    uploaded = _directory(spec, target)
+    if uploaded is not None and not uploaded.is_dir():
+        raise SpecError(f"--working_dir {spec.cluster.working_dir}: no such directory", "give one that exists")
     problems = [
         f"--{flag} {path}: this path is not one that the job sees"
         for flag, path in _paths(spec)
-        if (flag in _ALWAYS_PATHS or _looks_like_a_path(path)) and not is_address(path) and not target.sees(path)
+        if (flag in _ALWAYS_PATHS or _looks_like_a_path(path))
+        and not (flag == "working_dir" and uploaded)
+        and not is_address(path)
+        and not target.sees(path, spec)
     ]
     if problems:
         raise SpecError("\n  ".join(problems), target.where())
@@ -116,11 +130,15 @@ def _looks_like_a_path(word: str) -> bool:
     return word.startswith(("/", ".", "~")) or kind_of(word) is not None or (Path(word).exists() and word != "sample")
 
 
-def _as_on_the_cluster(spec: RunSpec) -> RunSpec:
-    """The spec of a driver that joins the cluster it is on, and waits for nodes that come up beside it."""
-    seconds = max(spec.cluster.wait_for_resources, _SECONDS_TO_COME_UP)
-    cluster = spec.cluster.model_copy(update={"ray_address": "auto", "wait_for_resources": seconds})
-    return spec.model_copy(update={"cluster": cluster})
+def _as_on_the_cluster(spec: RunSpec, target: Target) -> RunSpec:
+    """The spec of a driver that joins the cluster it is on, and waits for nodes that come up beside it. A directory
+    that was uploaded with the job is where it starts, and need not be uploaded again."""
+    asked = spec.cluster.wait_for_resources
+    seconds = _SECONDS_TO_COME_UP if asked == "auto" else max(asked, _SECONDS_TO_COME_UP)
+    changed: dict[str, object] = {"ray_address": "auto", "wait_for_resources": seconds}
+    if target.uploads:
+        changed["working_dir"] = None
+    return spec.model_copy(update={"cluster": spec.cluster.model_copy(update=changed)})
 
 
 def _checked(spec: RunSpec, target: Target) -> Iterator[str]:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field
 
 from raymb.errors import SpecError
-from raymb.spec import spec_as_yaml
+from raymb.spec import RunSpec, spec_as_yaml
 from raymb.spec.values import Size, Words, written_as
 from raymb.submit.target import SPEC, Submission, Target, as_yaml
 
@@ -66,7 +66,7 @@ class Kuberay(Target):
     def starts_again(self) -> bool:
         return self.retries > 0
 
-    def sees(self, path: str) -> bool:
+    def sees(self, path: str, spec: RunSpec) -> bool:
         return any(Path(path).is_relative_to(claim.partition(":")[2]) for claim in self.volume_claims)
 
     def where(self) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from raymb.errors import EXIT_FAILED, EXIT_OK, SubmitError, last_line
+from raymb.spec import RunSpec
 from raymb.submit.target import Submission
 from raymb.submit.working_dir import Uploading
 
@@ -22,13 +23,14 @@ class Ray(Uploading):
     client: ClassVar[str] = "ray"
 
     address: str | None = None
-    """Job server of the cluster, http://HOST:8265; default: the RAY_API_SERVER_ADDRESS variable. A cluster with a token
-    takes it from RAY_AUTH_TOKEN or ~/.ray/auth_token."""
+    """Job server of the cluster, http://HOST:8265; default: the RAY_API_SERVER_ADDRESS variable, else that of the
+    cluster that finetune would join (RAY_ADDRESS, this machine's). A cluster with a token takes it from RAY_AUTH_TOKEN
+    or ~/.ray/auth_token."""
     follow: bool = False
     """Print the job's output until it ends, and end with its exit code."""
 
-    def sees(self, path: str) -> bool:
-        return Path(path).is_absolute() or self.is_uploaded(path)
+    def sees(self, path: str, spec: RunSpec) -> bool:
+        return Path(path).is_absolute() or self.is_uploaded(path, spec)
 
     def where(self) -> str:
         return (
@@ -52,7 +54,7 @@ class Ray(Uploading):
         environment: dict[str, Any] = {"working_dir": str(self.root(job))}
         if values:
             environment["env_vars"] = values
-        return {**environment, "excludes": ["raymb-runs"]} if self.working_dir else environment
+        return {**environment, "excludes": ["raymb-runs"]} if job.working_dir else environment
 
     def shown_command(self, job: Submission) -> str:
         """The values of variables are the shell's to fill in."""
@@ -82,15 +84,16 @@ class Ray(Uploading):
 
 
 def _client(address: str | None) -> JobSubmissionClient:
-    from raymb.cluster import check_reachable
+    from raymb.ray_address import check_reachable, find_ray
 
-    asked = address or os.environ.get("RAY_API_SERVER_ADDRESS")
+    asked = address or os.environ.get("RAY_API_SERVER_ADDRESS") or find_ray(None).address
     if not asked:
         raise SubmitError(
-            "no job server is named", "--address http://HOST:8265, or the RAY_API_SERVER_ADDRESS variable"
+            "no job server is named, and no Ray cluster runs on this machine",
+            "--address http://HOST:8265, or the RAY_API_SERVER_ADDRESS variable",
         )
-    if asked.startswith("http"):
-        check_reachable(asked.partition("://")[2].partition("/")[0])
+    if asked != "auto":
+        check_reachable(asked.partition("://")[2].partition("/")[0] if "://" in asked else asked)
     import ray
     from ray.exceptions import RayError
     from ray.job_submission import JobSubmissionClient

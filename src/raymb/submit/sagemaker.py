@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field
 
 from raymb.errors import SpecError, SubmitError, last_line
-from raymb.spec import without_secrets
+from raymb.spec import RunSpec, without_secrets
 from raymb.spec.values import Size, Words, written_as
 from raymb.submit.target import Submission, Target
 
@@ -59,7 +59,7 @@ class Sagemaker(Target):
     def starts_again(self) -> bool:
         return self.retries > 0 or self.spot
 
-    def sees(self, path: str) -> bool:
+    def sees(self, path: str, spec: RunSpec) -> bool:
         names = [f"{INPUT}/{channel.partition('=')[0]}" for channel in self.channels]
         kept = [CHECKPOINTS] if self.checkpoint_s3 else []
         return any(Path(path).is_relative_to(place) for place in (*names, *kept))

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from raymb.errors import SpecError
+from raymb.spec import RunSpec
 from raymb.spec.values import Size, Words
 from raymb.submit.target import Submission, as_yaml
 from raymb.submit.working_dir import Uploading
@@ -51,9 +52,9 @@ class Skypilot(Uploading):
     def starts_again(self) -> bool:
         return self.managed
 
-    def sees(self, path: str) -> bool:
+    def sees(self, path: str, spec: RunSpec) -> bool:
         mounted = [place.partition(":")[0] for place in (*self.file_mounts, *self.volumes)]
-        return any(Path(path).is_relative_to(place) for place in mounted) or self.is_uploaded(path)
+        return any(Path(path).is_relative_to(place) for place in mounted) or self.is_uploaded(path, spec)
 
     def where(self) -> str:
         return "--file_mounts /PATH:s3://bucket or --volumes /PATH:NAME; an address (s3://...); --working_dir ."

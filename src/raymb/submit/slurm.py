@@ -9,6 +9,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from raymb.errors import SpecError
+from raymb.spec import RunSpec
 from raymb.spec.values import Size, Words, written_as
 from raymb.submit.target import SPEC, Submission, Target
 
@@ -70,7 +71,7 @@ class Slurm(Target):
     def starts_again(self) -> bool:
         return self.requeue
 
-    def sees(self, path: str) -> bool:
+    def sees(self, path: str, spec: RunSpec) -> bool:
         if self.container_image is None:
             return True
         absolute = Path(path).expanduser().absolute()
@@ -177,14 +178,14 @@ fi
         if self.container_image is None or self.container_runtime != "pyxis":
             return []
         joined = ",".join(f"{source}:{destination}" for source, destination in self._all_mounts(job))
-        workdir = [f"--container-workdir={Path.cwd()}"] if self.sees(".") else []
+        workdir = [f"--container-workdir={Path.cwd()}"] if self.sees(".", job.spec) else []
         return [f"--container-image={self.container_image}", f"--container-mounts={joined}", *workdir]
 
     def _apptainer(self, job: Submission) -> str:
         if self.container_image is None or self.container_runtime != "apptainer":
             return ""
         binds = [f"--bind={source}:{destination}" for source, destination in self._all_mounts(job)]
-        workdir = [f"--pwd={Path.cwd()}"] if self.sees(".") else []
+        workdir = [f"--pwd={Path.cwd()}"] if self.sees(".", job.spec) else []
         nv = ["--nv"] if job.gpus else []
         return shlex.join(["apptainer", "exec", *nv, *binds, *workdir, self.container_image]) + " "
 

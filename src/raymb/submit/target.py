@@ -55,6 +55,7 @@ class Submission:
         workers: the largest number of workers.
         workers_per_node: the most of them on one node.
         gpus: whether a worker takes a GPU.
+        working_dir: --working_dir, absolute, where the target uploads it; else None.
         directory: where the job's files are on this machine; absolute.
         options: of the job.
     """
@@ -64,6 +65,7 @@ class Submission:
     workers: int
     workers_per_node: int
     gpus: bool
+    working_dir: Path | None
     directory: Path
     options: JobOptions
 
@@ -84,17 +86,19 @@ class Target(Section):
     """A kind of cluster. The fields of a subclass are its flags.
 
     `client` is the program that hands a job over, `package` what to install for it, `shares_files` whether the job
-    sees the files of this machine, `starts_again` whether the target starts a job again by itself.
+    sees the files of this machine, `uploads` whether the client uploads a directory, `starts_again` whether the target
+    starts a job again by itself.
     """
 
     client: ClassVar[str]
     package: ClassVar[str]
     shares_files: ClassVar[bool] = False
+    uploads: ClassVar[bool] = False
 
     def starts_again(self) -> bool:
         return False
 
-    def sees(self, path: str) -> bool:
+    def sees(self, path: str, spec: RunSpec) -> bool:
         """Whether the job has this path of a file or directory, as it is written in the spec."""
         raise NotImplementedError
 

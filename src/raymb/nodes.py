@@ -1,0 +1,182 @@
+"""The nodes of a joined cluster, asked before the workers start: do they see the storage, have raymb and their GPUs?"""
+
+from __future__ import annotations
+
+import shutil
+import uuid
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import ray  # noqa: TID253
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # noqa: TID253
+
+from raymb.errors import ClusterError, last_line
+
+_SECONDS = 120.0
+"""For all nodes; a file system whose server is gone answers never."""
+Node = dict[str, Any]
+"""As ray.nodes() describes it."""
+
+
+def working_nodes() -> list[Node]:
+    """Those that may get workers: a head without CPUs gets none."""
+    return [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
+
+
+def name_of(node: Node) -> str:
+    """A node by everything that tells it from another one: nodes may share a machine, or its name."""
+    return f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']}, node {node['NodeID'][-8:]})"
+
+
+def check_nodes(directory: Path | None) -> None:
+    """Whether the nodes can run this run's workers.
+
+    Args:
+        directory: that all must see; None where the storage is at a URI.
+
+    Raises:
+        ClusterError: naming the nodes, for the first kind of trouble that there is.
+    """
+    nodes = working_nodes()
+    said = ask_nodes(_what_is_there, nodes, _SECONDS)
+    silent, without = _split(nodes, said, lambda answer: answer["raymb"])
+    _refuse(silent, "nodes do not answer", "look at `ray status`, and at the raylet's log in /tmp/ray there")
+    _refuse(
+        without,
+        "raymb cannot be imported on every node of the cluster",
+        "use an image for all nodes that has raymb; or, where they have its packages, upload raymb with the run: "
+        "--working_dir .",
+    )
+    gpus = {node["NodeID"]: node["Resources"].get("GPU", 0) for node in nodes}
+    fewer = {
+        name_of(node): f"Ray counts {gpus[node['NodeID']]:g} GPUs there, and CUDA finds {said[node['NodeID']]['gpus']}"
+        for node in nodes
+        if gpus[node["NodeID"]] > said[node["NodeID"]]["gpus"]
+    }
+    _refuse(
+        fewer,
+        "nodes have fewer GPUs than Ray was told",
+        "see that `nvidia-smi` works there (driver loaded, container started with its GPUs), or start Ray there with "
+        "the right --num-gpus; --backend cpu trains on CPUs",
+    )
+    if directory is not None:
+        blind = blind_nodes(directory, nodes, _SECONDS)
+        _refuse(
+            {name_of(node): blind[node["NodeID"]] for node in nodes if node["NodeID"] in blind},
+            f"--storage_path {directory} is not one place for all nodes; not seen by",
+            "give a --storage_path on storage that every node mounts",
+        )
+
+
+def _split(
+    nodes: Sequence[Node], said: dict[str, Any], trouble: Callable[[Any], str]
+) -> tuple[dict[str, str], dict[str, str]]:
+    """({name of a node that gave no answer: why}, {name of one whose answer tells of trouble: which})."""
+    silent = {name_of(node): said[node["NodeID"]] for node in nodes if isinstance(said[node["NodeID"]], str)}
+    answers = {name_of(node): said[node["NodeID"]] for node in nodes if name_of(node) not in silent}
+    return silent, {name: trouble(answer) for name, answer in answers.items() if trouble(answer)}
+
+
+def _refuse(troubles: dict[str, str], what: str, hint: str) -> None:
+    if troubles:
+        lines = "\n  ".join(f"{name}: {trouble}" for name, trouble in troubles.items())
+        raise ClusterError(f"{what}\n  {lines}", hint)
+
+
+def ask_nodes(question: Callable[[], Callable[..., Any]], nodes: Sequence[Node], seconds: float, *given: Any) -> dict:
+    """Call a function on every node, beside what runs there.
+
+    Args:
+        question: returns the function, which it defines: such a one is pickled by value, and needs no raymb there.
+        seconds: for all nodes together.
+        given: the function's arguments.
+
+    Returns:
+        node id to what the function returned, or a text that says why it did not.
+    """
+    task = ray.remote(question())
+    asked = {
+        task.options(
+            num_cpus=0,
+            max_retries=0,
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False),
+        ).remote(*given): node["NodeID"]
+        for node in nodes
+    }
+    answers, _ = ray.wait(list(asked), num_returns=len(asked), timeout=seconds) if asked else ([], [])
+    silent = {node: f"no answer within {seconds:g} s" for node in asked.values()}
+    return silent | {asked[answer]: _answer(answer) for answer in answers}
+
+
+def _answer(reference: Any) -> Any:
+    try:
+        return ray.get(reference)
+    except Exception as error:  # whatever the node's own Python raises
+        return last_line(error)[:300]
+
+
+def _what_is_there() -> Callable[[], dict[str, Any]]:
+    def look() -> dict[str, Any]:
+        """{"raymb": why it cannot be imported, "" if it can; "gpus": how many CUDA finds}."""
+        import ctypes
+        import os
+
+        trouble, count = "", ctypes.c_int(0)
+        try:
+            import raymb.worker  # noqa: F401
+        except Exception as error:
+            trouble = f"{type(error).__name__}: {error}"
+        os.environ.pop("CUDA_VISIBLE_DEVICES", None)  # Ray hides the GPUs from what asks for none
+        try:
+            cuda = ctypes.CDLL("libcuda.so.1")
+            if cuda.cuInit(0) == 0:
+                cuda.cuDeviceGetCount(ctypes.byref(count))
+        except OSError:  # no driver
+            pass
+        return {"raymb": trouble, "gpus": count.value}
+
+    return look
+
+
+def blind_nodes(directory: Path, nodes: Sequence[Node], seconds: float) -> dict[str, str]:
+    """Have nodes read a token in a directory and answer with one of their own.
+
+    Args:
+        seconds: for all of them.
+
+    Returns:
+        node id to what is wrong; nothing for a node that sees the directory.
+    """
+    token = uuid.uuid4().hex
+    place = directory / f".seen-{token}"
+    place.mkdir()
+    try:
+        (place / "driver").write_text(token)
+        said = ask_nodes(_answer_token, nodes, seconds, str(place), token)
+        said |= {
+            node: "what it writes does not arrive here"
+            for node, trouble in said.items()
+            if not trouble and not (place / node).exists()
+        }
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+    return {node: trouble for node, trouble in said.items() if trouble}
+
+
+def _answer_token() -> Callable[[str, str], str]:
+    def answer(place: str, token: str) -> str:
+        """What is wrong with the place on this node; "" if it can be read and written."""
+        from pathlib import Path
+
+        import ray
+
+        try:
+            if Path(place, "driver").read_text() != token:
+                return "another directory is there"
+            Path(place, ray.get_runtime_context().get_node_id()).write_text(token)
+        except OSError as error:
+            return error.strerror or str(error)
+        return ""
+
+    return answer

@@ -1,0 +1,98 @@
+"""Which Ray cluster a command uses: --ray_address, else RAY_ADDRESS, else one that runs on this machine, else none.
+
+Imports no Ray: `raymb plan` asks, too, and takes less time than that import.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from raymb.errors import ClusterError
+
+OWN = "local"
+"""The value of --ray_address and RAY_ADDRESS for a cluster that starts and ends with the run."""
+_SECONDS_FOR_A_NAMED_ONE = 10.0
+_SECONDS_FOR_THE_LATEST = 2.0
+
+
+@dataclass(frozen=True)
+class RayAddress:
+    """
+    Args:
+        address: as ray.init takes it; None for a cluster of the run's own.
+        stale: address of the last cluster that was started on this machine, where it no longer answers; "" else.
+    """
+
+    address: str | None
+    stale: str = ""
+
+
+def is_connected() -> bool:
+    """Whether this process is connected to a cluster already, as in a notebook."""
+    ray = sys.modules.get("ray")
+    return ray is not None and ray.is_initialized()
+
+
+def joins_a_cluster(asked: str | None) -> bool:
+    """Whether a run uses a cluster that is there before it.
+
+    Args:
+        asked: --ray_address, if it was given.
+    """
+    return is_connected() or find_ray(asked).address is not None
+
+
+def find_ray(asked: str | None) -> RayAddress:
+    """
+    Args:
+        asked: --ray_address, if it was given.
+    """
+    named = asked or os.environ.get("RAY_ADDRESS")
+    if named == OWN:
+        return RayAddress(None)
+    if named and named != "auto":
+        return RayAddress(named)
+    latest = latest_cluster()
+    if latest and not _silence(latest, _SECONDS_FOR_THE_LATEST):
+        return RayAddress(latest)
+    return RayAddress("auto" if named else None, stale=latest)
+
+
+def latest_cluster() -> str:
+    """Address of the last cluster that `ray start` started on this machine, which may be gone; "" if there is none.
+
+    Source: ray/_private/utils.py (read_ray_address) of Ray 2.60."""
+    place = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
+    try:
+        return Path(place, "ray", "ray_current_cluster").read_text(encoding="utf-8").strip()
+    except OSError:
+        return ""
+
+
+def check_reachable(address: str) -> None:
+    """Knock at HOST:PORT first: Ray itself goes on trying a dead address for minutes.
+
+    Raises:
+        ClusterError: nobody listens there.
+    """
+    if silence := _silence(address, _SECONDS_FOR_A_NAMED_ONE):
+        raise ClusterError(
+            f"no Ray cluster answers at {address}: {silence}",
+            f"check --ray_address (or RAY_ADDRESS); --ray_address {OWN} starts a cluster for this run",
+        )
+
+
+def _silence(address: str, seconds: float) -> str:
+    """Why nobody answers at an address; "" if somebody does, or where only Ray can tell."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        return ""  # `auto` and the like
+    try:
+        socket.create_connection((host, int(port)), timeout=seconds).close()
+    except OSError as error:
+        return error.strerror or str(error)
+    return ""
