@@ -10,10 +10,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer
 
 from raymb import __version__
-from raymb.cli import main
+from raymb.cli import app, main
 from raymb.spec import SECTION_OF_FLAG, load_spec
+from raymb.spec.names import FLAG_OF_SHORT
 
 HEAVY = ("ray", "torch", "transformers", "megatron", "datasets", "omegaconf", "numpy")
 SOURCE = Path(__file__).parents[2] / "src"
@@ -100,6 +102,37 @@ def test_plan_of_a_range_of_workers_is_that_of_the_largest_and_names_the_others(
     assert json.loads(capsys.readouterr().out) == plan | {"elastic": None}
     assert main([*words, "3:16"]) == 0
     assert "4, 8, 16 workers (shown: 16)" in capsys.readouterr().out
+
+
+SHORT = "--tp 2 --pp 4 --vpp 1 --cp 2 --dp 3 --ep 2 --etp 1"
+
+
+def test_short_spellings_are_the_long_flags(shape_only_moe_dir, capsys):
+    words = ["plan", "--json", "--hf_model_path", str(shape_only_moe_dir), "--backend", "cpu"]
+    words += ["--global_batch_size", "12"]
+    assert main([*words, *SHORT.split()]) == 0
+    short = json.loads(capsys.readouterr().out)
+    long = [FLAG_OF_SHORT.get(word.lstrip("-"), word) for word in SHORT.split()]
+    assert main([*words, *(f"--{word}" if word in SECTION_OF_FLAG else word for word in long)]) == 0
+    assert json.loads(capsys.readouterr().out) == short
+    sizes = ("tensor", "pipeline", "context", "data", "expert", "expert_tensor")
+    assert [short[f"{size}_parallel_size"] for size in sizes] == [2, 4, 2, 3, 2, 1]
+    assert main([*words, "--TP=2"]) == 2
+
+
+def test_every_command_that_has_the_long_flag_has_the_short_one_and_shows_it(capsys):
+    def check(group, words):
+        for name, command in group.commands.items():
+            if hasattr(command, "commands"):
+                yield from check(command, [*words, name])
+            elif {param.name for param in command.params} >= SECTION_OF_FLAG.keys():
+                assert main([*words, name, "--help"]) == 0
+                text = capsys.readouterr().out
+                assert [short for short, flag in FLAG_OF_SHORT.items() if f"  --{flag}, --{short} " not in text] == []
+                yield " ".join([*words, name])
+
+    commands = list(check(typer.main.get_command(app), []))
+    assert {"finetune", "plan", "data prepare", "submit slurm"} <= set(commands) and len(commands) == 10
 
 
 def test_the_missions_command_plans(shape_only_model_dir, tmp_path, capsys):

@@ -11,6 +11,7 @@ from jsonschema import Draft202012Validator
 
 from raymb.cli import main
 from raymb.spec import SECTION_OF_FLAG
+from raymb.spec.names import FLAG_OF_SHORT
 from raymb.spec.schema import json_schema
 
 ROOT = Path(__file__).parents[2]
@@ -26,6 +27,7 @@ def test_what_is_generated_is_not_stale(words: list[str], file: str, capsys: pyt
 def test_the_reference_has_every_flag_with_its_help_and_the_fields_it_owns() -> None:
     page = (ROOT / "docs" / "reference.md").read_text()
     assert [flag for flag in SECTION_OF_FLAG if f"| `--{flag}`" not in page] == []
+    assert [short for short, flag in FLAG_OF_SHORT.items() if f"| `--{flag}`, `--{short}` | " not in page] == []
     assert "| `--recompute_method` | uniform\\|block |" in page
     assert "`optimizer.pin_cpu_params`, `optimizer.pin_cpu_grads`" in page
     assert "| `raymb plan` * |" in page and "| `raymb export` |" in page
@@ -47,6 +49,8 @@ def test_every_config_is_valid_in_an_editor(config: Path) -> None:
         ("train: {train_itres: 5}", "'train_itres' was unexpected"),
         ("tarin: {}", "'tarin' was unexpected"),
         ("train: {recompute: some}", "'some' is not one of"),
+        ("parallel: {tp: 2}", "'tp' was unexpected"),
+        ("parallel: {data_parallel_size: 0}", "0 is not valid under any of the given schemas"),
         ("parallel: {num_workers: 0}", "0 is not valid under any of the given schemas"),
         ("moe: {moe_aux_loss_coeff: many}", "'many' is not valid"),
     ],
@@ -58,6 +62,7 @@ def test_an_editor_marks_mistakes(text: str, expected: str) -> None:
 def test_an_editor_accepts_one_word_for_a_list_and_a_range() -> None:
     text = "data: {dataset: sample}\npeft: {lora_target_modules: 'q_proj,v_proj'}\nparallel: {num_workers: '4:16'}"
     assert problems(text) == []
+    assert problems("parallel: {num_workers: auto, data_parallel_size: '1:4'}") == []
 
 
 def completed(line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> list[str]:

@@ -17,7 +17,7 @@ from raymb.errors import SpecError
 from raymb.recipes import catalog, values_below
 from raymb.recipes.catalog import LAYOUT
 from raymb.recipes.translate import TEXT, translate
-from raymb.spec import load_spec
+from raymb.spec import load_spec, worker_range
 
 pytestmark = pytest.mark.slow
 HERE = Path(__file__).parent
@@ -79,6 +79,9 @@ def test_what_show_prints_is_the_recipe(name, tmp_path, capsys):
 def test_flags_may_contradict_a_recipe():
     spec = load_spec({"recipe": "qwen3_1p7b_peft_config", "peft": "dora", "num_epochs": "2"}, recipe=values_below)
     assert (spec.peft.peft, spec.train.num_epochs, spec.train.train_iters) == ("dora", 2.0, None)
+    assert spec.parallel.num_workers == 1
+    spec = load_spec({"recipe": "qwen3_1p7b_peft_config", "data_parallel_size": "2"}, recipe=values_below)
+    assert (spec.parallel.num_workers, worker_range(spec.parallel)) == ("auto", (2, 2))
     with pytest.raises(SpecError, match=r"qwen25_500m_sft_1gpu_h100_bf16_config or .*--peft none"):
         load_spec({"recipe": "qwen25_500m_pretrain_config"}, recipe=values_below)
     with pytest.raises(SpecError, match="read without its model"):

@@ -65,12 +65,13 @@ def test_a_stored_spec_repeats_the_run(tmp_path):
     assert spec_from_json(stored.read_text()) == spec
 
 
+@pytest.mark.parametrize("flag", ["num_workers", "data_parallel_size"])
 @pytest.mark.parametrize(
-    ("asked", "expected"), [("8", (8, 8)), ("4:16", (4, 16)), ("4:4", (4, 4)), ("1:100", (1, 100))]
+    ("asked", "expected"), [("8", (8, 8)), ("4:16", (4, 16)), ("4:4", (4, 4)), ("1:100", (1, 100)), ("auto", (1, 1))]
 )
-def test_a_range_of_workers_is_stored_as_it_was_written(tmp_path, asked, expected):
-    spec = load_spec(MODEL | {"num_workers": asked})
-    assert str(spec.parallel.num_workers) == asked
+def test_a_range_is_stored_as_it_was_written(tmp_path, flag, asked, expected):
+    spec = load_spec(MODEL | {flag: asked})
+    assert str(getattr(spec.parallel, flag)) == asked
     assert worker_range(spec.parallel) == expected
     stored = yaml_file(tmp_path, spec_to_json(spec), "spec.json")
     assert load_spec({}, [stored]) == spec == spec_from_json(stored.read_text())
@@ -86,11 +87,38 @@ def test_yaml_reads_a_range_of_workers_as_text_and_not_in_base_60(tmp_path, text
     assert spec.resilience.max_time == "1:30:00"
 
 
+def test_yaml_has_the_data_parallel_size_and_a_later_flag_wins(tmp_path):
+    file = yaml_file(tmp_path, "parallel: {data_parallel_size: 1:4, tensor_parallel_size: 2}")
+    assert worker_range(load_spec(MODEL, [file]).parallel) == (2, 8)
+    assert load_spec(MODEL | {"data_parallel_size": "3"}, [file]).parallel.data_parallel_size == 3
+    workers = yaml_file(tmp_path, "parallel: {num_workers: 8}", "workers.yaml")
+    spec = load_spec(MODEL | {"num_workers": "auto", "pipeline_parallel_size": "2"}, [workers, file])
+    assert worker_range(spec.parallel) == (4, 16)
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ({}, (1, 1)),
+        ({"tensor_parallel_size": "2"}, (2, 2)),
+        ({"tensor_parallel_size": "2", "pipeline_parallel_size": "3", "context_parallel_size": "5"}, (30, 30)),
+        ({"tensor_parallel_size": "2", "data_parallel_size": "7"}, (14, 14)),
+        ({"tensor_parallel_size": "2", "data_parallel_size": "1:7"}, (2, 14)),
+        ({"expert_parallel_size": "4", "virtual_pipeline_parallel_size": "3"}, (1, 1)),  # experts share the workers
+        ({"num_workers": "8", "tensor_parallel_size": "2", "data_parallel_size": "7"}, (8, 8)),  # the plan refuses it
+        ({"num_workers": "4:16", "data_parallel_size": "1:7"}, (4, 16)),
+    ],
+)
+def test_the_number_of_workers(flags, expected):
+    assert worker_range(load_spec(MODEL | flags).parallel) == expected
+
+
+@pytest.mark.parametrize("flag", ["num_workers", "data_parallel_size"])
 @pytest.mark.parametrize("value", ["4:", ":4", "0:4", "4:0", "04:8", "4-16", "4:8:16", " 4:8", "0", "-4:8", "1.5:4"])
-def test_what_is_no_range_of_workers(value):
-    text = problems_of(MODEL | {"num_workers": value})
-    assert f"--num_workers {value}: must be " in text
-    assert "or MIN:MAX, two whole numbers from 1 up such as 4:16" in text
+def test_what_is_no_range(flag, value):
+    text = problems_of(MODEL | {flag: value})
+    assert f"--{flag} {value}: must be " in text
+    assert "or MIN:MAX, two whole numbers from 1 up such as 4:16 or 'auto'" in text
 
 
 def test_a_number_that_is_no_size_is_told_the_same_from_yaml(tmp_path):
@@ -98,9 +126,26 @@ def test_a_number_that_is_no_size_is_told_the_same_from_yaml(tmp_path):
     assert "--num_workers -1: must be greater than or equal to 1 or MIN:MAX" in text
 
 
-def test_a_range_of_workers_has_its_least_first():
-    text = problems_of(MODEL | {"num_workers": "16:4"})
-    assert "--num_workers 16:4 is MIN:MAX, and 16 is more than 4; write --num_workers 4:16" in text
+@pytest.mark.parametrize("flag", ["num_workers", "data_parallel_size"])
+def test_a_range_has_its_least_first(flag):
+    text = problems_of(MODEL | {flag: "16:4"})
+    assert f"--{flag} 16:4 is MIN:MAX, and 16 is more than 4; write --{flag} 4:16" in text
+
+
+@pytest.mark.parametrize(
+    ("workers", "copies", "elastic", "fixed"),
+    [
+        ("4:16", "2", "--num_workers 4:16", "--data_parallel_size 2"),
+        ("8", "1:4", "--data_parallel_size 1:4", "--num_workers 8"),
+    ],
+)
+def test_workers_and_copies_are_both_a_range_or_both_a_number(workers, copies, elastic, fixed):
+    text = problems_of(MODEL | {"num_workers": workers, "data_parallel_size": copies})
+    flag = fixed.partition(" ")[0]
+    assert f"{elastic} is MIN:MAX and {fixed} is one number" in text
+    assert f"write {flag} as MIN:MAX, too, or leave one of them out" in text
+    for one in ({"num_workers": workers}, {"data_parallel_size": copies}):
+        assert load_spec(MODEL | one)
 
 
 def test_overrides_are_typed_and_a_later_one_wins():
@@ -136,6 +181,21 @@ def test_a_key_in_the_wrong_section_is_told_where_it_belongs(tmp_path):
     text = problems_of(MODEL, [file])
     assert "unknown key train.num_workers (it belongs into section parallel)" in text
     assert "unknown section 'seq_length' (it belongs into section data)" in text
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("parallel: {tp: 2}", "unknown key parallel.tp; did you mean 'tensor_parallel_size'?"),
+        ("parallel: {dp: 2}", "unknown key parallel.dp; did you mean 'data_parallel_size'?"),
+        ("train: {tp: 2}", "unknown key train.tp; did you mean 'tensor_parallel_size' in section parallel?"),
+        ("tp: 2", "unknown section 'tp'; did you mean 'tensor_parallel_size' in section parallel?"),
+        ("train: {lr: 1}", "unknown key train.lr; did you mean 'learning_rate' in section optimizer?"),
+        ("data: {hf_dataset_name: squad}", "unknown key data.hf_dataset_name; did you mean 'dataset'?"),
+    ],
+)
+def test_yaml_has_the_long_names_only_and_says_which(tmp_path, content, expected):
+    assert expected in problems_of(MODEL, [yaml_file(tmp_path, content)])
 
 
 @pytest.mark.parametrize("content", ["- a\n- b\n", "1: {a: 2}\n"])

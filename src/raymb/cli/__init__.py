@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -13,6 +12,7 @@ from raymb import __version__
 from raymb.cli import data, doctor, evaluate, export, finetune, generate, options, plan, recipes, report, schema, submit
 from raymb.cli.help_text import SectionedCommand
 from raymb.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_USER, RaymbError
+from raymb.spec.names import flag_meant
 
 # typer carries its own copy of click and names only this leaf of click's errors in public.
 _UsageError = typer.BadParameter.__mro__[1]
@@ -119,8 +119,8 @@ def _explained(error: Any) -> str:
         return f"{error.format_message()}\n  see: {_help_of(error)}"
     known = [name.lstrip("-") for param in error.ctx.command.params for name in param.opts if name.startswith("--")]
     name = options.underscored(unknown.lstrip("-"))
-    near = options.flag_for_other_name(name) or next(iter(difflib.get_close_matches(name, known, n=1)), None)
-    guess = f"; did you mean --{near}?" if near in known else ""
+    near = flag_meant(name, known)
+    guess = f"; did you mean --{near}?" if near else ""
     return f"unknown flag {unknown}{guess}\n  see: {_help_of(error)}"
 
 

@@ -15,8 +15,8 @@ from pydantic_core import PydanticUndefined
 
 from raymb.errors import SpecError
 from raymb.spec import load_section
-from raymb.spec.sections import FLAG_THAT_OWNS, SECTIONS, RunSpec
-from raymb.spec.values import Section
+from raymb.spec.sections import SECTIONS, RunSpec
+from raymb.spec.values import Section, short_spelling
 
 
 def underscored(name: str) -> str:
@@ -76,11 +76,6 @@ _OVERRIDES = typer.Argument(
 )
 
 
-def flag_for_other_name(name: str) -> str | None:
-    """The flag for a name that Megatron uses for the same thing: `lr` is --learning_rate."""
-    return next((flag for path, flag in FLAG_THAT_OWNS.items() if path.rpartition(".")[2] == name), None)
-
-
 def _spec(values: Mapping[str, Any]) -> RunSpec:
     from raymb.spec import load_spec
 
@@ -125,7 +120,8 @@ def _parameter(section: str, flag: str, field: FieldInfo) -> inspect.Parameter:
         names, annotation, metavar = [f"--{flag}/--no_{flag}"], bool | None, None
     else:
         many = get_origin(field.annotation) in (dict, list)
-        names, annotation, metavar = [f"--{flag}"], list[str] | None if many else str | None, metavar_of(field)
+        names = [f"--{name}" for name in (flag, short_spelling(field)) if name]
+        annotation, metavar = list[str] | None if many else str | None, metavar_of(field)
     option = typer.Option(
         None,
         *names,

@@ -9,13 +9,15 @@ import typer
 
 from raymb.cli.options import default_of, metavar_of
 from raymb.spec.sections import SECTION_OF_FLAG, SECTIONS
+from raymb.spec.values import short_spelling
 
 _HEAD = """# Reference
 
 Made by `scripts/generate-reference` from the code; do not edit. Every flag is a YAML key of the same name in its
-section: `--train_iters 200` is `train: {train_iters: 200}`. Dashes do, too: `--train-iters`. `raymb schema` prints the
-same as JSON Schema, for editors ([schema.json](schema.json); first line of a YAML file:
-`# yaml-language-server: $schema=PATH`). `raymb --install-completion` teaches your shell the flags.
+section: `--train_iters 200` is `train: {train_iters: 200}`. Dashes do, too: `--train-iters`; a short spelling (`--tp`)
+is one of the command line only. `raymb schema` prints the same as JSON Schema, for editors ([schema.json](schema.json);
+first line of a YAML file: `# yaml-language-server: $schema=PATH`). `raymb --install-completion` teaches your shell the
+flags.
 
 The last column names the fields of Megatron-Bridge's `ConfigContainer` that a flag owns. Every other field is set as
 `section.field=value` on the command line, or under `overrides:` in YAML.
@@ -35,6 +37,8 @@ def _sections() -> Iterator[str]:
         for flag, field in model.model_fields.items():
             owned: Any = (field.json_schema_extra or {}).get("bridge", [])  # type: ignore[union-attr]
             name, value = f"`--{flag}`", metavar_of(field)
+            if short := short_spelling(field):
+                name = f"{name}, `--{short}`"
             if field.annotation is bool:
                 name, value = f"{name}, `--no_{flag}`", ""
             yield _row([name, value, _code([default_of(field)]), field.description or "", _code(owned)])

@@ -10,10 +10,11 @@ from raymb.model_shape import ModelShape
 from raymb.plan.choose import resolve
 from raymb.plan.elastic import is_elastic
 from raymb.plan.memory import estimate
+from raymb.plan.rules import divisors
 from raymb.plan.search import Candidate, candidates
 from raymb.plan.sizes import Layout
 from raymb.spec.sections import RunSpec
-from raymb.spec.training import worker_range
+from raymb.spec.training import Parallel, data_range, worker_range
 
 NODE = 8
 """GPUs of a node where nobody says."""
@@ -67,17 +68,22 @@ def automatic(spec: RunSpec, shape: ModelShape, gpu: Gpu) -> Automatic:
     elastic run is that of its smallest size, which has to hold the model."""
     low, high = worker_range(spec.parallel)
     elastic = is_elastic(spec)
-    if elastic and spec.parallel.virtual_pipeline_parallel_size == "auto":
-        spec = _with(spec, {"virtual_pipeline_parallel_size": 1})  # chunks would rule sizes out
+    reasons: dict[str, str] = {}
+    if elastic:
+        fixed = _that_make_workers(spec.parallel)
+        reasons = dict.fromkeys(fixed, "1: without --num_workers sizes that are not given are 1")
+        if spec.parallel.virtual_pipeline_parallel_size == "auto":
+            fixed["virtual_pipeline_parallel_size"] = 1  # chunks would rule sizes out
+        spec = _with(spec, fixed)
     flags = _OF_EVERY_SIZE if elastic else list(_FIELDS)
     open_flags = [flag for flag in flags if getattr(_section(spec, flag), flag) == "auto"]
     found: list[Candidate] = []
     for workers in range(low, min(high, low + _MOST_SIZES) + 1):
-        found = searched(spec, shape, gpu, workers) or found
+        found = _that_can_grow(spec, searched(spec, shape, gpu, workers), gpu) or found
         if found and found[0].fits(gpu):
             break
     if not found or not open_flags:
-        return Automatic(spec, {}, found[0].layout.micro_batch_size if found else None)
+        return Automatic(spec, reasons, found[0].layout.micro_batch_size if found else None)
     best, count = found[0], sum(one.fits(gpu) for one in found)
     values = {flag: getattr(best.layout, _FIELDS[flag]) for flag in open_flags}
     values = {flag: 1 if value is None else value for flag, value in values.items()}
@@ -85,9 +91,37 @@ def automatic(spec: RunSpec, shape: ModelShape, gpu: Gpu) -> Automatic:
         values["num_layers_in_first_stage"] = best.layout.first_stage
         values["num_layers_in_last_stage"] = best.layout.last_stage
     fits = f"the fastest of {count} layouts that fit into {gpu.name}" if count > 1 else f"the one that fits {gpu.name}"
+    if count > 1 and _has_two_ranges(spec):
+        fits += " and have the most sizes"
     why = fits if best.fits(gpu) else f"the smallest layout; none fits into {gpu.name} with room to spare"
-    reasons = {flag: f"{_shown(value)}: {why}" for flag, value in values.items()}
+    reasons |= {flag: f"{_shown(value)}: {why}" for flag, value in values.items()}
     return Automatic(_with(spec, values), reasons, best.layout.micro_batch_size)
+
+
+def _that_make_workers(parallel: Parallel) -> dict[str, int]:
+    """1 for the sizes that are `auto` where the sizes make the range of workers, as raymb.spec.worker_range has it."""
+    flags = ("tensor_parallel_size", "pipeline_parallel_size", "context_parallel_size")
+    return {flag: 1 for flag in flags if parallel.workers_follow and getattr(parallel, flag) == "auto"}
+
+
+def _that_can_grow(spec: RunSpec, found: list[Candidate], gpu: Gpu) -> list[Candidate]:
+    """Where workers and copies have a range each: the layouts that the most sizes of both can have, of those that fit.
+    The fastest at the smallest size may be one that no other size can have."""
+    if not found or not _has_two_ranges(spec):
+        return found
+    (low, high), (least, most) = worker_range(spec.parallel), data_range(spec.parallel) or (1, 1)
+    copies = [count for count in divisors(spec.train.global_batch_size) if least <= count <= most]
+
+    def sizes(one: Candidate) -> int:
+        return sum(low <= one.layout.model_parallel * count <= high for count in copies)
+
+    fitting = [one for one in found if one.fits(gpu)] or found
+    largest = max(map(sizes, fitting))
+    return [one for one in fitting if sizes(one) == largest]
+
+
+def _has_two_ranges(spec: RunSpec) -> bool:
+    return is_elastic(spec) and not spec.parallel.workers_follow and data_range(spec.parallel) is not None
 
 
 def _uneven(spec: RunSpec) -> bool:
@@ -117,7 +151,7 @@ def too_large(
 def opened(spec: RunSpec) -> RunSpec:
     """The spec with `auto` for everything that the search chooses."""
     stages = {"num_layers_in_first_stage": None, "num_layers_in_last_stage": None}
-    return _with(spec, {**dict.fromkeys(_FIELDS, "auto"), **stages})
+    return _with(spec, {**dict.fromkeys((*_FIELDS, "data_parallel_size"), "auto"), **stages})
 
 
 def _section(spec: RunSpec, flag: str) -> object:

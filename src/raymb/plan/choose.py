@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from raymb.model_shape import ModelShape
 from raymb.plan import rules
 from raymb.plan.adapters import targets_of
 from raymb.plan.sizes import Layout
 from raymb.spec.sections import RunSpec
+from raymb.spec.training import Parallel, data_range
 
 TOKENS_IN_A_MICRO_BATCH = 16384
 """Upper bound of micro batch x sequence length that `auto` chooses on CUDA."""
@@ -28,8 +31,8 @@ def resolve(spec: RunSpec, shape: ModelShape, backend: str, num_workers: int) ->
     pipeline = size("pipeline_parallel_size", fits)
     context = size("context_parallel_size", fits)
     expert = size("expert_parallel_size", fits if shape.num_experts else "the model has no experts")
-    model_parallel = tensor * pipeline * context
-    data = num_workers // model_parallel if num_workers % model_parallel == 0 else 0
+    assumed = _assumed(parallel, backend)
+    data = _copies(data_range(parallel), num_workers, tensor * pipeline * context, assumed == "open")
     adapters = spec.peft.peft != "none"
     expert_tensor = parallel.expert_tensor_parallel_size
     # One chunk a stage is the plain schedule; Megatron calls that "no virtual pipeline".
@@ -75,8 +78,31 @@ def resolve(spec: RunSpec, shape: ModelShape, backend: str, num_workers: int) ->
         cuda_graphs=spec.performance.cuda_graphs,
         adapter_rank=spec.peft.lora_rank if adapters else None,
         adapter_targets=tuple(targets_of(spec.peft, shape).hugging_face) if adapters else (),
+        asked_data=data_range(parallel),
+        assumed=assumed,
     )
     return layout, chosen
+
+
+def _assumed(parallel: Parallel, backend: str) -> Literal["", "one", "open"]:
+    """Layout.assumed."""
+    sizes = (parallel.tensor_parallel_size, parallel.pipeline_parallel_size, parallel.context_parallel_size)
+    if "auto" not in sizes:
+        return ""
+    return "one" if backend == "cpu" else "open"
+
+
+def _copies(asked: tuple[int, int] | None, workers: int, model_parallel: int, is_open: bool) -> int:
+    """Data parallel size; 0 where the workers make none, or none that is asked for.
+
+    Args:
+        asked: (MIN, MAX).
+        is_open: whether sizes that are not there yet may take what is left of the workers.
+    """
+    if asked and is_open and asked[0] == asked[1] and workers % (model_parallel * asked[0]) == 0:
+        return asked[0]
+    copies, left = divmod(workers, model_parallel)
+    return 0 if left or (asked and not asked[0] <= copies <= asked[1]) else copies
 
 
 def sequence_parallel(asked: bool | str, tensor: int) -> tuple[bool, str]:

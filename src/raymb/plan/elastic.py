@@ -1,4 +1,4 @@
-"""The sizes that an elastic run (--num_workers MIN:MAX) can have, or why there is none."""
+"""The sizes that an elastic run (--num_workers or --data_parallel_size MIN:MAX) can have, or why there is none."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from raymb.plan import rules
 from raymb.plan.choose import resolve
 from raymb.plan.sizes import Layout
 from raymb.spec.sections import RunSpec
-from raymb.spec.training import worker_range
+from raymb.spec.training import data_range, worker_flag, worker_range
 
 Resolved = tuple[Layout, dict[str, str]]
 """A layout without `auto`, and the reason of every choice by flag."""
@@ -39,23 +39,19 @@ def usable_layouts(
     }
     if usable:
         return _with_one_micro_batch_size(usable, largest), []
-    return {}, _why_none(spec, shape, backend, candidates)
+    return {}, _why_none(spec, shape, backend)
 
 
 def is_elastic(spec: RunSpec) -> bool:
-    """Whether --num_workers is MIN:MAX."""
-    return isinstance(spec.parallel.num_workers, str)
+    """Whether --num_workers or --data_parallel_size is MIN:MAX."""
+    return any(":" in str(asked) for asked in (spec.parallel.num_workers, spec.parallel.data_parallel_size))
 
 
 def _candidates(spec: RunSpec, shape: ModelShape, backend: str) -> dict[int, Resolved]:
     """Every size at which workers and global batch divide: few, however wide the range is."""
     one = resolve(spec, shape, backend, 1)[0]
-    sizes = (_model_parallel(one) * data for data in rules.divisors(spec.train.global_batch_size))
+    sizes = (one.model_parallel * data for data in rules.divisors(spec.train.global_batch_size))
     return {size: resolve(spec, shape, backend, size) for size in sizes}
-
-
-def _model_parallel(layout: Layout) -> int:
-    return layout.tensor * layout.pipeline * layout.context
 
 
 def _with_one_micro_batch_size(usable: dict[int, Resolved], largest: int | None) -> dict[int, Resolved]:
@@ -80,30 +76,50 @@ def _with_one_micro_batch_size(usable: dict[int, Resolved], largest: int | None)
     }
 
 
-def _why_none(spec: RunSpec, shape: ModelShape, backend: str, candidates: dict[int, Resolved]) -> list[str]:
-    """The rules that no size can keep, then those that no size of the range keeps, with the nearest sizes that do."""
+def _why_none(spec: RunSpec, shape: ModelShape, backend: str) -> list[str]:
+    """The rules that no size can keep, then those that no size of the range keeps, with the nearest sizes that do.
+
+    Without --num_workers sizes are counted in copies of the model, as --data_parallel_size counts.
+    """
+    asked, unit = worker_flag(spec.parallel), 1
     low, high = worker_range(spec.parallel)
+    if spec.parallel.workers_follow:
+        unit = spec.parallel.model_parallel_size
+        spec = _with(spec, num_workers=f"{low}:{high}", data_parallel_size="auto")
     layout = resolve(spec, shape, backend, low)[0]
     of_size = rules.broken_size_rules(layout, shape)
     problems = [text for text in rules.broken_rules(layout, shape) if text not in of_size]
-    fitting = [size for size, (found, _) in candidates.items() if not rules.broken_size_rules(found, shape)]
+    fitting = _fitting(spec, shape, backend)
     if any(low <= size <= high for size in fitting):
         return problems
     below, above = [size for size in fitting if size < low][-1:], [size for size in fitting if size > high][:1]
-    nearest = " and ".join(str(size) for size in below + above)
-    for size, text in _examples(spec, shape, backend, _model_parallel(layout)):
-        subject = "" if text.startswith("--num_workers") else f"at size {size} "
+    nearest = _listed([size // unit for size in below + above])
+    ways = [f"{asked.partition(' ')[0]} a range that holds a usable size, the nearest {nearest}"] if nearest else []
+    if data_range(spec.parallel):
+        free = _fitting(_with(spec, data_parallel_size="auto"), shape, backend)
+        copies = [size // layout.model_parallel for size in free if low <= size <= high]
+        ways += [f"--data_parallel_size a range that holds {' or '.join(map(str, copies[:12]))}"] if copies else []
+    for size, text in _examples(spec, shape, backend, layout.model_parallel):
+        subject = "" if text.startswith("--num_workers") else f"at size {size // unit} "
         rule, _, way_out = text.partition("; ")
-        if nearest:
-            way_out = (
-                f"give --num_workers a range that holds a usable size, the nearest {_are(below + above)} {nearest}"
-            )
-        problems.append(f"no size of --num_workers {low}:{high} is usable: {subject}{rule}; {way_out}")
+        way_out = f"give {', or '.join(ways)}" if ways else way_out
+        problems.append(f"no size of {asked} is usable: {subject}{rule}; {way_out}")
     return problems
 
 
-def _are(sizes: list[int]) -> str:
-    return "is" if len(sizes) == 1 else "are"
+def _fitting(spec: RunSpec, shape: ModelShape, backend: str) -> list[int]:
+    """The sizes at which workers, copies and batch divide, in the range or not; the smallest comes first."""
+    candidates = _candidates(spec, shape, backend).items()
+    return [size for size, (found, _) in candidates if not rules.broken_size_rules(found, shape)]
+
+
+def _with(spec: RunSpec, **sizes: object) -> RunSpec:
+    return spec.model_copy(update={"parallel": spec.parallel.model_copy(update=sizes)})
+
+
+def _listed(sizes: list[int]) -> str:
+    """`is 4`, `are 4 and 8`; empty where there is none."""
+    return f"{'is' if len(sizes) == 1 else 'are'} {' and '.join(map(str, sizes))}" if sizes else ""
 
 
 def _examples(spec: RunSpec, shape: ModelShape, backend: str, model_parallel: int) -> Iterator[tuple[int, str]]:

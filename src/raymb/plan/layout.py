@@ -23,6 +23,7 @@ from raymb.plan.recompute import recompute_problems
 from raymb.plan.sizes import Layout, layers_per_stage
 from raymb.plan.speed import step_time
 from raymb.spec.sections import RunSpec
+from raymb.spec.training import Parallel, worker_flag, worker_range
 
 
 @dataclass(frozen=True)
@@ -33,11 +34,12 @@ class Plan:
     num_workers = expert tensor x expert x pipeline x expert data parallel. micro_batches are those of one worker in one
     step. tokens counts padding. rows (packed ones, with packing), steps_per_epoch and epochs are None until the data
     has been prepared; so are train_iters, samples and tokens where --num_epochs decides them. Each sample of a packed
-    row is padded to sample_multiple tokens. chosen has a reason for every flag that was `auto`. workers_per_node and
-    nodes are None unless --gpus_per_node was given. elastic holds every usable size of an elastic run, ascending, and
-    num_workers is one of them; None where the size is fixed. adapters: which matrices have one; None without --peft.
-    backend is `auto` while nobody has looked at the cluster. gpu: what memory (raymb.plan.memory.Memory, bytes of the
-    fullest GPU) and step_time (raymb.plan.speed.StepTime, seconds) are estimated for; all three None on CPUs.
+    row is padded to sample_multiple tokens. chosen has a reason for every flag that was `auto`, except for
+    data_parallel_size, which follows from the others. workers_per_node and nodes are None unless --gpus_per_node was
+    given. elastic holds every usable size of an elastic run, ascending, and num_workers is one of them; None where the
+    size is fixed. adapters: which matrices have one; None without --peft. backend is `auto` while nobody has looked at
+    the cluster. gpu: what memory (raymb.plan.memory.Memory, bytes of the fullest GPU) and step_time
+    (raymb.plan.speed.StepTime, seconds) are estimated for; all three None on CPUs.
     """
 
     backend: str
@@ -116,15 +118,15 @@ def make_plan(
     size = max(plans) if num_workers is None else num_workers
     if size not in plans:
         usable = ", ".join(str(size) for size in plans)
-        asked = spec.parallel.num_workers
-        raise PlanError([f"{size} workers are no usable size of --num_workers {asked}; the usable ones: {usable}"])
+        asked = worker_flag(spec.parallel)
+        raise PlanError([f"{size} workers are no usable size of {asked}; the usable ones: {usable} workers"])
     return plans[size]
 
 
 def usable_plans(
     spec: RunSpec, shape: ModelShape, *, rows: int | None = None, backend: str = "auto", gpu: Gpu | None = None
 ) -> dict[int, Plan]:
-    """The plan of every size in --num_workers that breaks no rule, by number of workers, the smallest first.
+    """The plan of every size that is asked for and breaks no rule, by number of workers, the smallest first.
 
     They differ in data parallel and accumulation only; the other sizes, and micro and global batch, are the same. One
     plan where the size is fixed.
@@ -138,6 +140,7 @@ def usable_plans(
     backend = spec.run.backend if backend == "auto" else backend
     chip = None if backend == "cpu" else gpu or gpu_named(USUAL)
     choice = automatic(spec, shape, chip) if chip else Automatic(spec, {})
+    reasons = _workers_reason(spec.parallel) | choice.reasons
     spec = choice.spec
     layouts, problems = usable_layouts(spec, shape, backend, choice.micro_batch_size)
     if chip and gpu:  # nothing is too large for a GPU that is only supposed
@@ -160,9 +163,19 @@ def usable_plans(
         raise PlanError(problems)
     elastic = list(layouts) if is_elastic(spec) else None
     return {
-        size: _plan(spec, shape, layout, choice.reasons | chosen, rows=rows, backend=backend, elastic=elastic, gpu=chip)
+        size: _plan(spec, shape, layout, reasons | chosen, rows=rows, backend=backend, elastic=elastic, gpu=chip)
         for size, (layout, chosen) in layouts.items()
     }
+
+
+def _workers_reason(parallel: Parallel) -> dict[str, str]:
+    """Of the number of workers, where the sizes that were given made it."""
+    sizes = (parallel.tensor_parallel_size, parallel.pipeline_parallel_size, parallel.context_parallel_size)
+    if not parallel.workers_follow or {*sizes, parallel.data_parallel_size} == {"auto"}:
+        return {}
+    low, high = worker_range(parallel)
+    made = f"{low}" if low == high else f"{low}:{high}"
+    return {"num_workers": f"{made}: the product of tensor, pipeline, context and data parallel sizes that were given"}
 
 
 def _plan(

@@ -12,27 +12,65 @@ from raymb.plan.sizes import Layout
 def broken_rules(layout: Layout, shape: ModelShape) -> list[str]:
     """A sentence for every broken rule: the values, the rule, the flag to change. Empty if the layout can train."""
     checks = (
-        *(_world, _batch, _heads, _feed_forward, _stages, _virtual_stages, _virtual_batch, _sequence, _packing),
-        *(_experts, _expert_world, _expert_sequence, _family, _adapters, _fsdp, _graphs),
+        *(_world, _copies, _batch, _heads, _feed_forward, _stages, _virtual_stages, _virtual_batch, _sequence),
+        *(_packing, _experts, _expert_world, _expert_sequence, _family, _adapters, _fsdp, _graphs),
     )
-    return [text for check in checks for text in check(layout, shape)]
+    return [text for check in checks for text in check(layout, shape)] or [*_unfinished(layout)]
 
 
 def broken_size_rules(layout: Layout, shape: ModelShape) -> list[str]:
     """Those of the broken rules that another number of workers might keep."""
-    return [text for check in (_world, _batch, _virtual_batch, _expert_world) for text in check(layout, shape)]
+    checks = (_world, _copies, _batch, _virtual_batch, _expert_world)
+    return [text for check in checks for text in check(layout, shape)] or [*_unfinished(layout)]
 
 
 def _world(layout: Layout, shape: ModelShape) -> Iterator[str]:
-    if layout.data:
+    product = layout.model_parallel
+    if layout.num_workers % product == 0 or layout.copies_asked:
         return
-    product = layout.tensor * layout.pipeline * layout.context
     yield (
         f"--num_workers {layout.num_workers} must be a multiple of tensor x pipeline x context parallel = "
         f"{layout.tensor} x {layout.pipeline} x {layout.context} = {product}; set --num_workers to "
         f"{_nearest_multiples(layout.num_workers, product)}, or lower --tensor_parallel_size, "
         f"--pipeline_parallel_size or --context_parallel_size"
     )
+
+
+def _copies(layout: Layout, shape: ModelShape) -> Iterator[str]:
+    """--data_parallel_size, where it was given, beside --num_workers and the other sizes."""
+    if layout.data or layout.asked_data is None:
+        return
+    (low, high), (copies, left) = layout.asked_data, divmod(layout.num_workers, layout.model_parallel)
+    factors, product = _factors(layout, low), layout.model_parallel * low
+    if low < high:
+        rule = f"would be {_factors(layout, copies)}, and --data_parallel_size is {low}:{high}"
+        ways = f"give --data_parallel_size a range that holds {copies}"
+    elif layout.assumed == "open":
+        rule = f"must be a multiple of {factors} = {product}, where sizes that are auto count as 1"
+        ways = f"set --num_workers to {_nearest_multiples(layout.num_workers, product)}"
+        ways += "" if left else f", or --data_parallel_size to one of {_listed(divisors(copies))}"
+    else:
+        one = " (sizes that are auto are 1 on CPU workers)" if layout.assumed else ""
+        rule = f"is not {factors} = {product}{one}"
+        ways = f"set --num_workers {product}" + ("" if left else f", or --data_parallel_size {copies}")
+    if not left or low == high:
+        yield f"--num_workers {layout.num_workers} {rule}; {ways}"
+
+
+def _unfinished(layout: Layout) -> Iterator[str]:
+    """Sizes that were `auto` would have to take what is left of the workers, and the search has found none."""
+    product = layout.model_parallel * layout.data
+    if layout.data and product != layout.num_workers:
+        yield (
+            f"--num_workers {layout.num_workers} is not {_factors(layout, layout.data)} = {product}, and auto finds no "
+            f"other sizes; set --num_workers {product}, or --data_parallel_size "
+            f"{layout.num_workers // layout.model_parallel}, or give the sizes that are auto"
+        )
+
+
+def _factors(layout: Layout, copies: int) -> str:
+    sizes = f"{layout.tensor} x {layout.pipeline} x {layout.context} x {copies}"
+    return f"tensor x pipeline x context x data parallel = {sizes}"
 
 
 def _batch(layout: Layout, shape: ModelShape) -> Iterator[str]:
@@ -199,13 +237,17 @@ def _experts(layout: Layout, shape: ModelShape) -> Iterator[str]:
 
 def _expert_world(layout: Layout, shape: ModelShape) -> Iterator[str]:
     product = layout.expert_tensor * layout.expert * layout.pipeline
-    if shape.num_experts and layout.num_workers % product:
-        yield (
-            f"--num_workers {layout.num_workers} must be a multiple of expert tensor x expert x pipeline parallel = "
-            f"{layout.expert_tensor} x {layout.expert} x {layout.pipeline} = {product}; set --num_workers to "
-            f"{_nearest_multiples(layout.num_workers, product)}, or lower --expert_parallel_size or "
-            f"--expert_tensor_parallel_size"
-        )
+    if not shape.num_experts or layout.num_workers % product == 0:
+        return
+    way_out = f"--num_workers to {_nearest_multiples(layout.num_workers, product)}"
+    if (copies := layout.copies_asked) and layout.data:
+        step = product // math.gcd(product, layout.model_parallel)
+        way_out = f"--data_parallel_size to {_nearest_multiples(copies, step)}, with as many workers as that makes"
+    yield (
+        f"--num_workers {layout.num_workers} must be a multiple of expert tensor x expert x pipeline parallel = "
+        f"{layout.expert_tensor} x {layout.expert} x {layout.pipeline} = {product}; set {way_out}, or lower "
+        f"--expert_parallel_size or --expert_tensor_parallel_size"
+    )
 
 
 def _expert_sequence(layout: Layout, shape: ModelShape) -> Iterator[str]:

@@ -84,6 +84,7 @@ def _savings(spec: RunSpec, layout: Layout, shape: ModelShape, gpu: Gpu, per_nod
 def _layouts(spec: RunSpec, start: Layout, shape: ModelShape, per_node: int) -> Iterator[Layout]:
     """Every combination of sizes that multiply up."""
     parallel, workers = spec.parallel, start.num_workers
+    least, most = start.asked_data or (1, workers)
 
     def sizes(asked: int | str | None, automatic: list[int]) -> list[int]:
         return [one for one in ([asked] if isinstance(asked, int) else automatic) if workers % one == 0]
@@ -96,6 +97,8 @@ def _layouts(spec: RunSpec, start: Layout, shape: ModelShape, per_node: int) -> 
     for tensor, pipeline, context, expert in product(tensors, pipelines, contexts, experts):
         whole = tensor * pipeline * context
         if workers % whole or pipeline > min(shape.num_layers, _MOST_STAGES):
+            continue
+        if not least <= workers // whole <= most:
             continue
         inner = default_expert_tensor(shape, tensor, adapters=start.adapter_rank is not None)
         layout = replace(

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True)
 class Layout:
-    """A layout without `auto`, not checked yet. data is 0 where the workers do not divide."""
+    """A layout without `auto`, not checked yet.
+
+    data is 0 where the workers do not divide, or not into as many copies as asked_data (MIN, MAX) allows. assumed says
+    what tensor, pipeline and context sizes are that were `auto`: "" there was none, "one" they are 1 for good (CPU
+    workers), "open" they are 1 because the search has found nothing for them. asked_data of them then stands for all.
+    """
 
     num_workers: int
     tensor: int
@@ -42,6 +48,19 @@ class Layout:
     number_bytes: int = 2
     adapter_rank: int | None = None
     adapter_targets: tuple[str, ...] = ()
+    asked_data: tuple[int, int] | None = None
+    assumed: Literal["", "one", "open"] = ""
+
+    @property
+    def model_parallel(self) -> int:
+        """Workers that share one copy of the model."""
+        return self.tensor * self.pipeline * self.context
+
+    @property
+    def copies_asked(self) -> int | None:
+        """The one data parallel size that is asked for; None where there is none, or a range."""
+        low, high = self.asked_data or (0, 1)
+        return low if low == high else None
 
     @property
     def micro_batches(self) -> int:

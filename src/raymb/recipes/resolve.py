@@ -72,6 +72,8 @@ def values_below(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
     sections = {section: dict(values) for section, values in resolved.translation.sections.items()}
     if given.get("train", {}).get("num_epochs") is not None:
         sections["train"].pop("train_iters", None)
+    if given.get("parallel", {}).get("data_parallel_size", "auto") != "auto":
+        sections["parallel"].pop("num_workers", None)
     if peft == "none":
         sections["peft"] = {}
     print(f"recipe {resolved.recipe.name}; left out:", file=sys.stderr)

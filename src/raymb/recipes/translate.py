@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -119,8 +118,8 @@ def _sizes(made: Translation, found: Mapping[str, Any], recipe: Recipe) -> None:
     for name, size in sizes.items():
         if flag := FLAG_THAT_OWNS.get(f"model.{name}"):
             made.set(flag, size)
-    dense = ("tensor_model_parallel_size", "pipeline_model_parallel_size", "context_parallel_size")
-    made.set("num_workers", recipe.gpus or math.prod(sizes[name] for name in dense))
+    if recipe.gpus:  # else as many as the sizes make, also where flags give others
+        made.set("num_workers", recipe.gpus)
 
 
 _FROM_NONE: dict[str, Any] = {"eval_interval": 0, "save_interval": 0, "recompute": "none"}

@@ -7,7 +7,7 @@ import string
 from collections.abc import Iterator, Mapping
 
 from raymb.spec.sections import Checkpoint, Data, RunSpec, Telemetry
-from raymb.spec.training import Moe, Parallel, Peft, Performance, Train, worker_range
+from raymb.spec.training import Moe, Parallel, Peft, Performance, Train
 from raymb.spec.values import bounds
 
 
@@ -32,11 +32,19 @@ def conflicts(spec: RunSpec) -> list[str]:
 
 
 def _parallel(parallel: Parallel) -> Iterator[str]:
-    low, high = worker_range(parallel)
-    if low > high:
+    given = {"num_workers": parallel.num_workers, "data_parallel_size": parallel.data_parallel_size}
+    given = {flag: asked for flag, asked in given.items() if asked != "auto"}
+    for flag, asked in given.items():
+        low, high = bounds(asked)
+        if low > high:
+            yield f"--{flag} {asked} is MIN:MAX, and {low} is more than {high}; write --{flag} {high}:{low}"
+    ranges = [flag for flag, asked in given.items() if isinstance(asked, str)]
+    numbers = [flag for flag in given if flag not in ranges]
+    if ranges and numbers:
+        elastic, fixed = ranges[0], numbers[0]
         yield (
-            f"--num_workers {parallel.num_workers} is MIN:MAX, and {low} is more than {high}; "
-            f"write --num_workers {high}:{low}"
+            f"--{elastic} {given[elastic]} is MIN:MAX and --{fixed} {given[fixed]} is one number, with which nothing "
+            f"could grow or shrink; write --{fixed} as MIN:MAX, too, or leave one of them out"
         )
 
 

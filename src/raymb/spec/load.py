@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from raymb.errors import SpecError
 from raymb.spec.conflicts import conflicts
+from raymb.spec.names import flag_meant
 from raymb.spec.sections import FLAG_THAT_OWNS, SECTION_OF_FLAG, SECTIONS, RunSpec
 from raymb.spec.values import Section
 
@@ -154,7 +155,9 @@ def _unknown_keys(content: Mapping[str, Any], file: Path) -> list[str]:
             continue
         if section not in SECTIONS:
             where = f" (it belongs into section {SECTION_OF_FLAG[section]})" if section in SECTION_OF_FLAG else ""
-            problems.append(f"--config {file}: unknown section {section!r}{where or _did_you_mean(section, SECTIONS)}")
+            close = difflib.get_close_matches(section, list(SECTIONS), n=1)
+            guess = f"; did you mean {close[0]!r}?" if close else _elsewhere(section, "")
+            problems.append(f"--config {file}: unknown section {section!r}{where or guess}")
         elif not isinstance(fields, Mapping):
             problems.append(f"--config {file}: section {section!r} must be a mapping, not {fields!r}")
         else:
@@ -169,12 +172,10 @@ def _unknown_keys(content: Mapping[str, Any], file: Path) -> list[str]:
 def _elsewhere(key: str, section: str) -> str:
     if key in SECTION_OF_FLAG:
         return f" (it belongs into section {SECTION_OF_FLAG[key]})"
-    return _did_you_mean(key, SECTIONS[section].model_fields) or _did_you_mean(key, SECTION_OF_FLAG)
-
-
-def _did_you_mean(word: str, known: Mapping[str, Any]) -> str:
-    close = difflib.get_close_matches(word, list(known), n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
+    near = SECTIONS[section].model_fields if section in SECTIONS else ()
+    flag = flag_meant(key, near) or flag_meant(key, SECTION_OF_FLAG)
+    where = f" in section {SECTION_OF_FLAG[flag]}" if flag and SECTION_OF_FLAG[flag] != section else ""
+    return f"; did you mean {flag!r}{where}?" if flag else ""
 
 
 def _without_unknown(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -274,8 +275,11 @@ def _rule(name: str, item: Any) -> str:
 
 _MIN_MAX = "must be MIN:MAX, two whole numbers from 1 up such as 4:16"
 _RULES_OF_FLAGS = {
-    ("num_workers", "string_pattern_mismatch"): _MIN_MAX,
-    ("num_workers", "string_type"): _MIN_MAX,
+    **{
+        (flag, kind): _MIN_MAX
+        for flag in ("num_workers", "data_parallel_size")
+        for kind in ("string_pattern_mismatch", "string_type")
+    },
     ("max_time", "string_pattern_mismatch"): "must be seconds, 90m, 2h, 1d or [DAYS-]HH:MM[:SS]",
 }
 """Where a flag has a form of its own: (flag, kind of mistake) -> rule."""

@@ -23,7 +23,7 @@ def json_schema() -> dict[str, Any]:
 
 def _tidy(flag: dict[str, Any]) -> None:
     """As a person writes it: one word for a list, a range such as 4:16 as YAML 1.1 reads it, nothing of our own."""
-    for name in ("title", "bridge"):
+    for name in ("title", "bridge", "short"):
         flag.pop(name, None)
     flag["description"] = " ".join(flag["description"].split())
     if flag.get("type") == "array":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
@@ -13,20 +14,26 @@ Recomputed = Literal["core_attn", "layernorm", "mlp", "moe", "moe_act", "shared_
 
 
 class Parallel(Section):
-    num_workers: Size | WorkerRange = 1
+    num_workers: Size | WorkerRange | Auto = "auto"
     """Workers, one GPU each (on CPU: one process each). The world size. MIN:MAX is elastic: as many as the cluster has
-    and the layout can use, growing and shrinking during the run."""
-    tensor_parallel_size: AutoSize = bridge("model.tensor_model_parallel_size", default="auto")
+    and the layout can use, growing and shrinking during the run. auto: tensor x pipeline x context x data parallel,
+    where sizes that are auto count as 1."""
+    tensor_parallel_size: AutoSize = bridge("model.tensor_model_parallel_size", default="auto", short="tp")
     """TP: how many workers share each layer's matrices."""
-    pipeline_parallel_size: AutoSize = bridge("model.pipeline_model_parallel_size", default="auto")
+    pipeline_parallel_size: AutoSize = bridge("model.pipeline_model_parallel_size", default="auto", short="pp")
     """PP: how many stages the layers are cut into."""
-    virtual_pipeline_parallel_size: AutoSize = bridge("model.virtual_pipeline_model_parallel_size", default="auto")
+    virtual_pipeline_parallel_size: AutoSize = bridge(
+        "model.virtual_pipeline_model_parallel_size", default="auto", short="vpp"
+    )
     """VPP: model chunks on each pipeline stage (interleaved schedule); 1 for the plain schedule."""
-    context_parallel_size: AutoSize = bridge("model.context_parallel_size", default="auto")
+    context_parallel_size: AutoSize = bridge("model.context_parallel_size", default="auto", short="cp")
     """CP: how many workers share one sequence."""
-    expert_parallel_size: AutoSize = bridge("model.expert_model_parallel_size", default="auto")
+    data_parallel_size: Size | WorkerRange | Auto = bridge(default="auto", short="dp")
+    """DP: how many copies of the model share the batch. Without --num_workers it makes the number of workers; with it
+    the two must agree. MIN:MAX is elastic. auto: as many as the workers make."""
+    expert_parallel_size: AutoSize = bridge("model.expert_model_parallel_size", default="auto", short="ep")
     """EP: how many workers share a layer's experts (mixture-of-experts models)."""
-    expert_tensor_parallel_size: Size | None = bridge("model.expert_tensor_parallel_size", default=None)
+    expert_tensor_parallel_size: Size | None = bridge("model.expert_tensor_parallel_size", default=None, short="etp")
     """ETP: tensor parallelism inside experts; default: the same as TP for dense layers."""
     sequence_parallel: bool | Auto = bridge("model.sequence_parallel", default="auto")
     """Split norm and dropout activations along the sequence inside a TP group."""
@@ -49,10 +56,36 @@ class Parallel(Section):
     def fsdp(self) -> bool:
         return self.megatron_fsdp != "none"
 
+    @property
+    def workers_follow(self) -> bool:
+        """Whether nobody has said how many workers there are, so that the sizes make them."""
+        return self.num_workers == "auto"
+
+    @property
+    def model_parallel_size(self) -> int:
+        """Workers that share one copy of the model, where sizes that are `auto` count as 1."""
+        sizes = (self.tensor_parallel_size, self.pipeline_parallel_size, self.context_parallel_size)
+        return math.prod(1 if size == "auto" else size for size in sizes)
+
 
 def worker_range(parallel: Parallel) -> tuple[int, int]:
-    """(MIN, MAX) of --num_workers."""
-    return bounds(parallel.num_workers)
+    """(MIN, MAX) of the number of workers."""
+    if not parallel.workers_follow:
+        return bounds(parallel.num_workers)
+    low, high = data_range(parallel) or (1, 1)
+    return parallel.model_parallel_size * low, parallel.model_parallel_size * high
+
+
+def data_range(parallel: Parallel) -> tuple[int, int] | None:
+    """(MIN, MAX) of --data_parallel_size; None where any will do."""
+    return None if parallel.data_parallel_size == "auto" else bounds(parallel.data_parallel_size)
+
+
+def worker_flag(parallel: Parallel) -> str:
+    """The flag that says how many workers there may be, with its value: `--num_workers 4:16`."""
+    if parallel.workers_follow and data_range(parallel):
+        return f"--data_parallel_size {parallel.data_parallel_size}"
+    return f"--num_workers {worker_range(parallel)[0] if parallel.workers_follow else parallel.num_workers}"
 
 
 class Train(Section):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
 Auto = Literal["auto"]
@@ -35,9 +36,19 @@ WorkerRange = Annotated[str, Field(pattern=r"^[1-9]\d*:[1-9]\d*$")]
 """MIN:MAX."""
 
 
-def bridge(*paths: str, default: Any = ..., **constraints: Any) -> Any:
-    """A field that owns the given ConfigContainer paths (`section.field`)."""
-    return Field(default, json_schema_extra={"bridge": list(paths)}, **constraints)
+def bridge(*paths: str, default: Any = ..., short: str | None = None, **constraints: Any) -> Any:
+    """A field that owns the given ConfigContainer paths (`section.field`); none where Bridge has no field for it.
+
+    Args:
+        short: another spelling of its flag, `tp` for --tp; YAML has the field's name only.
+    """
+    extra: dict[str, Any] = {"bridge": list(paths)} | ({"short": short} if short else {})
+    return Field(default, json_schema_extra=extra, **constraints)
+
+
+def short_spelling(field: FieldInfo) -> str | None:
+    extra: Any = field.json_schema_extra or {}
+    return extra.get("short")
 
 
 class Section(BaseModel):
