@@ -16,16 +16,16 @@ import typer
 from bench_torchrun import END_OF_JOB, Step, cause, peak, start, steps
 
 from raymb.cli.options import with_spec_options
-from raymb.cluster import Resources
+from raymb.driver.cluster import Resources
+from raymb.driver.preflight import checked_shape, local_gpu, preflight
+from raymb.driver.trainer import worker_environment
 from raymb.errors import RaymbError
 from raymb.launch import job_of
 from raymb.plan import Plan
 from raymb.plan.automatic import flags_of, searched
-from raymb.preflight import checked_shape, local_gpu, preflight
-from raymb.run_dir import RunDir
+from raymb.run.directory import RunDir
 from raymb.spec import RunSpec
 from raymb.spec.training import worker_range
-from raymb.trainer import worker_environment
 
 STEPS, WARM_UP, SECONDS = 7, 2, 240
 

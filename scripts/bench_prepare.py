@@ -37,7 +37,7 @@ rows.map(tokenize, batched=True, num_proc=int(processes), remove_columns=rows.co
 def main() -> None:
     count, model = int(sys.argv[1]), sys.argv[2]
     if model == "sample":
-        from raymb.quickstart import smollm2_directory
+        from raymb.model.sample import smollm2_directory
 
         model = str(smollm2_directory())
     home = Path(tempfile.mkdtemp(prefix="bench-prepare-"))

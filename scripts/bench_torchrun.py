@@ -14,8 +14,8 @@ from pathlib import Path
 from subprocess import STDOUT, Popen
 from typing import IO
 
-from raymb.job import Job
-from raymb.trainer import worker_environment
+from raymb.driver.trainer import worker_environment
+from raymb.run.job import Job
 
 _STEP = re.compile(
     r"\[([\d-]{10} [\d:]{8})[^\]]*\] iteration +(\d+)/.*?elapsed time per iteration \(ms\): ([\d.]+)"

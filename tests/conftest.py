@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from raymb.job import Job
-from raymb.model_shape import ModelShape
+from raymb.model.shape import ModelShape
 from raymb.plan import make_plan
+from raymb.run.job import Job
 from raymb.spec import RunSpec
 from tests.models import make_tiny_qwen2, save_tokenizer, save_vision_tokenizer
 from tests.s3 import s3 as s3
@@ -22,7 +22,7 @@ def no_cluster_on_this_machine(monkeypatch: pytest.MonkeyPatch, request: pytest.
     """What a test that starts no cluster plans is that of a machine without one, whatever runs here."""
     if not {"smoke", "gpu"} & {mark.name for mark in request.node.iter_markers()}:
         monkeypatch.setenv("RAY_ADDRESS", "local")
-        monkeypatch.setattr("raymb.ray_address.is_connected", lambda: False)
+        monkeypatch.setattr("raymb.driver.ray_address.is_connected", lambda: False)
 
 
 QWEN2_4_LAYERS: dict[str, Any] = {

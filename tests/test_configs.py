@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from raymb.gpus import gpu_named
-from raymb.model_shape import ModelShape
+from raymb.model.shape import ModelShape
 from raymb.plan import Plan, make_plan
+from raymb.plan.gpus import gpu_named
 from raymb.plan.search import USABLE
 from raymb.spec import RunSpec, load_spec
 from tests.conftest import QWEN2_4_LAYERS

@@ -11,9 +11,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from raymb.accelerator import ACCELERATORS
-from raymb.job import Job
-from raymb.progress import Progress
+from raymb.rank.accelerator import ACCELERATORS
+from raymb.rank.progress import Progress
+from raymb.run.job import Job
 from raymb.worker import join_process_group, prepare
 
 

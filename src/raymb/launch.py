@@ -11,27 +11,27 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from raymb import mirror
-from raymb import run_dir as directories
-from raymb.cluster import Cluster, Resources, check_room, connect, start_coordinator
+from raymb.driver.cluster import Cluster, Resources, check_room, connect, start_coordinator
+from raymb.driver.nodes import check_nodes
+from raymb.driver.outcome import conclude, has_finished, newest_step, reason_of, say_how_to_go_on, where_to_look
+from raymb.driver.preflight import Preflight, as_packed, fingerprint, local_gpu, model_path, run_name
+from raymb.driver.resharding import check_format, described, reshaping, to_reshape
+from raymb.driver.resources import wait_for
 from raymb.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_STOPPED, RaymbError, RunFailed, UserError
-from raymb.interrupt import Interrupts
-from raymb.job import Job, with_absolute_paths
-from raymb.mirror import pushing
-from raymb.nodes import check_nodes
-from raymb.outcome import conclude, has_finished, newest_step, reason_of, say_how_to_go_on, where_to_look
 from raymb.plan import Plan, usable_plans
 from raymb.plan.table import better_line, estimate_line, graphs_line
-from raymb.preflight import Preflight, as_packed, fingerprint, local_gpu, model_path, run_name
-from raymb.remote_lock import RemoteLock
-from raymb.reshape import check_format, described, reshaping, to_reshape
-from raymb.resources import wait_for
+from raymb.rank.interrupt import Interrupts
+from raymb.run import directory as directories
+from raymb.run import mirror
+from raymb.run.job import Job, with_absolute_paths
+from raymb.run.mirror import pushing
+from raymb.run.remote_lock import RemoteLock
 from raymb.spec import RunSpec
 from raymb.spec.duration import seconds_of
 from raymb.telemetry.monitor import Monitor
 
 if TYPE_CHECKING:
-    from raymb.trainer import RaymbTrainer
+    from raymb.driver.trainer import RaymbTrainer
 
 
 def run(checked: Preflight) -> int:
@@ -213,7 +213,7 @@ def _trained(
 
 
 def _trainer(job: Job, cluster: Cluster, resources: Resources, place: directories.RunDir) -> RaymbTrainer:
-    from raymb.trainer import make_trainer  # imports Ray Train, which a refusal need not wait for
+    from raymb.driver.trainer import make_trainer  # imports Ray Train, which a refusal need not wait for
 
     return make_trainer(job, cluster, resources, place)
 

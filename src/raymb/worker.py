@@ -13,11 +13,11 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from raymb import interrupt
-from raymb.accelerator import ACCELERATORS
 from raymb.errors import StorageError, WorkersStopped
-from raymb.job import Job
-from raymb.progress import Progress
+from raymb.rank import interrupt
+from raymb.rank.accelerator import ACCELERATORS
+from raymb.rank.progress import Progress
+from raymb.run.job import Job
 
 Emit = Callable[[dict[str, Any]], None]
 
@@ -40,7 +40,7 @@ def train(job: Job, progress: Progress, emit: Emit, register: Callable[[str, int
     from raymb.bridge.bad_loss import LossSum
     from raymb.bridge.callbacks import HuggingFaceExport, make_callbacks
     from raymb.bridge.forward import counting_forward_step
-    from raymb.exporting import Exports
+    from raymb.export.during import Exports
 
     saving = checkpoints.Saving(job, progress, emit, register, losses)
     config.checkpoint.custom_manager_class = checkpoints.install(saving)
@@ -75,7 +75,7 @@ def export(job: Job, progress: Progress, emit: Emit) -> None:
 
     from raymb.bridge.export import write_results
     from raymb.bridge.from_checkpoint import load_model
-    from raymb.written import finish
+    from raymb.export.written import finish
 
     progress.enter("loading")
     emit({"kind": "phase", "text": "loading the checkpoint"})
@@ -94,10 +94,10 @@ def prepare(job: Job, progress: Progress, emit: Emit) -> tuple[Any, Any, list[li
     emit({"kind": "phase", "text": "importing Megatron"})
     _read_ahead(job)
     activate(job)
-    from raymb.bridge.checkpoint import losses_so_far
     from raymb.bridge.config import build_config
-    from raymb.bridge.remote_checkpoints import RemoteCheckpoints
-    from raymb.bridge.resuming import where_to_resume
+    from raymb.checkpoints.manifest import losses_so_far
+    from raymb.checkpoints.remote import RemoteCheckpoints
+    from raymb.checkpoints.resuming import where_to_resume
 
     accelerator = ACCELERATORS[job.backend]
     progress.enter("loading")
@@ -116,7 +116,7 @@ def prepare(job: Job, progress: Progress, emit: Emit) -> tuple[Any, Any, list[li
 def _random_state_fits(job: Job, load_dir: str, backend: str) -> bool:
     """CUDA's random state means nothing to a CPU, nor the other way round; a checkpoint of Megatron-FSDP has one for
     each tensor parallel worker."""
-    from raymb.bridge.checkpoint import read_manifest, written_with
+    from raymb.checkpoints.manifest import read_manifest, written_with
 
     if written_with(load_dir) not in (backend, None):
         return False
@@ -127,7 +127,7 @@ def _random_state_fits(job: Job, load_dir: str, backend: str) -> bool:
 def _read_ahead(job: Job) -> None:
     """One worker of a machine has the model's files read meanwhile, if they will be loaded: adapters always want them,
     a model only where there is no checkpoint yet."""
-    from raymb.read_ahead import read_ahead
+    from raymb.rank.read_ahead import read_ahead
 
     begins = not (job.load_dir or any(Path(job.checkpoint_dir).glob("iter_*")))
     if os.environ.get("LOCAL_RANK", "0") == "0" and Path(job.model_path).is_dir() and (begins or job.plan["adapters"]):
@@ -166,8 +166,8 @@ def train_under_ray(config: dict[str, Any]) -> None:
     """
     import ray.train
 
-    from raymb.hang import HangWatch
-    from raymb.mirror import fetch_rows
+    from raymb.rank.hang import HangWatch
+    from raymb.run.mirror import fetch_rows
     from raymb.telemetry.hub import Sender
 
     context = ray.train.get_context()
@@ -182,7 +182,7 @@ def train_under_ray(config: dict[str, Any]) -> None:
     stop = make_stop()
     sender.on_command, sender.on_tick = stop.ask, lambda: stop.ask("preemption") if _preempted() else None
     # SIGTERM, which systems send before they take a machine away. The handler was installed when the process began
-    # (raymb.worker_setup): only its main thread can do that, and this is another one.
+    # (raymb.driver.worker_setup): only its main thread can do that, and this is another one.
     interrupt.on_sigterm = lambda: stop.ask("preemption")
     peers = _processes_of_this_host(rank)
     watch = HangWatch(
@@ -214,7 +214,7 @@ def make_stop() -> Any:
     import torch.distributed as dist
     from torch.distributed.distributed_c10d import _get_default_store
 
-    from raymb.stopping import StopTogether
+    from raymb.rank.stopping import StopTogether
 
     store: Any = _get_default_store()
     return StopTogether(store.clone(), dist.get_rank(), dist.get_world_size())
@@ -259,8 +259,8 @@ def _preempted() -> bool:
 
 def _push_log(job: Job, rank: int) -> None:
     """A log on a machine of its own goes to the run's address; one that cannot be sent fails no training."""
-    from raymb.mirror import Mirror
-    from raymb.run_dir import RunDir
+    from raymb.run.directory import RunDir
+    from raymb.run.mirror import Mirror
 
     with contextlib.suppress(StorageError):
         Mirror(RunDir.of(job.spec, Path(job.run_dir).name), (f"logs/worker-{rank:05d}.log",)).push()

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from tests.conftest import QWEN2_4_LAYERS, resolved_job
 
-from raymb.model_shape import ModelShape
+from raymb.driver.trainer import worker_environment
+from raymb.model.shape import ModelShape
 from raymb.spec import load_spec
-from raymb.trainer import worker_environment
 
 
 @pytest.mark.parametrize("given", [True, False])

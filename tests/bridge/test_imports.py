@@ -30,7 +30,8 @@ CPU_SECONDS = 20  # about 5 on two cores; 24 without the remedies
 # The order is the worker's (raymb.worker.prepare).
 SCRIPT = f"""
 import importlib.util, json, sys, time
-from raymb import cpu, stand_in
+from raymb import cpu
+from raymb.cpu import stand_in
 from raymb.bridge import imports
 
 imports.install()

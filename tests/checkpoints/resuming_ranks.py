@@ -9,8 +9,8 @@ from typing import Any
 
 import torch.distributed as dist
 
-from raymb.bridge import checkpoint
-from raymb.bridge.resuming import where_to_resume
+from raymb.checkpoints import manifest as checkpoint
+from raymb.checkpoints.resuming import where_to_resume
 
 dist.init_process_group("gloo")
 read: list[str] = []

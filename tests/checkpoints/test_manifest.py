@@ -13,8 +13,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from raymb.bridge import checkpoint
-from raymb.bridge.checkpoint import (
+from raymb.checkpoints import manifest as checkpoint
+from raymb.checkpoints.manifest import (
     BEST,
     LATEST,
     MANIFEST,

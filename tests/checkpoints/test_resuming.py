@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import torch.distributed as dist
 
-from raymb.bridge.checkpoint import MANIFEST, describe_files, iteration_dir, reshaped, write_manifest
-from raymb.bridge.resuming import where_to_resume
+from raymb.checkpoints.manifest import MANIFEST, describe_files, iteration_dir, reshaped, write_manifest
+from raymb.checkpoints.resuming import where_to_resume
 from raymb.errors import RaymbError
 
 PROGRAM, SOURCES = Path(__file__).with_name("resuming_ranks.py"), Path(__file__).parents[2] / "src"

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from raymb import stand_in
+from raymb.cpu import stand_in
 
 ABSENT = "raymb_test_absent"
 

@@ -21,7 +21,7 @@ SPECIAL = ["<|im_start|>", "<|im_end|>", "<|begin_of_text|>", "<|start_header_id
 @pytest.fixture(scope="session")
 def smollm2() -> Path:
     """The real model's directory."""
-    from raymb.quickstart import smollm2_directory
+    from raymb.model.sample import smollm2_directory
 
     return smollm2_directory()
 

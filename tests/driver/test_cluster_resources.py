@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from raymb import cluster as cluster_module
-from raymb.cluster import Cluster, Resources
+from raymb.driver import cluster as cluster_module
+from raymb.driver.cluster import Cluster, Resources
 from raymb.errors import ClusterError
 
 

@@ -12,10 +12,10 @@ from ray.exceptions import ActorDiedError
 from ray.train import WorkerGroupError
 from rich.console import Console
 
-from raymb.bridge.checkpoint import describe_files, iteration_dir, write_manifest
+from raymb.checkpoints.manifest import describe_files, iteration_dir, write_manifest
+from raymb.driver.outcome import conclude, has_finished, reason_of, say_how_to_go_on, where_to_look
 from raymb.errors import BadLoss, DataError
-from raymb.outcome import conclude, has_finished, reason_of, say_how_to_go_on, where_to_look
-from raymb.run_dir import RunDir
+from raymb.run.directory import RunDir
 from raymb.spec import RunSpec, load_spec
 
 ITERS = 40

@@ -9,18 +9,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-
-from raymb import fingerprint as fingerprints
-from raymb import model_files
-from raymb.data.store import RowFile
-from raymb.errors import RunDirError
-from raymb.fingerprint import Fingerprint, differences, take_fingerprint, ways_to_go_on
-from raymb.preflight import Preflight, fingerprint, preflight
-from raymb.run_dir import RunDir, claim, release, write_atomically
-from raymb.spec import load_spec
 from tests.conftest import write_shape_only_model
 from tests.data.conftest import in_this_process as in_this_process
 from tests.data.templates import unmarked
+
+from raymb.data.store import RowFile
+from raymb.driver.preflight import Preflight, fingerprint, preflight
+from raymb.errors import RunDirError
+from raymb.model import files as model_files
+from raymb.run import fingerprint as fingerprints
+from raymb.run.directory import RunDir, claim, release, write_atomically
+from raymb.run.fingerprint import Fingerprint, differences, take_fingerprint, ways_to_go_on
+from raymb.spec import load_spec
 
 pytestmark = pytest.mark.usefixtures("in_this_process")
 

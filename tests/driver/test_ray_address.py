@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from raymb.ray_address import RayAddress, find_ray, joins_a_cluster, latest_cluster
+from raymb.driver.ray_address import RayAddress, find_ray, joins_a_cluster, latest_cluster
 
 
 @pytest.fixture

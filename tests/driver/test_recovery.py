@@ -17,9 +17,9 @@ from ray.train.v2._internal.exceptions import (
 from ray.train.v2._internal.execution.failure_handling import FailureDecision
 from ray.train.v2._internal.execution.scaling_policy import NoopDecision, ResizeDecision
 
-from raymb import recovery
+from raymb.driver import recovery
+from raymb.driver.recovery import ElasticPolicy, RestartPolicy, first_cause, last_line
 from raymb.errors import BadLoss, DataError, RunFailed, WorkersStopped
-from raymb.recovery import ElasticPolicy, RestartPolicy, first_cause, last_line
 
 RETRY, RAISE = FailureDecision.RETRY, FailureDecision.RAISE
 GLOO_RESET = (
@@ -299,7 +299,7 @@ def test_a_rank_that_lost_its_peers_while_leaving_does_not_turn_a_stop_into_a_fa
 def nodes_of_the_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
     """node-2 has gone."""
     known = [{"NodeID": f"node-{number}", "Alive": number != 2} for number in range(4)]
-    monkeypatch.setattr("raymb.recovery.ray.nodes", lambda: known)
+    monkeypatch.setattr("raymb.driver.recovery.ray.nodes", lambda: known)
 
 
 def _elastic(hub: Hub, sizes: list[int], nodes: list[dict[str, float]], **resources: float) -> ElasticPolicy:

@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from raymb.bridge import checkpoint
-from raymb.errors import RunDirError
-from raymb.job import Job
-from raymb.model_shape import ModelShape
-from raymb.reshape import check_format, described, layout_of, newest, optimizer_format, reshaping, to_reshape
-from raymb.spec import load_spec
 from tests.conftest import QWEN2_4_LAYERS, QWEN3_MOE_4_LAYERS, resolved_job
+
+from raymb.checkpoints import manifest as checkpoint
+from raymb.driver.resharding import check_format, described, layout_of, newest, optimizer_format, reshaping, to_reshape
+from raymb.errors import RunDirError
+from raymb.model.shape import ModelShape
+from raymb.run.job import Job
+from raymb.spec import load_spec
 
 DENSE, MOE = ModelShape.from_config(QWEN2_4_LAYERS), ModelShape.from_config(QWEN3_MOE_4_LAYERS)
 TP, PP, CP, EP = (f"{name}_parallel_size" for name in ("tensor", "pipeline", "context", "expert"))

@@ -10,9 +10,9 @@ from contextlib import contextmanager
 import pytest
 from rich.console import Console
 
-from raymb import resources as waiting
-from raymb.autoscaler import Autoscaling
-from raymb.cluster import Resources
+from raymb.driver import resources as waiting
+from raymb.driver.autoscaler import Autoscaling
+from raymb.driver.cluster import Resources
 from raymb.errors import ClusterError
 
 

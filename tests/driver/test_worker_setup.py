@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from raymb import worker_setup
+from raymb.driver import worker_setup
+from raymb.driver.worker_setup import PlacementCallback
 from raymb.errors import ClusterError
-from raymb.worker_setup import PlacementCallback
 
 
 class Told:

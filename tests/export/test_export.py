@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.conftest import resolved_job, write_shape_only_model
 
-from raymb.bridge.checkpoint import describe_files, iteration_dir, write_manifest
+from raymb.checkpoints.manifest import describe_files, iteration_dir, write_manifest
 from raymb.cli import main
 from raymb.errors import RunDirError
-from raymb.export import Wish, checked_job, exporting_job
-from raymb.fingerprint import model_group
-from raymb.model_shape import read_model_shape
+from raymb.export.later import Wish, checked_job, exporting_job
+from raymb.model.shape import read_model_shape
+from raymb.run.fingerprint import model_group
 from raymb.spec import load_spec
-from tests.conftest import resolved_job, write_shape_only_model
 
 
 def _run(tmp_path: Path, *steps: int, **flags: Any) -> Path:

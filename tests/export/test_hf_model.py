@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-
-from raymb.hf_model import load_hf_model
 from tests.families import make_model
+
+from raymb.export.hf_model import load_hf_model
 
 
 @pytest.mark.parametrize(("family", "eager"), [("Gemma 2", True), ("Qwen2", False)])

@@ -9,9 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from raymb.bridge.merge import merge
-from raymb.bridge.tensor_files import TensorFiles, tensor_shapes
 from raymb.errors import RunFailed
+from raymb.export.merge import merge
+from raymb.model.tensor_files import TensorFiles, tensor_shapes
 
 
 def _adapter(model: Path, out: Path, dora: bool = False) -> Path:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from huggingface_hub import ModelCard
 
-from raymb.model_card import write_card
+from raymb.export.model_card import write_card
 from raymb.spec import load_spec, spec_to_json
 
 EXPORT = {"step": 20, "error": 1.5e-7, "tolerance": 1e-4}

@@ -12,12 +12,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from raymb import verify
-from raymb.bridge.merge import merge
 from raymb.errors import RunFailed
-from raymb.reference import Reference
-from raymb.verify import Request, check
-from raymb.written import FAILED, Written, exported_line, finish
+from raymb.export import verify
+from raymb.export.merge import merge
+from raymb.export.reference import Reference
+from raymb.export.verify import Request, check
+from raymb.export.written import FAILED, Written, exported_line, finish
 
 
 @pytest.fixture

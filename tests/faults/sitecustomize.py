@@ -20,7 +20,7 @@ from pathlib import Path
 
 
 def install(file: Path) -> None:
-    from raymb import progress
+    from raymb.rank import progress
 
     enter, beat, begin = progress.Progress.enter, progress.Progress.beat, progress.Progress.__init__
 

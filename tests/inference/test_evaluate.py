@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.data.conftest import in_this_process as in_this_process
 
-from raymb import scores
 from raymb.cli import main
 from raymb.errors import SpecError
-from tests.data.conftest import in_this_process as in_this_process
+from raymb.inference import scores
 
 pytestmark = pytest.mark.usefixtures("in_this_process")
 ROWS = [

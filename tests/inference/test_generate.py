@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 from raymb.cli import main
-from raymb.engines import Sampling, open_engines
 from raymb.errors import DataError, RunDirError, SpecError
-from raymb.generate import Asker, read_questions
-from raymb.tuned_model import TunedModel, find_tuned_model
+from raymb.inference.engines import Sampling, open_engines
+from raymb.inference.generate import Asker, read_questions
+from raymb.inference.tuned_model import TunedModel, find_tuned_model
 
 TEMPLATE = (
     "{% for message in messages %}<{{ message.role }}>{{ message.content }}{% endfor %}"

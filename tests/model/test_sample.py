@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from raymb import quickstart
 from raymb.errors import ModelError
+from raymb.model import sample as quickstart
 
 
 @pytest.mark.slow

@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
+from tests.conftest import QWEN2_4_LAYERS, QWEN3_MOE_4_LAYERS, write_shape_only_model
 
 from raymb.errors import ModelError
-from raymb.model_shape import ModelShape, read_model_shape
-from tests.conftest import QWEN2_4_LAYERS, QWEN3_MOE_4_LAYERS, write_shape_only_model
+from raymb.model.shape import ModelShape, read_model_shape
 
 # Sizes of public models, from their config.json; counts as in their repositories' safetensors metadata.
 PUBLIC = {

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from raymb.bridge.tensor_files import tensor_differences, tensor_shapes, tensor_types, trimmed
+from raymb.model.tensor_files import tensor_differences, tensor_shapes, tensor_types, trimmed
 
 torch = pytest.importorskip("torch")
 safetensors = pytest.importorskip("safetensors.torch")

@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.conftest import QWEN2_4_LAYERS, QWEN25_VL_4_LAYERS
 
 from raymb.cli import main
 from raymb.errors import ModelError, PlanError, SpecError
-from raymb.model_shape import ModelShape
+from raymb.model.shape import ModelShape
+from raymb.model.vision import check_forward_step, forward_step, module_name
 from raymb.plan import make_plan
 from raymb.spec import load_spec
-from raymb.vision import check_forward_step, forward_step, module_name
-from tests.conftest import QWEN2_4_LAYERS, QWEN25_VL_4_LAYERS
 
 SHAPE = ModelShape.from_config(QWEN25_VL_4_LAYERS)
 QWEN25_VL_3B: dict[str, Any] = {

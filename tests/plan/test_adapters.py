@@ -9,7 +9,7 @@ import pytest
 from tests.conftest import QWEN2_4_LAYERS, QWEN3_MOE_4_LAYERS
 
 from raymb.errors import PlanError, SpecError
-from raymb.model_shape import ModelShape
+from raymb.model.shape import ModelShape
 from raymb.plan import make_plan
 from raymb.plan.adapters import Targets, problems_with, targets_of
 from raymb.spec import RunSpec, load_spec

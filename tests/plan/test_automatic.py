@@ -10,18 +10,18 @@ from statistics import median
 import pytest
 from tests.conftest import QWEN2_4_LAYERS
 
+from raymb.driver.preflight import as_packed, local_gpu
 from raymb.errors import PlanError, SpecError
-from raymb.gpus import Gpu, gpu_named
-from raymb.model_shape import ModelShape
+from raymb.model.shape import ModelShape
 from raymb.plan import Plan, make_plan, usable_plans
 from raymb.plan.automatic import searched
+from raymb.plan.gpus import Gpu, gpu_named
 from raymb.plan.memory import estimate
 from raymb.plan.rules import broken_rules
 from raymb.plan.search import USABLE
 from raymb.plan.sizes import Layout
 from raymb.plan.speed import step_time
 from raymb.plan.table import better_line, estimate_line, graphs_line, print_plan
-from raymb.preflight import as_packed, local_gpu
 from raymb.spec import load_spec
 from raymb.spec.sections import RunSpec
 

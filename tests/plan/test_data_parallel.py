@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 from tests.conftest import QWEN2_4_LAYERS, QWEN3_MOE_4_LAYERS
 from tests.test_configs import shape_of
 
+from raymb.driver.preflight import Preflight, as_packed, run_name
 from raymb.errors import PlanError
-from raymb.gpus import gpu_named
-from raymb.model_shape import ModelShape
+from raymb.model.shape import ModelShape
 from raymb.plan import Plan, make_plan, usable_plans
 from raymb.plan.automatic import searched
+from raymb.plan.gpus import gpu_named
 from raymb.plan.search import SAME
 from raymb.plan.table import print_plan
-from raymb.preflight import Preflight, as_packed, run_name
 from raymb.spec import load_spec, worker_range
 from raymb.spec.sections import RunSpec
 

@@ -11,11 +11,11 @@ from typing import Any, cast
 import pytest
 from tests.conftest import QWEN2_4_LAYERS, QWEN3_MOE_4_LAYERS
 
+from raymb.driver.preflight import Preflight, run_name
 from raymb.errors import PlanError
-from raymb.model_shape import ModelShape
+from raymb.model.shape import ModelShape
 from raymb.plan import Plan, make_plan, usable_plans
 from raymb.plan.table import plan_rows
-from raymb.preflight import Preflight, run_name
 from raymb.spec import load_spec
 from raymb.spec.sections import RunSpec
 

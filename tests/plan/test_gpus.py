@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from raymb.errors import SpecError
-from raymb.gpus import GPUS, gpu_named, gpu_of_device
+from raymb.plan.gpus import GPUS, gpu_named, gpu_of_device
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,9 @@ import pytest
 from tests.conftest import QWEN2_4_LAYERS, QWEN3_MOE_4_LAYERS
 
 from raymb.errors import PlanError, SpecError
-from raymb.gpus import gpu_named
-from raymb.model_shape import ModelShape
+from raymb.model.shape import ModelShape
 from raymb.plan import Plan, make_plan
+from raymb.plan.gpus import gpu_named
 from raymb.spec import RunSpec, load_spec
 
 DENSE, MOE = ModelShape.from_config(QWEN2_4_LAYERS), ModelShape.from_config(QWEN3_MOE_4_LAYERS)

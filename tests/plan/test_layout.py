@@ -10,7 +10,7 @@ import pytest
 from tests.conftest import QWEN2_4_LAYERS, QWEN3_MOE_4_LAYERS
 
 from raymb.errors import PlanError
-from raymb.model_shape import ModelShape
+from raymb.model.shape import ModelShape
 from raymb.plan import Plan, make_plan
 from raymb.plan.layout import evaluation_batch
 from raymb.plan.table import plan_rows, print_plan

@@ -6,9 +6,9 @@ import pytest
 from tests.conftest import QWEN2_4_LAYERS
 
 from raymb.errors import PlanError
-from raymb.gpus import GPUS, gpu_named
-from raymb.model_shape import ModelShape
+from raymb.model.shape import ModelShape
 from raymb.plan import make_plan
+from raymb.plan.gpus import GPUS, gpu_named
 from raymb.spec import load_spec
 
 SHAPE = ModelShape.from_config(QWEN2_4_LAYERS)

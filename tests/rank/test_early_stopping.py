@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raymb.early_stopping import has_stalled
+from raymb.rank.early_stopping import has_stalled
 
 
 def _stalled(losses: list[float], patience: int | None, threshold: float = 0.0) -> bool:

@@ -16,16 +16,16 @@ from typing import Any
 
 import pytest
 
-from raymb import hang
-from raymb.hang import HangWatch
-from raymb.progress import Progress
+from raymb.rank import hang
+from raymb.rank.hang import HangWatch
+from raymb.rank.progress import Progress
 
 SOURCES = Path(__file__).parents[1] / "src"
 WATCHED = """
 import ctypes, faulthandler, json, sys, threading, time
 from pathlib import Path
-from raymb import hang
-from raymb.progress import Progress
+from raymb.rank import hang
+from raymb.rank.progress import Progress
 
 hang._SECONDS_FOR_OTHERS = 0.3
 out, timeout, peers = Path(sys.argv[1]), float(sys.argv[2]), json.loads(sys.argv[3])

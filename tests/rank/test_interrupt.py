@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from raymb.interrupt import Interrupts
+from raymb.rank.interrupt import Interrupts
 
 SOURCES = Path(__file__).parents[1] / "src"
 BOTH = [signal.SIGINT, signal.SIGTERM]
@@ -162,7 +162,7 @@ def test_outside_the_main_thread_nothing_is_touched() -> None:
 
 WORKER = """
 import os, signal, sys, time
-from raymb import interrupt
+from raymb.rank import interrupt
 {before}
 interrupt.ask_on_sigterm()
 {training}

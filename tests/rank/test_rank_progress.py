@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from raymb.progress import Progress
+from raymb.rank.progress import Progress
 
 
 def test_every_sign_of_life_is_a_beat() -> None:

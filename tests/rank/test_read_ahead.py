@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from raymb import read_ahead as module
-from raymb.read_ahead import read_ahead
+from raymb.rank import read_ahead as module
+from raymb.rank.read_ahead import read_ahead
 
 SIZE = 40 << 20
 

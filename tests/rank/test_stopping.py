@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import torch.distributed as dist
 
-from raymb import stopping
-from raymb.stopping import StopTogether
+from raymb.rank import stopping
+from raymb.rank.stopping import StopTogether
 
 MOST_RANKS = 6
 SECONDS = 30.0  # after which something hangs

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from raymb.errors import RunDirError
-from raymb.fingerprint import Fingerprint
-from raymb.run_dir import RunDir, check_claim, claim, release, write_atomically
+from raymb.run.directory import RunDir, check_claim, claim, release, write_atomically
+from raymb.run.fingerprint import Fingerprint
 from raymb.spec import RunSpec, load_spec
 
 VERSIONS = {

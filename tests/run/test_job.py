@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-
-from raymb.job import with_absolute_paths
-from raymb.model_shape import ModelShape
-from raymb.plan.gpu_only import gpu_only_problems
-from raymb.spec import load_spec
 from tests.conftest import QWEN2_4_LAYERS, resolved_job
+
+from raymb.model.shape import ModelShape
+from raymb.plan.gpu_only import gpu_only_problems
+from raymb.run.job import with_absolute_paths
+from raymb.spec import load_spec
 
 
 def test_relative_paths_mean_the_same_in_every_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

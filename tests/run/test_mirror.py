@@ -15,15 +15,16 @@ from typing import Any
 
 import pytest
 
-from raymb import mirror as mirror_module
-from raymb import remote_lock, run_dir
 from raymb.errors import RunDirError, StorageError
-from raymb.lock import this_process
-from raymb.mirror import Mirror, delete_old_run, fetch_rows, pull, pushing, share_rows
-from raymb.remote import Remote, storage_root
-from raymb.remote_lock import RemoteLock
-from raymb.run_dir import RunDir
+from raymb.run import directory as run_dir
+from raymb.run import mirror as mirror_module
+from raymb.run import remote_lock
+from raymb.run.directory import RunDir
+from raymb.run.mirror import Mirror, delete_old_run, fetch_rows, pull, pushing, share_rows
+from raymb.run.remote_lock import RemoteLock
 from raymb.spec import load_spec
+from raymb.storage.lock import this_process
+from raymb.storage.remote import Remote, storage_root
 
 MANIFEST = json.dumps({"step": 5, "files": {"shard": {"bytes": 5, "sha256": "aa"}}})
 
@@ -177,8 +178,8 @@ def test_a_workspace_in_use_is_left_alone(run: RunDir, remote: Remote, storage: 
 
 def test_what_cannot_be_pulled_is_refused(s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAYMB_CACHE", str(tmp_path))
-    monkeypatch.setattr("raymb.transfer._SECONDS_FOR_AN_ANSWER", 0.2)
-    monkeypatch.setattr("raymb.transfer._PAUSES", ())
+    monkeypatch.setattr("raymb.storage.transfer._SECONDS_FOR_AN_ANSWER", 0.2)
+    monkeypatch.setattr("raymb.storage.transfer._PAUSES", ())
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
     import s3fs
 

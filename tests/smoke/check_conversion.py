@@ -47,7 +47,7 @@ def check(job: Any) -> dict[str, Any]:
 
 
 def main() -> None:
-    from raymb.job import Job
+    from raymb.run.job import Job
 
     for path in sys.argv[1:]:
         try:

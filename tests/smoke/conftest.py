@@ -155,9 +155,9 @@ def worst_deviation(metrics: list[dict[str, Any]], oracle: list[dict[str, Any]])
 def make_job(storage: Path, **flags: Any) -> Path:
     """job.json of a run on CPU workers, with its rows beside it, for programs that train without Ray."""
     from raymb import launch
-    from raymb.cluster import Resources
-    from raymb.preflight import preflight
-    from raymb.run_dir import RunDir
+    from raymb.driver.cluster import Resources
+    from raymb.driver.preflight import preflight
+    from raymb.run.directory import RunDir
     from raymb.spec import load_spec
 
     given = {**MAIN_FLAGS, "export_hf": False, "storage_path": storage, "experiment_name": "run", **flags}

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from raymb.bridge.tensor_files import tensor_shapes
+from raymb.model.tensor_files import tensor_shapes
 from tests.families import make_model
 from tests.smoke.conftest import (
     MAIN_FLAGS,

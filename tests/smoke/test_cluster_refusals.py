@@ -50,8 +50,8 @@ def test_a_node_that_does_not_see_the_storage(
     ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """/proc/self/cwd is another directory for each process whose working directory is another."""
+    from raymb.driver.nodes import check_nodes
     from raymb.errors import ClusterError
-    from raymb.nodes import check_nodes
 
     check_nodes(tmp_path)
     monkeypatch.chdir(tmp_path)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from raymb.job import Job
+from raymb.run.job import Job
 from tests.families import FAMILIES, MIXTURES, make_model
 from tests.smoke.conftest import MAIN_FLAGS, batches_of, read_metrics, worst_deviation
 
@@ -124,7 +124,7 @@ def render(rows: dict[str, Row]) -> str:
 
 NOTES = [
     "Upstream defects that raymb steps around (`src/raymb/bridge/fixes.py`, `attention.py` there,",
-    "`src/raymb/hf_model.py`), without which a family would not hold:",
+    "`src/raymb/export/hf_model.py`), without which a family would not hold:",
     "",
     "- Gemma 2 and 3: megatron-bridge 0.6.2 `models/common/te_layers.py` line 47 gives the norms behind attention and",
     "  feed-forward an epsilon of 1e-5 instead of the model's (logits off by 1e-4).",

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from raymb.bridge.checkpoint import iteration_dir, latest_step, steps_of, why_not_whole
+from raymb.checkpoints.manifest import iteration_dir, latest_step, steps_of, why_not_whole
 from raymb.cli import main
 from raymb.telemetry.events import read_lines
 from tests.smoke.conftest import MAIN_FLAGS, curve, read_metrics, words_of, worst_deviation

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from raymb.bridge.checkpoint import latest_step
-from raymb.bridge.tensor_files import tensor_shapes
+from raymb.checkpoints.manifest import latest_step
+from raymb.model.tensor_files import tensor_shapes
 from tests.models import make_tiny_qwen2
 from tests.smoke.conftest import read_metrics
 

@@ -19,7 +19,7 @@ from tests.smoke.test_faults import page
 
 pytestmark = [pytest.mark.smoke, pytest.mark.slow, pytest.mark.timeout(1500)]
 FAST = """
-from raymb import trainer
+from raymb.driver import trainer
 from raymb.cli import main
 
 trainer.SECONDS_BETWEEN_RESIZES = 3

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from raymb.remote import Remote, storage_root
+from raymb.storage.remote import Remote, storage_root
 from tests.smoke.conftest import read_metrics
 
 pytestmark = [pytest.mark.smoke, pytest.mark.slow, pytest.mark.timeout(600)]

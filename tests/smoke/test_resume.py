@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from raymb.bridge.checkpoint import describe_files, latest_step, read_manifest, steps_of, write_manifest
+from raymb.checkpoints.manifest import describe_files, latest_step, read_manifest, steps_of, write_manifest
 from tests.smoke.conftest import CURVE, MAIN_FLAGS, curve, read_metrics
 
 pytestmark = [pytest.mark.smoke, pytest.mark.timeout(400)]

@@ -31,8 +31,8 @@ def _name(case: Any) -> str:
 def test_every_tensor_comes_back(
     family: str, layout: dict[str, int], ray_cluster: None, rows: Path, tmp_path: Path
 ) -> None:
-    from raymb.bridge.tensor_files import tensor_types
-    from raymb.quickstart import smollm2_directory
+    from raymb.model.sample import smollm2_directory
+    from raymb.model.tensor_files import tensor_types
 
     model = smollm2_directory() if family == "SmolLM2" else make_model(family, tmp_path / "model")
     exported = _there_and_back(model, rows, tmp_path, layout)
@@ -46,13 +46,13 @@ def test_every_tensor_comes_back(
 
 def _there_and_back(model: Path, rows: Path, home: Path, layout: dict[str, int]) -> Path:
     """Written by workers that have loaded the model and done nothing else; the verification has passed, too."""
-    from raymb.cluster import connect
+    from raymb.driver.cluster import connect
+    from raymb.driver.preflight import preflight
+    from raymb.driver.trainer import make_trainer
     from raymb.launch import job_of
     from raymb.plan import usable_plans
-    from raymb.preflight import preflight
-    from raymb.run_dir import RunDir
+    from raymb.run.directory import RunDir
     from raymb.spec import load_spec
-    from raymb.trainer import make_trainer
 
     flags = {"hf_model_path": model, "dataset": rows, "storage_path": home, "seq_length": 66, "backend": "cpu"}
     flags |= {"experiment_name": "run", "global_batch_size": 4, **layout}

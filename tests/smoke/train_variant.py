@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from raymb import worker
-from raymb.accelerator import ACCELERATORS
 from raymb.bridge import imports
-from raymb.job import Job
-from raymb.progress import Progress
+from raymb.rank.accelerator import ACCELERATORS
+from raymb.rank.progress import Progress
+from raymb.run.job import Job
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from raymb import lock
+from raymb.storage import lock
 
 PROCESSES, ROUNDS = 8, 200
 

@@ -16,12 +16,12 @@ from typing import Any
 import fsspec
 import pytest
 
-from raymb import remote as remote_module
-from raymb import transfer
 from raymb.errors import RunDirError, SpecError, StorageError
-from raymb.remote import Remote, check_writable, storage_root
-from raymb.run_dir import RunDir
+from raymb.run.directory import RunDir
 from raymb.spec import load_spec, spec_from_json, spec_to_json
+from raymb.storage import remote as remote_module
+from raymb.storage import transfer
+from raymb.storage.remote import Remote, check_writable, storage_root
 
 KINDS = ["memory", "file", "s3"]
 

@@ -7,14 +7,14 @@ import math
 from pathlib import Path
 from typing import Any
 
-from raymb import run_dir
 from raymb.errors import EXIT_OK
-from raymb.failures import Failures
-from raymb.model_shape import read_model_shape
+from raymb.model.shape import read_model_shape
 from raymb.plan import make_plan
-from raymb.run_dir import RunDir
+from raymb.run import directory as run_dir
+from raymb.run.directory import RunDir
 from raymb.spec import load_spec
 from raymb.telemetry.events import Events, state_after
+from raymb.telemetry.failures import Failures
 from raymb.telemetry.sinks import JsonLines
 
 BEGAN = 1.7e9  # Unix time

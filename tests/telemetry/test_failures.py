@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from raymb.failures import Failure, Failures, console_lines, render, resumed_line
+from raymb.telemetry.failures import Failure, Failures, console_lines, render, resumed_line
 
 
 def _status(rank: int, step: int, phase: str = "") -> dict[str, Any]:
@@ -200,7 +200,7 @@ def test_a_crash_in_c_is_named_however_long_the_stacks_behind_it_are(failures: F
 
 
 def test_the_timer_of_a_hang_is_named(failures: Failures) -> None:
-    """The last resort of raymb.hang, where code in C holds the interpreter."""
+    """The last resort of raymb.rank.hang, where code in C holds the interpreter."""
     _crash(failures, 1, "faulthandler.dump_traceback_later(0.5, exit=True, file=2)\ntime.sleep(60)")
     assert failures.failed(_record()).what == "Timeout (0:00:00.500000)"
 

@@ -16,9 +16,9 @@ import pytest
 from ray.exceptions import GetTimeoutError
 from rich.console import Console
 
-from raymb import lock
-from raymb.run_dir import RunDir
+from raymb.run.directory import RunDir
 from raymb.spec import load_spec
+from raymb.storage import lock
 from raymb.telemetry import hub
 from raymb.telemetry.events import read_lines
 from raymb.telemetry.monitor import Monitor

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tests.telemetry.runs import BEGAN, EVIL, MadeRun, eventful_run
 
 from raymb.cli import main
-from raymb.remote import Remote
+from raymb.storage.remote import Remote
 from raymb.telemetry import tables
 from raymb.telemetry.charts import BUCKETS, Point, Scale, duration, duration_ticks, log_ticks, path, thin, ticks
 from raymb.telemetry.curves import Clock, charts

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from raymb.errors import SpecError
-from raymb.run_dir import RunDir
+from raymb.run.directory import RunDir
 from raymb.spec import load_spec
 from raymb.telemetry.trackers import InBackground, check_trackers, trackers
 

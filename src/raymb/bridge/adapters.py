@@ -37,7 +37,7 @@ from megatron.core.transformer.mlp import apply_swiglu_sharded_factory
 from megatron.core.utils import unwrap_model
 from torch import nn
 
-from raymb.job import Job
+from raymb.run.job import Job
 
 
 @dataclass

@@ -13,20 +13,21 @@ from megatron.bridge.models.conversion.auto_bridge import AutoBridge
 from megatron.bridge.training.callbacks import Callback, CallbackContext
 from megatron.core import parallel_state
 
-from raymb.bridge import checkpoint, export
+from raymb.bridge import export
 from raymb.bridge.adapters import trainable_parameters
 from raymb.bridge.bad_loss import BadLossGuard, LossSum
 from raymb.bridge.collectives import largest_of_all
 from raymb.bridge.forward import TokenCounter
 from raymb.bridge.profiling import NsysWindow, Profile
-from raymb.bridge.remote_checkpoints import RemoteCheckpoints
 from raymb.bridge.saving import Saving
-from raymb.early_stopping import has_stalled
-from raymb.job import Job
-from raymb.progress import Progress
+from raymb.checkpoints import manifest as checkpoint
+from raymb.checkpoints.remote import RemoteCheckpoints
+from raymb.export.written import Written
+from raymb.rank.early_stopping import has_stalled
+from raymb.rank.progress import Progress
+from raymb.rank.stopping import StopTogether
+from raymb.run.job import Job
 from raymb.spec.values import bounds
-from raymb.stopping import StopTogether
-from raymb.written import Written
 
 Emit = Callable[[dict[str, Any]], None]
 

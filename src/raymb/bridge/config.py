@@ -20,19 +20,19 @@ from megatron.bridge.training.config import (
 )
 from megatron.bridge.training.mixed_precision import MixedPrecisionConfig, get_mixed_precision_config
 
-from raymb.accelerator import ACCELERATORS, Accelerator, precision_of
 from raymb.bridge import fixes
 from raymb.bridge.adapters import make_adapters
 from raymb.bridge.attention import check_attention, leave_attention_to_transformer_engine
-from raymb.bridge.checkpoint import left_out
 from raymb.bridge.dataset import PreparedRowsConfig
 from raymb.bridge.fusions import fusion_settings
 from raymb.bridge.moe import moe_settings
 from raymb.bridge.overrides import apply_overrides, set_field
-from raymb.job import Job
+from raymb.checkpoints.manifest import left_out
+from raymb.model.vision import seeing
 from raymb.plan.layout import evaluation_batch
+from raymb.rank.accelerator import ACCELERATORS, Accelerator, precision_of
+from raymb.run.job import Job
 from raymb.spec.training import Optimizer, Train
-from raymb.vision import seeing
 
 _FP8_RECIPES = {
     "fp8": "bf16_with_fp8_current_scaling_mixed",

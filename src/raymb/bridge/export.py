@@ -1,4 +1,4 @@
-"""The trained Megatron model, or its adapters, to Hugging Face directories, not yet verified (raymb.verify)."""
+"""The trained Megatron model, or its adapters, to Hugging Face directories, not yet verified (raymb.export.verify)."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ import torch.distributed as dist
 from megatron.bridge.models.conversion.auto_bridge import AutoBridge
 from safetensors import SafetensorError
 
-from raymb.accelerator import precision_of
 from raymb.bridge.adapters import make_adapters
 from raymb.bridge.export_adapter import write_adapter
-from raymb.bridge.merge import merge
 from raymb.bridge.reference import write_reference
 from raymb.bridge.rounding import as_written
-from raymb.bridge.tensor_files import TensorFiles, converted, tensor_types, trimmed, type_to_write
 from raymb.data.store import read_manifest
 from raymb.errors import RunFailed
-from raymb.job import Job
-from raymb.verify import Request
-from raymb.vision import PROCESSOR_FILES
-from raymb.written import Written
+from raymb.export.merge import merge
+from raymb.export.verify import Request
+from raymb.export.written import Written
+from raymb.model.tensor_files import TensorFiles, converted, tensor_types, trimmed, type_to_write
+from raymb.model.vision import PROCESSOR_FILES
+from raymb.rank.accelerator import precision_of
+from raymb.run.job import Job
 
 
 def write_results(hf_bridge: AutoBridge, model: list[Any], job: Job) -> Written:

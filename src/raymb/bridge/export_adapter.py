@@ -20,7 +20,7 @@ from megatron.bridge.models.conversion.peft_bridge import (
 
 from raymb.bridge.adapters import Adapters, adapters_in
 from raymb.bridge.collectives import some_rank
-from raymb.vision import FAMILIES, module_name
+from raymb.model.vision import FAMILIES, module_name
 
 _PREFIX = "base_model.model."
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"

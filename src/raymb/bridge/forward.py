@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 from importlib import import_module
 from typing import Any
 
-from raymb.job import Job
-from raymb.vision import forward_step
+from raymb.model.vision import forward_step
+from raymb.run.job import Job
 
 
 class TokenCounter:

@@ -24,7 +24,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from raymb.bridge.adapters import Adapters, make_adapters
 from raymb.bridge.config import build_config
 from raymb.errors import RunFailed
-from raymb.job import Job
+from raymb.run.job import Job
 
 _LARGE = 1 << 27
 """Bytes."""

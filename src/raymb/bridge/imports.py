@@ -25,7 +25,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from raymb import stand_in
+from raymb.cpu import stand_in
 
 LAZY = frozenset({"megatron.bridge", "megatron.bridge.models", "megatron.bridge.data.builders", "megatron.training"})
 LAZY_BELOW = "megatron.bridge.recipes"

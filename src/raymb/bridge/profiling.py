@@ -10,7 +10,7 @@ import torch
 from megatron.bridge.training.callbacks import Callback, CallbackContext
 from torch.profiler import ProfilerActivity, profile
 
-from raymb.job import Job
+from raymb.run.job import Job
 
 
 class Profile(Callback):
@@ -55,7 +55,7 @@ class Profile(Callback):
 
 
 class NsysWindow(Callback):
-    """Tells Nsight Systems, under which the worker was started (raymb.trainer), when to record.
+    """Tells Nsight Systems, under which the worker was started (raymb.driver.trainer), when to record.
 
     Args:
         first, last: steps, 1 is the first.

@@ -209,8 +209,8 @@ def _dataset(dataset: Any) -> dict[str, Any]:
 
 def activate() -> None:
     """Make Bridge importable, with stand-ins for the packages of CUDA, and put the recorder in AutoBridge's place."""
-    from raymb.accelerator import ACCELERATORS
     from raymb.bridge import imports
+    from raymb.rank.accelerator import ACCELERATORS
 
     imports.install()
     ACCELERATORS["cpu"].activate()

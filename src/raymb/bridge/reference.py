@@ -17,8 +17,8 @@ from megatron.core.utils import get_batch_on_this_cp_rank
 from raymb.data.images import ImageProcessor
 from raymb.data.samples import samples_in
 from raymb.data.store import IMAGES, ImageFile, RowFile
-from raymb.job import Job
-from raymb.vision import FAMILIES
+from raymb.model.vision import FAMILIES
+from raymb.run.job import Job
 
 _ROWS, _TOKENS, _NUMBERS = 4, 64, 1 << 24
 """Rows, tokens of a row at most, and logits at most, which are 64 MiB."""

@@ -12,8 +12,8 @@ import torch
 from megatron.bridge.models.conversion.auto_bridge import AutoBridge
 
 from raymb.bridge.collectives import some_rank
-from raymb.bridge.tensor_files import tensor_types, type_to_write
-from raymb.job import Job
+from raymb.model.tensor_files import tensor_types, type_to_write
+from raymb.run.job import Job
 
 
 @contextlib.contextmanager

@@ -28,16 +28,16 @@ from megatron.bridge.training.checkpointing import (
 )
 from torch.distributed.checkpoint.api import CheckpointException
 
-from raymb.accelerator import precision_of
-from raymb.bridge import checkpoint
 from raymb.bridge.collectives import largest_of_all, some_rank
-from raymb.bridge.remote_checkpoints import RemoteCheckpoints
+from raymb.checkpoints import manifest as checkpoint
+from raymb.checkpoints.remote import RemoteCheckpoints
+from raymb.driver.resharding import layout_of, optimizer_format
 from raymb.errors import RunFailed
-from raymb.exporting import Exports
-from raymb.job import Job
-from raymb.progress import Progress
-from raymb.reshape import layout_of, optimizer_format
-from raymb.run_dir import POINTERS
+from raymb.export.during import Exports
+from raymb.rank.accelerator import precision_of
+from raymb.rank.progress import Progress
+from raymb.run.directory import POINTERS
+from raymb.run.job import Job
 
 _ROOM_FOR_SMALL_FILES = 2 << 20
 _WORTH_A_WARNING = 2.0  # seconds

@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from raymb.run_dir import ITERATION, LEFT_OUT, POINTERS, write_atomically
+from raymb.run.directory import ITERATION, LEFT_OUT, POINTERS, write_atomically
 
 LATEST, BEST, MANIFEST = *POINTERS[:2], "manifest.json"
 _BACKEND = re.compile(r"^  distributed_backend: (\w+)$", re.MULTILINE)
@@ -113,7 +113,7 @@ def wrong_content(directory: str | Path, share: int = 0, shares: int = 1) -> str
 
 
 def reshaped(checkpoint_dir: str | Path) -> Path:
-    """Where checkpoints lie that were written again for another layout (raymb.reshape)."""
+    """Where checkpoints lie that were written again for another layout (raymb.driver.resharding)."""
     return Path(checkpoint_dir, "reshaped")
 
 

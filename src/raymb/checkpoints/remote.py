@@ -10,11 +10,11 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from raymb.bridge import checkpoint
-from raymb.job import Job
-from raymb.remote import Remote
-from raymb.run_dir import write_atomically
-from raymb.transfer import side_by_side
+from raymb.checkpoints import manifest as checkpoint
+from raymb.run.directory import write_atomically
+from raymb.run.job import Job
+from raymb.storage.remote import Remote
+from raymb.storage.transfer import side_by_side
 
 
 class RemoteCheckpoints:

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch.distributed as dist
 
-from raymb.bridge import checkpoint
-from raymb.bridge.remote_checkpoints import RemoteCheckpoints
+from raymb.checkpoints import manifest as checkpoint
+from raymb.checkpoints.remote import RemoteCheckpoints
 from raymb.errors import RunFailed
 
 Emit = Callable[[dict[str, Any]], None]

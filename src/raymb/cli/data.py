@@ -47,8 +47,8 @@ def inspect(
 def _prepared(spec: RunSpec) -> Prepared:
     from rich.console import Console
 
+    from raymb.driver.preflight import checked_shape, local_backend, local_gpu, prepared_rows
     from raymb.plan import make_plan
-    from raymb.preflight import checked_shape, local_backend, local_gpu, prepared_rows
 
     shape = checked_shape(spec)
     plan = make_plan(spec, shape, backend=local_backend(spec), gpu=local_gpu(spec))

@@ -36,8 +36,8 @@ def command(
 
     from raymb.doctor.examination import Question, examine
     from raymb.doctor.finding import Printer, as_object, count
+    from raymb.driver.ray_address import find_ray
     from raymb.errors import EXIT_FAILED, EXIT_OK
-    from raymb.ray_address import find_ray
 
     question = Question(hf_model_path, storage_path, find_ray(ray_address).address, allreduce, timeout)
     printer, findings = Printer(Console()), []

@@ -8,7 +8,7 @@ from raymb.plan.table import print_plan
 from raymb.spec import spec_as_yaml
 
 if TYPE_CHECKING:
-    from raymb.preflight import Preflight
+    from raymb.driver.preflight import Preflight
 
 
 def print_dry_run(checked: Preflight) -> None:

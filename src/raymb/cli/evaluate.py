@@ -37,11 +37,11 @@ def command(
     """Score a tuned model on held-out rows, and write its answers beside the expected ones."""
     from rich.console import Console
 
-    from raymb.engines import Sampling
     from raymb.errors import SpecError
-    from raymb.evaluate import Evaluation, evaluate
-    from raymb.scores import default_metrics
-    from raymb.tuned_model import find_tuned_model
+    from raymb.inference.engines import Sampling
+    from raymb.inference.evaluate import Evaluation, evaluate
+    from raymb.inference.scores import default_metrics
+    from raymb.inference.tuned_model import find_tuned_model
 
     if engine not in ENGINES:
         raise SpecError(f"--engine {engine}: {', '.join(ENGINES)} is expected")

@@ -30,7 +30,7 @@ def command(
     from rich.console import Console
 
     from raymb.errors import SpecError
-    from raymb.export import Wish, export
+    from raymb.export.later import Wish, export
 
     types = ("source", "bf16", "fp16", "fp32")
     if export_dtype not in (None, *types):

@@ -16,7 +16,7 @@ def command(
     """Fine-tune a Hugging Face model and leave metrics and checkpoints in STORAGE_PATH/EXPERIMENT_NAME."""
     from rich.console import Console
 
-    from raymb.preflight import preflight
+    from raymb.driver.preflight import preflight
 
     checked = preflight(spec, Console(stderr=True))
     if dry_run:

@@ -38,10 +38,10 @@ def command(
     """Answer prompts with a tuned model. Without --prompt and --prompts: a conversation."""
     from rich.console import Console
 
-    from raymb.engines import Sampling
     from raymb.errors import SpecError
-    from raymb.generate import generate, read_questions
-    from raymb.tuned_model import find_tuned_model
+    from raymb.inference.engines import Sampling
+    from raymb.inference.generate import generate, read_questions
+    from raymb.inference.tuned_model import find_tuned_model
 
     if engine not in ENGINES:
         raise SpecError(f"--engine {engine}: {', '.join(ENGINES)} is expected")

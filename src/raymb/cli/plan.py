@@ -13,8 +13,8 @@ def command(
 ) -> int:
     """Show how the workers would share the work, without starting anything. Takes finetune's flags; --gpu plans for a
     cluster that one is not on."""
+    from raymb.driver.preflight import checked_shape, local_backend, local_gpu
     from raymb.plan import make_plan
-    from raymb.preflight import checked_shape, local_backend, local_gpu
 
     shape = checked_shape(spec)
     plan = make_plan(spec, shape, backend=local_backend(spec), gpu=local_gpu(spec))

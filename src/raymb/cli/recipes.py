@@ -52,8 +52,8 @@ def show(
 ) -> int:
     """Print a recipe as YAML for --config, with what of it is left out. Imports this recipe's module alone, and asks no
     hub."""
+    from raymb.model.vision import known_families
     from raymb.recipes import resolve
-    from raymb.vision import known_families
 
     resolved = resolve(name)
     translation = resolved.translation

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from raymb import stand_in
+from raymb.cpu import stand_in
 
 _PACKAGES = Path(__file__).parent / "packages"
 _COMPILER = ("torch._dynamo", "torch.distributed.tensor", "torch.distributed._tensor")

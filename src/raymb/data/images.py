@@ -16,7 +16,7 @@ from typing import Any
 
 from raymb.data.shapes import WrongRow, shown
 from raymb.errors import ModelError
-from raymb.vision import FAMILIES
+from raymb.model.vision import FAMILIES
 
 _SHOWN_ERROR = 120
 
@@ -25,7 +25,7 @@ class ImageProcessor:
     """What a model makes of an image.
 
     Args:
-        architecture: of raymb.vision.FAMILIES.
+        architecture: of raymb.model.vision.FAMILIES.
         model_path, revision: hub id or directory of the model.
     """
 

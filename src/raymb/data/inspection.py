@@ -63,7 +63,7 @@ def _print_samples(console: Console, prepared: Prepared, spec: RunSpec, part: st
 
 
 def _tokenizer(spec: RunSpec) -> Any:
-    from raymb.preflight import model_path
+    from raymb.driver.preflight import model_path
 
     return Encoder(encoder_settings(spec, model_path(spec))).tokenizer
 

@@ -13,7 +13,7 @@ from urllib.parse import parse_qs
 from raymb.data.presets import PRESETS
 from raymb.data.sources import FORMATS, Dialogues, File, HubSplit, Source, kind_of
 from raymb.errors import DataError
-from raymb.model_files import HUB_ID
+from raymb.model.files import HUB_ID
 
 PARTS = ("train", "validation", "test")
 _OTHER_NAMES = {"train": ("training",), "validation": ("valid", "val", "dev", "eval"), "test": ()}

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from raymb import stand_in
+from raymb.cpu import stand_in
 from raymb.data.encode import Encoder, Settings
 from raymb.data.encoded import Encoded
 from raymb.data.sources import Batch, Source

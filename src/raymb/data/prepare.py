@@ -32,12 +32,12 @@ from raymb.data.splitting import leaks, split, used
 from raymb.data.statistics import part_statistics
 from raymb.data.store import IMAGES, MANIFEST, read_manifest, write_images, write_rows
 from raymb.errors import DataError, RunDirError, StorageError
-from raymb.lock import process_lives
-from raymb.mirror import fetch_rows
-from raymb.model_files import ModelFiles
-from raymb.remote import is_address, storage_root
-from raymb.run_dir import write_atomically
+from raymb.model.files import ModelFiles
+from raymb.run.directory import write_atomically
+from raymb.run.mirror import fetch_rows
 from raymb.spec import RunSpec
+from raymb.storage.lock import process_lives
+from raymb.storage.remote import is_address, storage_root
 
 HOME = "_prepared"  # no run can have this name
 FORMAT = 1  # of the files; another one is prepared anew

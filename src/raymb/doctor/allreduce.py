@@ -13,7 +13,7 @@ from raymb.doctor.finding import Finding
 from raymb.doctor.machine import Device
 from raymb.doctor.ranks import free_port
 from raymb.errors import last_line
-from raymb.gpus import gpu_of_device
+from raymb.plan.gpus import gpu_of_device
 
 AREA = "all-reduce"
 _CPU_RANKS = 2

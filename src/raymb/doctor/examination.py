@@ -16,7 +16,7 @@ from raymb.doctor.hub import check_hub, parameters_of
 from raymb.doctor.machine import Machine, disk_of, this_machine
 from raymb.doctor.storage import check_disks, check_storage_path
 from raymb.errors import last_line
-from raymb.remote import is_address, storage_root
+from raymb.storage.remote import is_address, storage_root
 
 SECONDS = 60.0
 """That a check of this machine may take; a file system or driver that hangs would take for ever."""

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from raymb.doctor.finding import Finding
 from raymb.doctor.machine import Device, Machine
-from raymb.gpus import GIB
+from raymb.plan.gpus import GIB
 
 AREA = "gpus"
 _OLDEST_DRIVER = {12: 525, 13: 580}

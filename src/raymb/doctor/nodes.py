@@ -27,8 +27,8 @@ def ask_cluster(address: str, storage: str | None, seconds: float) -> dict[str, 
         seconds: for the nodes' answers.
     """
     join(address)
-    from raymb import autoscaler
-    from raymb.nodes import ask_nodes, blind_nodes, name_of, working_nodes
+    from raymb.driver import autoscaler
+    from raymb.driver.nodes import ask_nodes, blind_nodes, name_of, working_nodes
 
     nodes = working_nodes()
     said = ask_nodes(_what_machine, nodes, seconds, storage)
@@ -58,7 +58,7 @@ def ask_cluster(address: str, storage: str | None, seconds: float) -> dict[str, 
 def join(address: str) -> None:
     import ray
 
-    from raymb.ray_address import check_reachable
+    from raymb.driver.ray_address import check_reachable
 
     check_reachable(address)
     ray.init(address, log_to_driver=False, logging_level=logging.ERROR)

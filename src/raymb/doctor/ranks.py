@@ -85,7 +85,7 @@ def between_nodes(cluster: str, seconds: float) -> dict[str, Any] | None:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     from raymb.doctor.nodes import join
-    from raymb.nodes import working_nodes
+    from raymb.driver.nodes import working_nodes
 
     join(cluster)
     nodes = working_nodes()

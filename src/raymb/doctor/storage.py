@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from raymb.doctor.finding import Finding
 from raymb.doctor.machine import Disk, Machine, can_write, nearest
 from raymb.errors import RunDirError
-from raymb.gpus import GIB
-from raymb.remote import check_writable, is_address
+from raymb.plan.gpus import GIB
+from raymb.storage.remote import check_writable, is_address
 
 AREA = "storage"
 _CHECKPOINT_BYTES, _EXPORT_BYTES = 14, 2

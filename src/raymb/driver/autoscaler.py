@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import ray  # noqa: TID253
+import ray
 
 _SECONDS_TO_ANSWER = 5.0
 

@@ -15,15 +15,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import ray  # noqa: TID253
-from ray.exceptions import RayError  # noqa: TID253
+import ray
+from ray.exceptions import RayError
 from rich.console import Console
 
 import raymb
+from raymb.driver.ray_address import OWN, check_reachable, find_ray, is_connected
 from raymb.errors import ClusterError
-from raymb.gpus import Gpu, gpu_of_device
+from raymb.plan.gpus import Gpu, gpu_of_device
 from raymb.plan.placement import HINT, room_problem
-from raymb.ray_address import OWN, check_reachable, find_ray, is_connected
 from raymb.spec import RunSpec
 
 
@@ -117,8 +117,8 @@ def _gpu_name(node: dict[str, Any]) -> str:
 
 @contextmanager
 def connect(spec: RunSpec, console: Console) -> Iterator[Cluster]:
-    """Join the cluster that raymb.ray_address finds, or one that this process is connected to already, or start a local
-    one, which ends with the run; say which.
+    """Join the cluster that raymb.driver.ray_address finds, or one that this process is connected to already, or start
+    a local one, which ends with the run; say which.
 
     Raises:
         ClusterError: no cluster answers at the address.
@@ -212,7 +212,7 @@ def _keep_what_ray_says() -> None:
 
 def check_room(worker: Resources, tensor: int, num_workers: int) -> None:
     """Refuse what no placement can make good; what Ray then does is looked at when the workers are there
-    (raymb.worker_setup).
+    (raymb.driver.worker_setup).
 
     Args:
         tensor: size of a tensor parallel group.

@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import ray  # noqa: TID253
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # noqa: TID253
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raymb.errors import ClusterError, last_line
 

@@ -8,13 +8,13 @@ from pathlib import Path
 
 from rich.console import Console
 
-from raymb.bridge.checkpoint import MANIFEST, best_step, iteration_dir, latest_step, losses_so_far, steps_in
-from raymb.early_stopping import has_stalled
+from raymb.checkpoints.manifest import MANIFEST, best_step, iteration_dir, latest_step, losses_so_far, steps_in
+from raymb.driver.preflight import Preflight
 from raymb.errors import last_line
-from raymb.job import Job
-from raymb.model_card import CARD, CURVE, write_card
-from raymb.preflight import Preflight
-from raymb.run_dir import RunDir
+from raymb.export.model_card import CARD, CURVE, write_card
+from raymb.rank.early_stopping import has_stalled
+from raymb.run.directory import RunDir
+from raymb.run.job import Job
 from raymb.spec import RunSpec
 
 
@@ -81,7 +81,7 @@ def _stopped_early(spec: RunSpec, place: RunDir, step: int) -> bool:
 
 def reason_of(error: BaseException) -> str:
     """The worker failure that caused the others, in one line."""
-    from raymb.recovery import first_cause
+    from raymb.driver.recovery import first_cause
 
     failures = getattr(error, "worker_failures", {})
     if not failures:
@@ -146,7 +146,7 @@ def conclude(job: Job, place: RunDir, console: Console) -> None:
         and _is_exported(job.spec, place)
         and (stopped_early or step >= job.plan["train_iters"])
     ):
-        from raymb.sample import print_sample
+        from raymb.inference.sample import print_sample
 
         for name, directory in {"hf": place.hf, "adapter": place.adapter}.items():
             if place.remote is not None and not directory.exists() and place.remote.listing(name):

@@ -9,17 +9,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from raymb import mirror, run_dir
+from raymb.driver.ray_address import joins_a_cluster
 from raymb.errors import ModelError, RunDirError, SpecError
-from raymb.fingerprint import Fingerprint, take_fingerprint
-from raymb.gpus import Gpu, gpu_named, gpu_of_device
-from raymb.model_shape import ModelShape, read_model_shape
+from raymb.model.shape import ModelShape, read_model_shape
+from raymb.model.vision import check_forward_step, seeing
 from raymb.plan import Plan, make_plan
-from raymb.ray_address import joins_a_cluster
-from raymb.remote import check_writable
+from raymb.plan.gpus import Gpu, gpu_named, gpu_of_device
+from raymb.run import directory as run_dir
+from raymb.run import mirror
+from raymb.run.fingerprint import Fingerprint, take_fingerprint
 from raymb.spec.sections import RunSpec
+from raymb.storage.remote import check_writable
 from raymb.telemetry.trackers import check_trackers
-from raymb.vision import check_forward_step, seeing
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -180,7 +181,7 @@ def model_path(spec: RunSpec) -> str:
     """What Hugging Face loads: a hub id or an absolute directory. `sample` is made on first use."""
     asked = spec.model.hf_model_path
     if asked == "sample" and not Path(asked).exists():
-        from raymb.quickstart import smollm2_directory
+        from raymb.model.sample import smollm2_directory
 
         return str(smollm2_directory())
     directory = Path(asked).expanduser()

@@ -13,10 +13,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from raymb.accelerator import precision_of
-from raymb.bridge import checkpoint
+from raymb.checkpoints import manifest as checkpoint
 from raymb.errors import RunDirError
-from raymb.job import Job
+from raymb.rank.accelerator import precision_of
+from raymb.run.job import Job
 from raymb.spec.sections import Model, RunSpec
 
 _USUAL = RunSpec(model=Model(hf_model_path="any"))

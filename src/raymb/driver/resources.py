@@ -8,13 +8,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-import ray  # noqa: TID253
-from ray.util.placement_group import placement_group, remove_placement_group  # noqa: TID253
+import ray
+from ray.util.placement_group import placement_group, remove_placement_group
 from rich.console import Console
 
-from raymb import autoscaler
-from raymb.autoscaler import Autoscaling
-from raymb.cluster import Resources
+from raymb.driver import autoscaler
+from raymb.driver.autoscaler import Autoscaling
+from raymb.driver.cluster import Resources
 from raymb.errors import ClusterError
 
 _SECONDS = 60.0

@@ -26,15 +26,15 @@ from ray.train.torch import TorchTrainer
 from ray.train.v2._internal import constants
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from raymb.accelerator import ACCELERATORS
-from raymb.cluster import Cluster, Resources
-from raymb.job import Job
-from raymb.recovery import ElasticPolicy, RestartPolicy
-from raymb.remote import Remote
-from raymb.run_dir import RunDir
+from raymb.driver.cluster import Cluster, Resources
+from raymb.driver.recovery import ElasticPolicy, RestartPolicy
+from raymb.driver.worker_setup import PlacementCallback, ProcessGroupConfig, SigtermCallback
+from raymb.rank.accelerator import ACCELERATORS
+from raymb.run.directory import RunDir
+from raymb.run.job import Job
+from raymb.storage.remote import Remote
 from raymb.telemetry.hub import Hub
 from raymb.worker import train_under_ray
-from raymb.worker_setup import PlacementCallback, ProcessGroupConfig, SigtermCallback
 
 _SECONDS_TO_ANSWER = 2.0
 SECONDS_BETWEEN_RESIZES = 30.0

@@ -114,7 +114,7 @@ class SigtermCallback(WorkerCallback):
     be installed, before the training begins on another one."""
 
     def after_init_train_context(self) -> None:
-        from raymb.interrupt import ask_on_sigterm
+        from raymb.rank.interrupt import ask_on_sigterm
 
         with contextlib.suppress(ValueError):
             ask_on_sigterm()

@@ -10,12 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from raymb.bridge import checkpoint
-from raymb.bridge.remote_checkpoints import RemoteCheckpoints
+from raymb.checkpoints import manifest as checkpoint
+from raymb.checkpoints.remote import RemoteCheckpoints
 from raymb.child import Child
 from raymb.errors import RaymbError, RunFailed, last_line
-from raymb.job import Job
-from raymb.written import Written, finish
+from raymb.export.written import Written, finish
+from raymb.run.job import Job
 
 Emit = Callable[[dict[str, Any]], None]
 
@@ -100,7 +100,7 @@ class Exports:
         directory = checkpoint.iteration_dir(job.checkpoint_dir, step)
         if self.remote is not None:
             self.remote.fetch_here(directory)
-        self.child = Child("raymb.export", {"CUDA_VISIBLE_DEVICES": ""})
+        self.child = Child("raymb.export.later", {"CUDA_VISIBLE_DEVICES": ""})
         given = replace(job, load_dir=directory, hf_dir=model, adapter_dir=adapter)
         findings, errors = self.child.result(given.to_json(), self.beat)
         if findings is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from raymb.vision import FAMILIES
+from raymb.model.vision import FAMILIES
 
 
 def load_hf_model(path: str, *, trust_remote_code: bool = False, **settings: Any) -> Any:

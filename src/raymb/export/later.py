@@ -17,16 +17,16 @@ from typing import Any
 
 from rich.console import Console
 
-from raymb import run_dir
-from raymb.bridge import checkpoint
-from raymb.bridge.tensor_files import tensor_types
+from raymb.checkpoints import manifest as checkpoint
 from raymb.data.store import read_manifest
+from raymb.driver.resharding import smallest_plan
 from raymb.errors import RaymbError, RunDirError, RunFailed
-from raymb.fingerprint import described, differences, model_group
-from raymb.job import Job
-from raymb.model_card import write_card
-from raymb.reshape import smallest_plan
-from raymb.written import Written, exported_line, finish
+from raymb.export.model_card import write_card
+from raymb.export.written import Written, exported_line, finish
+from raymb.model.tensor_files import tensor_types
+from raymb.run import directory as run_dir
+from raymb.run.fingerprint import described, differences, model_group
+from raymb.run.job import Job
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def export(wish: Wish, console: Console) -> dict[str, Any]:
     """Write the directories, verified, with a model card.
 
     Returns:
-        raymb.written.finish's findings.
+        raymb.export.written.finish's findings.
 
     Raises:
         RunDirError: no run there, no such checkpoint, a broken one, another base model, or a directory in the way.
@@ -87,11 +87,11 @@ def _alone(job: Job, say: Callable[[str], None]) -> dict[str, Any]:
 
 def _on_ray(job: Job, wish: Wish, console: Console) -> dict[str, Any]:
     """The same by CPU workers of a Ray cluster, in the checkpoint's layout: no process has the whole model."""
-    from raymb.cluster import connect
-    from raymb.outcome import reason_of
-    from raymb.resources import wait_for
+    from raymb.driver.cluster import connect
+    from raymb.driver.outcome import reason_of
+    from raymb.driver.resources import wait_for
+    from raymb.driver.trainer import make_trainer
     from raymb.telemetry.monitor import Monitor
-    from raymb.trainer import make_trainer
 
     manifest = checkpoint.read_manifest(job.load_dir) or {}
     home = run_dir.RunDir(wish.run.expanduser().absolute() / ".export", Path(job.checkpoint_dir))
@@ -140,7 +140,8 @@ def _write_alone(job: Job) -> Written:
 
 
 def main() -> None:
-    """`python -m raymb.export < JOB.json`: of a training that goes on; the findings are the last line, in JSON."""
+    """`python -m raymb.export.later < JOB.json`: of a training that still runs; the findings are the last line, in
+    JSON."""
     os.nice(19)
     try:
         job = exporting_job(Job.from_json(sys.stdin.read()))

@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
-from raymb.bridge.tensor_files import TensorFiles, converted, tensor_types
 from raymb.errors import RunFailed
-from raymb.vision import module_name
+from raymb.model.tensor_files import TensorFiles, converted, tensor_types
+from raymb.model.vision import module_name
 
 _PREFIX = "base_model.model."
 

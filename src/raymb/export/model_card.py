@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from raymb import __version__
-from raymb.fingerprint import installed_version
-from raymb.model_files import HUB_ID
-from raymb.run_dir import read_object
-from raymb.vision import PROCESSOR_FILES
+from raymb.model.files import HUB_ID
+from raymb.model.vision import PROCESSOR_FILES
+from raymb.run.directory import read_object
+from raymb.run.fingerprint import installed_version
 
 CARD, CURVE = "README.md", "loss.png"
 _SAMPLE = "HuggingFaceTB/SmolLM2-135M-Instruct"

@@ -1,6 +1,6 @@
 """Whether an export is what it should be, found out by transformers and PEFT in a process that knows no Megatron.
 
-python -m raymb.verify < REQUEST     prints the findings as its last line, in JSON
+python -m raymb.export.verify < REQUEST     prints the findings as its last line, in JSON
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raymb.bridge.tensor_files import tensor_differences, tensor_shapes, tensor_types, type_to_write
-from raymb.hf_model import load_hf_model
-from raymb.vision import PROCESSOR_FILES
+from raymb.export.hf_model import load_hf_model
+from raymb.model.tensor_files import tensor_differences, tensor_shapes, tensor_types, type_to_write
+from raymb.model.vision import PROCESSOR_FILES
 
 if TYPE_CHECKING:
     import torch
 
-    from raymb.reference import Reference
+    from raymb.export.reference import Reference
 
 TOLERANCES = {"fp32": 1e-4, "merged": 1e-2, "bf16": 5e-2}
 """Of reference.distance. fp32: computed in it, from the same weights. merged: likewise, but rounded to 16 bits after
@@ -78,7 +78,7 @@ def check(request: Request) -> dict[str, Any]:
     if need > free:
         found["unmeasured"] = f"loading it takes {need / 2**30:.1f} GiB of memory, and {free / 2**30:.1f} GiB are free"
         return found
-    from raymb.reference import Reference
+    from raymb.export.reference import Reference
 
     reference = Reference.read(Path(request.reference))
     compared = list(_compared(request, reference))
@@ -118,7 +118,7 @@ def _compared(request: Request, reference: Reference) -> Iterator[Compared]:
 
 
 def _beside(reference: Reference, model: Any, problems: list[str], differ: str, tolerance: float) -> Compared:
-    from raymb.reference import computing_in_fp32, distance
+    from raymb.export.reference import computing_in_fp32, distance
 
     answers = reference.answers(model)
     error = distance(answers, reference.logits)

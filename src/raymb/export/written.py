@@ -12,7 +12,7 @@ from typing import Any
 
 from raymb.child import Child
 from raymb.errors import RunFailed, last_line
-from raymb.verify import Request
+from raymb.export.verify import Request
 
 _NOTABLE = 0.005
 """Share of the loss that an export may lose without a word."""
@@ -41,13 +41,13 @@ def finish(written: Written, beat: Callable[[], None]) -> dict[str, Any]:
         beat: called while it goes on.
 
     Returns:
-        raymb.verify.check's findings, with `seconds` and the `directories`.
+        raymb.export.verify.check's findings, with `seconds` and the `directories`.
 
     Raises:
         RunFailed: they are not what they should be, and are left, marked, as DIRECTORY-failed.
     """
     began = time.monotonic()
-    verifying = Child("raymb.verify", {"OMP_NUM_THREADS": str(written.threads)})
+    verifying = Child("raymb.export.verify", {"OMP_NUM_THREADS": str(written.threads)})
     findings, errors = verifying.result(written.request.to_json(), beat)
     findings = findings or {"problems": [f"it cannot be loaded: {last_line(errors)}"]}
     Path(written.request.reference).unlink(missing_ok=True)

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from raymb.errors import ModelError, SpecError
-from raymb.hf_model import load_hf_model
-from raymb.tuned_model import TunedModel
+from raymb.export.hf_model import load_hf_model
+from raymb.inference.tuned_model import TunedModel
 
 Done = Callable[[int], None]
 BASE, TUNED = "base", "tuned"

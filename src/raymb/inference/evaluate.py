@@ -18,15 +18,15 @@ from rich.progress import track
 from rich.table import Table
 from rich.text import Text
 
-from raymb import scores
 from raymb.data.samples import Sample, samples_in
 from raymb.data.store import RowFile, read_manifest
-from raymb.engines import BASE, TUNED, Sampling, Transformers, chosen_engine, open_engines
 from raymb.errors import RunDirError, SpecError
-from raymb.generate import Asker, answer_all
-from raymb.run_dir import write_atomically
+from raymb.inference import scores
+from raymb.inference.engines import BASE, TUNED, Sampling, Transformers, chosen_engine, open_engines
+from raymb.inference.generate import Asker, answer_all
+from raymb.inference.tuned_model import TunedModel
+from raymb.run.directory import write_atomically
 from raymb.spec import RunSpec, load_spec
-from raymb.tuned_model import TunedModel
 
 _NAMES = {
     "loss": "loss, nats a token",

@@ -16,9 +16,9 @@ from rich.text import Text
 
 from raymb.data.encode import Encoder, Settings
 from raymb.data.shapes import Shape
-from raymb.engines import TUNED, Engine, Sampling, Transformers, open_engines
 from raymb.errors import DataError, SpecError
-from raymb.tuned_model import TunedModel
+from raymb.inference.engines import TUNED, Engine, Sampling, Transformers, open_engines
+from raymb.inference.tuned_model import TunedModel
 
 Question = str | list[dict[str, Any]]
 """A text, or the messages of a conversation."""

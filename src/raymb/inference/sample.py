@@ -9,11 +9,11 @@ from rich.console import Console
 
 from raymb.data.samples import samples_in
 from raymb.data.store import RowFile
-from raymb.engines import Sampling, open_engines
-from raymb.generate import Asker, answer_all, print_answers
-from raymb.job import Job
-from raymb.run_dir import RunDir
-from raymb.tuned_model import find_tuned_model
+from raymb.inference.engines import Sampling, open_engines
+from raymb.inference.generate import Asker, answer_all, print_answers
+from raymb.inference.tuned_model import find_tuned_model
+from raymb.run.directory import RunDir
+from raymb.run.job import Job
 
 _TOKENS = 48
 

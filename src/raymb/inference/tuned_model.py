@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from raymb.errors import RunDirError
-from raymb.model_files import HUB_ID
-from raymb.run_dir import read_object
+from raymb.model.files import HUB_ID
+from raymb.run.directory import read_object
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from raymb.errors import ModelError
-from raymb.model_files import ModelFiles
-from raymb.model_parameters import (
+from raymb.model.files import ModelFiles
+from raymb.model.parameters import (
     HAS_EXACT_COUNT,
     parameter_count,
     shared_experts_size,

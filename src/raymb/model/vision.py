@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from raymb.errors import ModelError, SpecError
 
 if TYPE_CHECKING:
-    from raymb.model_shape import ModelShape
+    from raymb.model.shape import ModelShape
 
 TEXT_STEP = "gpt_step"
 """Bridge's forward step for models of text alone."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from raymb.model_shape import ModelShape
+from raymb.model.shape import ModelShape
 from raymb.spec.training import Peft
 
 

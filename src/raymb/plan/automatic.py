@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from raymb.gpus import GIB, Gpu
-from raymb.model_shape import ModelShape
+from raymb.model.shape import ModelShape
 from raymb.plan.choose import resolve
 from raymb.plan.elastic import is_elastic
+from raymb.plan.gpus import GIB, Gpu
 from raymb.plan.memory import estimate
 from raymb.plan.rules import divisors
 from raymb.plan.search import Candidate, candidates

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from raymb.model_shape import ModelShape
+from raymb.model.shape import ModelShape
 from raymb.plan import rules
 from raymb.plan.adapters import targets_of
 from raymb.plan.sizes import Layout

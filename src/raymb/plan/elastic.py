@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
 
-from raymb.model_shape import ModelShape
+from raymb.model.shape import ModelShape
 from raymb.plan import rules
 from raymb.plan.choose import resolve
 from raymb.plan.sizes import Layout

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from raymb.model_shape import ModelShape
+from raymb.model.shape import ModelShape
 from raymb.plan.sizes import Layout
 from raymb.spec.training import Moe
 

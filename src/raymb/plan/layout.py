@@ -7,14 +7,14 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from raymb.errors import PlanError
-from raymb.gpus import USUAL, Gpu, gpu_named
-from raymb.model_shape import ModelShape
+from raymb.model.shape import ModelShape
 from raymb.plan import rules
 from raymb.plan.adapters import Targets, problems_with, targets_of
 from raymb.plan.automatic import Automatic, automatic, per_node, too_large
 from raymb.plan.elastic import is_elastic, usable_layouts
 from raymb.plan.experts import expert_problems
 from raymb.plan.gpu_only import gpu_only_problems
+from raymb.plan.gpus import USUAL, Gpu, gpu_named
 from raymb.plan.images import image_problems
 from raymb.plan.memory import estimate
 from raymb.plan.placement import planned_problem

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
-from raymb.gpus import GIB
-from raymb.model_parameters import is_gated
-from raymb.model_shape import ModelShape
+from raymb.model.parameters import is_gated
+from raymb.model.shape import ModelShape
+from raymb.plan.gpus import GIB
 from raymb.plan.recompute import recomputed_layers
 from raymb.plan.sizes import Layout, layers_per_stage
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from raymb.gpus import Gpu
-from raymb.model_shape import ModelShape
+from raymb.model.shape import ModelShape
+from raymb.plan.gpus import Gpu
 from raymb.plan.sizes import Layout
 
 _MULTIPLE = {"fp8": 16, "fp8_blockwise": 16, "mxfp8": 32}

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from raymb.model_shape import ModelShape
+from raymb.model.shape import ModelShape
 from raymb.plan.sizes import Layout, layers_per_stage
 
 _OF_EXPERTS = ("layernorm", "moe", "moe_act", "shared_experts")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from raymb.model_shape import ModelShape
+from raymb.model.shape import ModelShape
 from raymb.plan.sizes import Layout
 
 

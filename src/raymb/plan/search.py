@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import product
 
-from raymb.gpus import Gpu
-from raymb.model_shape import ModelShape
+from raymb.model.shape import ModelShape
 from raymb.plan.choose import sequence_parallel
+from raymb.plan.gpus import Gpu
 from raymb.plan.memory import Memory, estimate
 from raymb.plan.recompute import recompute_problems
 from raymb.plan.rules import broken_rules, default_expert_tensor, divisors

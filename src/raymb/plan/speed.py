@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
-from raymb.gpus import Gpu
-from raymb.model_shape import ModelShape
+from raymb.model.shape import ModelShape
+from raymb.plan.gpus import Gpu
 from raymb.plan.memory import activations_a_token, dense_weights, embedding, expert_weights
 from raymb.plan.recompute import recomputed_work
 from raymb.plan.sizes import Layout, layers_per_stage

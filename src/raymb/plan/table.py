@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from raymb.errors import PlanError
-from raymb.gpus import GIB, gpu_named
-from raymb.model_shape import ModelShape
+from raymb.model.shape import ModelShape
 from raymb.plan.automatic import described, opened, searched
+from raymb.plan.gpus import GIB, gpu_named
 from raymb.plan.layout import Plan, make_plan
 from raymb.spec.conflicts import conflicts
 from raymb.spec.sections import RunSpec

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from raymb.errors import RaymbError
-from raymb.job import Job
+from raymb.run.job import Job
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
-from raymb.progress import Progress
+from raymb.rank.progress import Progress
 
 _BEFORE_THE_FIRST_STEP = 900.0  # seconds at least: imports, loading and compiling are one long beat each
 _SECONDS_FOR_OTHERS = 3.0  # every rank writes its stacks before the first one ends

@@ -10,9 +10,9 @@ from typing import Any
 
 from raymb.child import Child
 from raymb.errors import SpecError
+from raymb.model.vision import TEXT_STEP, known_families, step_of_recipe
 from raymb.recipes.catalog import Recipe, catalog, find
 from raymb.recipes.translate import TEXT, Translation, translate
-from raymb.vision import TEXT_STEP, known_families, step_of_recipe
 
 _DIFFUSION = ("flux", "wan")
 """Families that make pictures: no language models."""

@@ -10,9 +10,9 @@ from pydantic import ValidationError
 
 from raymb.bridge.fields import problem_of
 from raymb.data.presets import PRESETS
+from raymb.model.vision import step_of_recipe
 from raymb.recipes.catalog import Recipe
 from raymb.spec.sections import FLAG_THAT_OWNS, SECTION_OF_FLAG, SECTIONS
-from raymb.vision import step_of_recipe
 
 TEXT = ("GPTSFTDatasetConfig", "GPTDatasetConfig")
 """Datasets of text."""

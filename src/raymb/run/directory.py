@@ -33,11 +33,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raymb import lock
 from raymb.errors import RunDirError
-from raymb.fingerprint import Fingerprint, described, differences, ways_to_go_on
-from raymb.remote import Remote, storage_root
+from raymb.run.fingerprint import Fingerprint, described, differences, ways_to_go_on
 from raymb.spec import RunSpec, spec_to_json
+from raymb.storage import lock
+from raymb.storage.remote import Remote, storage_root
 
 ITERATION = re.compile(r"iter_(\d{7,})")
 _EXPORT = re.compile(r"(hf|adapter)-step-\d+(-failed)?")

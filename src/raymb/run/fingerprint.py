@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from raymb import __version__
-from raymb.model_files import TOKENIZER_FILES, ModelFiles
+from raymb.model.files import TOKENIZER_FILES, ModelFiles
 from raymb.spec.sections import SECTION_OF_FLAG, Change, RunSpec
 
 Fingerprint = dict[str, dict[str, Any]]

@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from raymb.model_files import base_directory
-from raymb.remote import is_address, storage_root
+from raymb.model.files import base_directory
 from raymb.spec import RunSpec, spec_from_json, spec_to_json
 from raymb.spec.training import Moe
+from raymb.storage.remote import is_address, storage_root
 
 
 def with_absolute_paths(spec: RunSpec) -> RunSpec:

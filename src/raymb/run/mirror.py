@@ -17,12 +17,12 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from raymb import lock
-from raymb.bridge.checkpoint import MANIFEST, is_iteration
+from raymb.checkpoints.manifest import MANIFEST, is_iteration
 from raymb.errors import RunDirError, StorageError
-from raymb.remote import Remote, storage_root
-from raymb.run_dir import LEFT_OUT, POINTERS, RunDir
-from raymb.transfer import files_below, part_of, side_by_side
+from raymb.run.directory import LEFT_OUT, POINTERS, RunDir
+from raymb.storage import lock
+from raymb.storage.remote import Remote, storage_root
+from raymb.storage.transfer import files_below, part_of, side_by_side
 
 _GROWN = ("metrics.jsonl", "events.jsonl", "answers.jsonl")
 _POINTERS = tuple(f"checkpoints/{name}" for name in POINTERS)

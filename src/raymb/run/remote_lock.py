@@ -14,9 +14,9 @@ from collections.abc import Callable
 from typing import Any
 
 from raymb.errors import RunDirError, StorageError
-from raymb.lock import process_lives, this_process
-from raymb.remote import Remote
-from raymb.run_dir import RunDir
+from raymb.run.directory import RunDir
+from raymb.storage.lock import process_lives, this_process
+from raymb.storage.remote import Remote
 
 _NAME = "lock"
 _SECONDS_BETWEEN_BEATS = 10.0

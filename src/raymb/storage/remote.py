@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from raymb.errors import RaymbError, RunDirError, StorageError
-from raymb.quickstart import cache_directory
-from raymb.transfer import (
+from raymb.model.sample import cache_directory
+from raymb.storage.transfer import (
     ask,
     files_below,
     get_whole,

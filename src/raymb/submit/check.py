@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 from raymb.errors import SpecError
 from raymb.plan.automatic import NODE
-from raymb.remote import is_address
 from raymb.spec import RunSpec, without_secrets
 from raymb.spec.training import worker_range
+from raymb.storage.remote import is_address
 from raymb.submit.target import JobOptions, Submission, Target
 
 if TYPE_CHECKING:
@@ -148,14 +148,14 @@ def _checked(spec: RunSpec, target: Target) -> Iterator[str]:
         yield f"not checked here, but by the job first: --hf_model_path {absent['hf_model_path']} and the layout"
         return
     if target.shares_files and "dataset" not in absent:
-        from raymb.preflight import preflight
+        from raymb.driver.preflight import preflight
 
         checked = preflight(spec)
         yield from _described(checked.plan)
         yield checked.prepared.summary()
         return
+    from raymb.driver.preflight import checked_shape, local_backend, local_gpu
     from raymb.plan import make_plan
-    from raymb.preflight import checked_shape, local_backend, local_gpu
 
     shape = checked_shape(spec)
     yield from _described(make_plan(spec, shape, backend=local_backend(spec), gpu=local_gpu(spec)))

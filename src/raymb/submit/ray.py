@@ -84,7 +84,7 @@ class Ray(Uploading):
 
 
 def _client(address: str | None) -> JobSubmissionClient:
-    from raymb.ray_address import check_reachable, find_ray
+    from raymb.driver.ray_address import check_reachable, find_ray
 
     asked = address or os.environ.get("RAY_API_SERVER_ADDRESS") or find_ray(None).address
     if not asked:

@@ -65,9 +65,9 @@ def sections_of(
 
 def take_export(sections: Mapping[str, Any], to: Path) -> None:
     """Copy what the run has exported to the directory that SageMaker keeps."""
-    from raymb.remote import is_address
-    from raymb.run_dir import RunDir
+    from raymb.run.directory import RunDir
     from raymb.spec import RunSpec
+    from raymb.storage.remote import is_address
 
     spec = RunSpec.model_validate(sections)
     place = RunDir.of(spec, spec.run.experiment_name or "")

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
-from raymb.remote import Remote, is_address
-from raymb.transfer import side_by_side
+from raymb.storage.remote import Remote, is_address
+from raymb.storage.transfer import side_by_side
 
 _LISTED = ("spec.json", "plan.json", "metrics.jsonl", "events.jsonl", "lock")  # a lock that is there counts as held
 _TOLD = (*_LISTED, "data.json", "answers.jsonl")

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from raymb import __version__
 from raymb.errors import RunDirError
-from raymb.remote import is_address
-from raymb.run_dir import write_atomically
+from raymb.run.directory import write_atomically
+from raymb.storage.remote import is_address
 from raymb.telemetry import tables
 from raymb.telemetry.charts import duration
 from raymb.telemetry.curves import Clock, charts

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raymb import lock
 from raymb.errors import RunDirError
-from raymb.run_dir import read_object
+from raymb.run.directory import read_object
+from raymb.storage import lock
 from raymb.telemetry.events import read_lines, state_after
 from raymb.telemetry.fetched import place_of
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from raymb.gpus import gpu_of_device
+from raymb.plan.gpus import gpu_of_device
 
 Record = dict[str, Any]
 

@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Any
 
 from raymb import __version__
 from raymb.errors import EXIT_OK, SpecError, last_line
-from raymb.run_dir import RunDir, read_object, write_atomically
+from raymb.run.directory import RunDir, read_object, write_atomically
 from raymb.spec import RunSpec, without_secrets
 from raymb.telemetry.events import state_after
 from raymb.telemetry.sinks import scalars
 
 if TYPE_CHECKING:
-    from raymb.job import Job
+    from raymb.run.job import Job
 
 Record = dict[str, Any]
 _SECONDS_FOR_THE_END = 60.0  # for what a tracker has not sent yet

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from raymb.stand_in import unavailable
+from raymb.cpu.stand_in import unavailable
 
 
 def __getattr__(name: str) -> Any:

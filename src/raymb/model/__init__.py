@@ -1,0 +1,4 @@
+"""What a Hugging Face model says in its files: which they are, its shape and parameters; the sample model.
+
+May import spec, storage and what is below them.
+"""
