@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from raymb.bridge.fields import check_overrides
 from raymb.plan import make_plan
 from raymb.plan.gpus import GIB, gpu_named
+from raymb.recipes.fields import check_overrides
 from raymb.spec import FLAG_THAT_OWNS, SECTION_OF_FLAG, SECTIONS, RunSpec, load_spec
 from tests.test_configs import plan_for_its_gpu, shape_of
 

@@ -11,13 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from raymb.checkpoints.format import check_format
+from raymb.data.sharing import share_rows
 from raymb.driver.cluster import Cluster, Resources, check_room, connect, start_coordinator
 from raymb.driver.nodes import check_nodes
 from raymb.driver.outcome import conclude, has_finished, newest_step, reason_of, say_how_to_go_on, where_to_look
-from raymb.driver.preflight import Preflight, as_packed, fingerprint, local_gpu, model_path, run_name
-from raymb.driver.resharding import check_format, described, reshaping, to_reshape
+from raymb.driver.preflight import Preflight, as_packed, fingerprint, local_gpu, run_name
+from raymb.driver.resharding import described, reshaping, to_reshape
 from raymb.driver.resources import wait_for
 from raymb.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_STOPPED, RaymbError, RunFailed, UserError
+from raymb.model.files import model_path
 from raymb.plan import Plan, usable_plans
 from raymb.plan.table import better_line, estimate_line, graphs_line
 from raymb.rank.interrupt import Interrupts
@@ -28,6 +31,7 @@ from raymb.run.mirror import pushing
 from raymb.run.remote_lock import RemoteLock
 from raymb.spec import RunSpec
 from raymb.spec.duration import seconds_of
+from raymb.storage.files import write_atomically
 from raymb.telemetry.monitor import Monitor
 
 if TYPE_CHECKING:
@@ -72,8 +76,8 @@ def run(checked: Preflight) -> int:
         owned = stack.enter_context(_claimed(place, checked, plan, console))
         with pushing(place, console.print):
             job = job_of(checked, plans, backend, resources, place)
-            directories.write_atomically(place.job, job.to_json())
-            directories.write_atomically(place.data, json.dumps(_data(checked), indent=2) + "\n")
+            write_atomically(place.job, job.to_json())
+            write_atomically(place.data, json.dumps(_data(checked), indent=2) + "\n")
             start_coordinator()
             _reshape(job, cluster, place, console)
             return _fit(job, _trainer(job, cluster, resources, place), place, console, began, owned.lost)
@@ -99,7 +103,7 @@ def _claimed(place: directories.RunDir, checked: Preflight, plan: Plan, console:
             mirror.delete_old_run(place)
         directories.claim(place, spec, plan.to_dict(), fingerprint(checked))
         try:
-            mirror.share_rows(checked.prepared.path, spec.run.storage_path)
+            share_rows(checked.prepared.path, spec.run.storage_path)
             yield owned
         finally:
             directories.release(place)

@@ -69,6 +69,8 @@ def train(job: Job, progress: Progress, emit: Emit, register: Callable[[str, int
 
 def export(job: Job, progress: Progress, emit: Emit) -> None:
     """Write the weights of the job's load_dir as a Hugging Face model, each rank its part."""
+    from raymb.bridge.activation import activate
+
     emit({"kind": "phase", "text": "importing Megatron"})
     activate(job)
     import torch.distributed as dist
@@ -91,6 +93,8 @@ def export(job: Job, progress: Progress, emit: Emit) -> None:
 def prepare(job: Job, progress: Progress, emit: Emit) -> tuple[Any, Any, list[list[float]]]:
     """From a fresh process to Bridge's ConfigContainer, the bridge to the Hugging Face model, and the validation losses
     up to the checkpoint that is gone on from."""
+    from raymb.bridge.activation import activate
+
     emit({"kind": "phase", "text": "importing Megatron"})
     _read_ahead(job)
     activate(job)
@@ -134,30 +138,6 @@ def _read_ahead(job: Job) -> None:
         read_ahead(Path(job.model_path))
 
 
-def activate(job: Job) -> None:
-    """Make Megatron ready in this process: its imports, the accelerator, the fixes."""
-    from raymb.bridge import imports
-
-    imports.install()
-    ACCELERATORS[job.backend].activate(job.spec.parallel.fsdp)
-    imports.load_family(job.architecture)
-    from raymb.bridge import fixes, fusions
-
-    fixes.apply_all()
-    fusions.install()
-
-
-def activate_alone(job: Job) -> None:
-    """The same in a process that is its own group: of one CPU worker, without Ray and torchrun."""
-    import torch.distributed as dist
-
-    if not dist.is_initialized():  # before Megatron is imported: the group looks into packages that are left out then
-        os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
-        store = dist.HashStore()  # pyright: ignore[reportPrivateImportUsage]
-        dist.init_process_group("gloo", store=store, rank=0, world_size=1)
-    activate(job)
-
-
 def train_under_ray(config: dict[str, Any]) -> None:
     """Ray Train's per-worker function.
 
@@ -166,8 +146,8 @@ def train_under_ray(config: dict[str, Any]) -> None:
     """
     import ray.train
 
+    from raymb.data.sharing import fetch_rows
     from raymb.rank.hang import HangWatch
-    from raymb.run.mirror import fetch_rows
     from raymb.telemetry.hub import Sender
 
     context = ray.train.get_context()

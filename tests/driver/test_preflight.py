@@ -18,9 +18,10 @@ from raymb.driver.preflight import Preflight, fingerprint, preflight
 from raymb.errors import RunDirError
 from raymb.model import files as model_files
 from raymb.run import fingerprint as fingerprints
-from raymb.run.directory import RunDir, claim, release, write_atomically
+from raymb.run.directory import RunDir, claim, release
 from raymb.run.fingerprint import Fingerprint, differences, take_fingerprint, ways_to_go_on
 from raymb.spec import load_spec
+from raymb.storage.files import write_atomically
 
 pytestmark = pytest.mark.usefixtures("in_this_process")
 

@@ -10,7 +10,8 @@ import pytest
 from tests.conftest import QWEN2_4_LAYERS, QWEN3_MOE_4_LAYERS, resolved_job
 
 from raymb.checkpoints import manifest as checkpoint
-from raymb.driver.resharding import check_format, described, layout_of, newest, optimizer_format, reshaping, to_reshape
+from raymb.checkpoints.format import check_format, layout_of, newest, optimizer_format
+from raymb.driver.resharding import described, reshaping, to_reshape
 from raymb.errors import RunDirError
 from raymb.model.shape import ModelShape
 from raymb.run.job import Job

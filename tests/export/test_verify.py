@@ -14,14 +14,16 @@ from safetensors.torch import load_file, save_file
 
 from raymb.errors import RunFailed
 from raymb.export import verify
-from raymb.export.merge import merge
 from raymb.export.reference import Reference
-from raymb.export.verify import Request, check
-from raymb.export.written import FAILED, Written, exported_line, finish
+from raymb.export.verify import check
+from raymb.export.written import FAILED, finish
+from raymb.model.merge import merge
+from raymb.run.unverified import UnverifiedExport, VerificationRequest
+from raymb.telemetry.export_line import exported_line
 
 
 @pytest.fixture
-def exported(tiny_qwen2: Path, tmp_path: Path) -> Request:
+def exported(tiny_qwen2: Path, tmp_path: Path) -> VerificationRequest:
     """An export that is the base itself, and what a model with these weights says of three rows."""
     from transformers import AutoModelForCausalLM
 
@@ -34,7 +36,7 @@ def exported(tiny_qwen2: Path, tmp_path: Path) -> Request:
         logits = torch.stack([loaded(input_ids=row[None, :length]).logits[0, -5:] for row, length in rows])
     save_file({"ids": ids, "lengths": torch.tensor(lengths), "logits": logits}, tmp_path / "reference.safetensors")
     reference = str(tmp_path / "reference.safetensors")
-    return Request(str(tiny_qwen2), str(tiny_qwen2), str(model), "", reference, "fp32", False, None)
+    return VerificationRequest(str(tiny_qwen2), str(tiny_qwen2), str(model), "", reference, "fp32", False, None)
 
 
 def _change_tensor(model: Path) -> None:
@@ -77,7 +79,7 @@ def _bring_template(model: Path) -> None:
     (model / "chat_template.jinja").write_text("{{ messages }}")
 
 
-def test_a_right_one_passes(exported: Request) -> None:
+def test_a_right_one_passes(exported: VerificationRequest) -> None:
     found = check(exported)
     assert found["problems"] == [] and found["error"] <= 1e-6
     assert (found["tolerance"], found["rows"], found["positions"]) == (1e-4, 3, 15)
@@ -94,7 +96,7 @@ def test_a_right_one_passes(exported: Request) -> None:
         (_bring_template, "the tokenizer's chat template in .* is not that of"),
     ],
 )
-def test_what_is_found(damage: Callable[[Path], None], problem: str, exported: Request) -> None:
+def test_what_is_found(damage: Callable[[Path], None], problem: str, exported: VerificationRequest) -> None:
     import re
 
     damage(Path(exported.model))
@@ -102,7 +104,7 @@ def test_what_is_found(damage: Callable[[Path], None], problem: str, exported: R
     assert len(problems) == 1 and re.match(problem, problems[0]), problems
 
 
-def test_what_bf16_cannot_tell_apart(exported: Request, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_bf16_cannot_tell_apart(exported: VerificationRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(verify.TOLERANCES, "bf16", 1e-6)  # a model that answers to rounding with more than is allowed
     found = check(replace(exported, precision="bf16"))
     assert found["problems"] == [] and 1e-3 < found["error"] <= found["tolerance"] < 0.1
@@ -112,7 +114,9 @@ def test_what_bf16_cannot_tell_apart(exported: Request, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-def test_a_merged_model_is_what_peft_makes(dtype: str, exported: Request, tiny_qwen2: Path, tmp_path: Path) -> None:
+def test_a_merged_model_is_what_peft_makes(
+    dtype: str, exported: VerificationRequest, tiny_qwen2: Path, tmp_path: Path
+) -> None:
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -144,7 +148,7 @@ def test_a_type_that_loses_much_is_said() -> None:
     assert "it has a loss of 2.1000 there instead of 2.0000 (--export_dtype fp32 keeps" in line
 
 
-def test_too_big_for_this_machine(exported: Request, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_big_for_this_machine(exported: VerificationRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(verify, "_bytes_free", lambda: 1 << 10)
     found = check(exported)
     assert found["problems"] == [] and found["error"] is None
@@ -152,31 +156,31 @@ def test_too_big_for_this_machine(exported: Request, monkeypatch: pytest.MonkeyP
     assert line.startswith("warning: hf/: tensors and tokenizer verified, logits not: loading it takes 0.0 GiB")
 
 
-def test_one_that_passes_takes_the_place_of_the_older(exported: Request, tmp_path: Path) -> None:
+def test_one_that_passes_takes_the_place_of_the_older(exported: VerificationRequest, tmp_path: Path) -> None:
     target = tmp_path / "hf"
     target.mkdir()
     (target / "old").write_text("")
-    findings = finish(Written({target: Path(exported.model)}, exported, 1), lambda: None)
+    findings = finish(UnverifiedExport({target: Path(exported.model)}, exported, 1), lambda: None)
     assert findings["directories"] == [str(target)] and findings["error"] <= 1e-6
     assert (target / "config.json").exists() and not (target / "old").exists()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["hf"]
     assert "hf/ verified: logits within" in exported_line(findings)
 
 
-def test_one_that_fails_is_marked_and_the_older_stays(exported: Request, tmp_path: Path) -> None:
+def test_one_that_fails_is_marked_and_the_older_stays(exported: VerificationRequest, tmp_path: Path) -> None:
     target = tmp_path / "hf"
     target.mkdir()
     (target / "old").write_text("")
     _change_tensor(Path(exported.model))
     with pytest.raises(RunFailed, match="the export is not what it should be: model: its logits differ") as failed:
-        finish(Written({target: Path(exported.model)}, exported, 1), lambda: None)
+        finish(UnverifiedExport({target: Path(exported.model)}, exported, 1), lambda: None)
     assert failed.value.hint == f"it is left in {tmp_path / 'hf-failed'}"
     assert (target / "old").exists()
     assert (tmp_path / "hf-failed" / FAILED).read_text().startswith("- model: its logits differ")
     assert (tmp_path / "hf-failed" / "model.safetensors").exists()
 
 
-def test_one_that_cannot_be_loaded(exported: Request, tmp_path: Path) -> None:
+def test_one_that_cannot_be_loaded(exported: VerificationRequest, tmp_path: Path) -> None:
     (Path(exported.model) / "config.json").write_text("{}")
     with pytest.raises(RunFailed, match="it cannot be loaded: "):
-        finish(Written({tmp_path / "hf": Path(exported.model)}, exported, 1), lambda: None)
+        finish(UnverifiedExport({tmp_path / "hf": Path(exported.model)}, exported, 1), lambda: None)

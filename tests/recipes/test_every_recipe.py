@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import yaml
 
-from raymb.bridge.fields import check_overrides
 from raymb.cli import main
 from raymb.errors import SpecError
 from raymb.recipes import catalog, values_below
 from raymb.recipes.catalog import LAYOUT
+from raymb.recipes.fields import check_overrides
 from raymb.recipes.translate import TEXT, translate
 from raymb.spec import load_spec, worker_range
 

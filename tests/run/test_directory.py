@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 
 from raymb.errors import RunDirError
-from raymb.run.directory import RunDir, check_claim, claim, release, write_atomically
+from raymb.run.directory import RunDir, check_claim, claim, release
 from raymb.run.fingerprint import Fingerprint
 from raymb.spec import RunSpec, load_spec
+from raymb.storage.files import write_atomically
 
 VERSIONS = {
     "raymb": "0.1.0",

@@ -15,12 +15,12 @@ from typing import Any
 
 import pytest
 
+from raymb.data.sharing import fetch_rows, share_rows
 from raymb.errors import RunDirError, StorageError
 from raymb.run import directory as run_dir
-from raymb.run import mirror as mirror_module
 from raymb.run import remote_lock
 from raymb.run.directory import RunDir
-from raymb.run.mirror import Mirror, delete_old_run, fetch_rows, pull, pushing, share_rows
+from raymb.run.mirror import Mirror, delete_old_run, pull, pushing
 from raymb.run.remote_lock import RemoteLock
 from raymb.spec import load_spec
 from raymb.storage.lock import this_process
@@ -528,7 +528,7 @@ def _fetch(name: str, storage: str, count: Any) -> None:
         real(self, name, local)
 
     Remote.download = download  # type: ignore[method-assign]
-    assert (mirror_module.fetch_rows(name, storage) / "manifest.json").exists()
+    assert (fetch_rows(name, storage) / "manifest.json").exists()
 
 
 def test_all_processes_of_a_machine_ask_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

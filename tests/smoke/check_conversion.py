@@ -22,7 +22,7 @@ def check(job: Any) -> dict[str, Any]:
     with torch.no_grad():
         theirs = source.eval()(input_ids=tokens).logits
 
-    from raymb.worker import activate_alone
+    from raymb.bridge.activation import activate_alone
 
     activate_alone(job)
     from megatron.core import parallel_state

@@ -13,6 +13,7 @@ from raymb.plan import make_plan
 from raymb.run import directory as run_dir
 from raymb.run.directory import RunDir
 from raymb.spec import load_spec
+from raymb.storage.files import write_atomically
 from raymb.telemetry.events import Events, state_after
 from raymb.telemetry.failures import Failures
 from raymb.telemetry.sinks import JsonLines
@@ -46,7 +47,7 @@ class MadeRun:
         self.place = RunDir.of(self.spec, "")
         plan = make_plan(self.spec, read_model_shape(str(model), None), rows=96, backend="cpu").to_dict()
         run_dir.claim(self.place, self.spec, plan, {})
-        run_dir.write_atomically(self.place.data, json.dumps(DATA))
+        write_atomically(self.place.data, json.dumps(DATA))
         self.metrics, self.now = JsonLines(self.place.metrics), BEGAN
         self.losses: dict[int, float] = {}
 

@@ -22,11 +22,11 @@ from raymb.bridge.profiling import NsysWindow, Profile
 from raymb.bridge.saving import Saving
 from raymb.checkpoints import manifest as checkpoint
 from raymb.checkpoints.remote import RemoteCheckpoints
-from raymb.export.written import Written
 from raymb.rank.early_stopping import has_stalled
 from raymb.rank.progress import Progress
 from raymb.rank.stopping import StopTogether
 from raymb.run.job import Job
+from raymb.run.unverified import UnverifiedExport
 from raymb.spec.values import bounds
 
 Emit = Callable[[dict[str, Any]], None]
@@ -288,7 +288,7 @@ class HuggingFaceExport(Callback):
         self.hf_bridge = hf_bridge
         self.emit = emit
         self.last_step: int | None = None
-        self.written: Written | None = None
+        self.written: UnverifiedExport | None = None
 
     def on_train_end(self, context: CallbackContext) -> None:
         self.last_step = context.state.train_state.step

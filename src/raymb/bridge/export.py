@@ -19,16 +19,15 @@ from raymb.bridge.reference import write_reference
 from raymb.bridge.rounding import as_written
 from raymb.data.store import read_manifest
 from raymb.errors import RunFailed
-from raymb.export.merge import merge
-from raymb.export.verify import Request
-from raymb.export.written import Written
+from raymb.model.merge import merge
 from raymb.model.tensor_files import TensorFiles, converted, tensor_types, trimmed, type_to_write
 from raymb.model.vision import PROCESSOR_FILES
 from raymb.rank.accelerator import precision_of
 from raymb.run.job import Job
+from raymb.run.unverified import UnverifiedExport, VerificationRequest
 
 
-def write_results(hf_bridge: AutoBridge, model: list[Any], job: Job) -> Written:
+def write_results(hf_bridge: AutoBridge, model: list[Any], job: Job) -> UnverifiedExport:
     """Write what a run is for beside where it is to be: the model, or its adapters (and with --merge the model that
     they make). Collective, called on every rank.
 
@@ -59,7 +58,7 @@ def write_results(hf_bridge: AutoBridge, model: list[Any], job: Job) -> Written:
         if dist.get_rank() == 0:
             _write_settings(job, directories, template)
         dist.barrier()
-    request = Request(
+    request = VerificationRequest(
         base=job.model_path,
         base_files=job.base_files(),
         model=str(directories.get(Path(job.hf_dir), "")),
@@ -69,7 +68,7 @@ def write_results(hf_bridge: AutoBridge, model: list[Any], job: Job) -> Written:
         trust_remote_code=job.spec.model.trust_remote_code,
         chat_template=template,
     )
-    return Written(directories, request, job.threads)
+    return UnverifiedExport(directories, request, job.threads)
 
 
 @contextlib.contextmanager

@@ -36,7 +36,8 @@ def load_model(job: Job) -> tuple[AutoBridge, list[Any]]:
     """The bridge to the Hugging Face model, and the model with the weights of the job's load_dir.
 
     Args:
-        job: for which Megatron is ready (raymb.worker.activate); with load_dir "" the model is as Hugging Face has it.
+        job: for which Megatron is ready (raymb.bridge.activation); with load_dir "" the model is as Hugging Face has
+            it.
     """
     config, hf_bridge = build_config(job, job.load_dir or None)
     adapters = make_adapters(job)

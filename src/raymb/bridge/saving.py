@@ -17,7 +17,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import torch
 import torch.distributed as dist
@@ -30,10 +30,9 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from raymb.bridge.collectives import largest_of_all, some_rank
 from raymb.checkpoints import manifest as checkpoint
+from raymb.checkpoints.format import layout_of, optimizer_format
 from raymb.checkpoints.remote import RemoteCheckpoints
-from raymb.driver.resharding import layout_of, optimizer_format
 from raymb.errors import RunFailed
-from raymb.export.during import Exports
 from raymb.rank.accelerator import precision_of
 from raymb.rank.progress import Progress
 from raymb.run.directory import POINTERS
@@ -43,6 +42,18 @@ _ROOM_FOR_SMALL_FILES = 2 << 20
 _WORTH_A_WARNING = 2.0  # seconds
 _SHORT_TURN = 0.0005  # seconds that the writing thread may keep the interpreter while the training waits for it
 Emit = Callable[[dict[str, Any]], None]
+
+
+class CheckpointExports(Protocol):
+    """Who makes exports of checkpoints (raymb.export.during), as far as a checkpoint is concerned.
+
+    in_use: steps whose checkpoints are still read.
+    """
+
+    in_use: set[int]
+
+    def saved(self, step: int) -> None:
+        """A checkpoint is whole."""
 
 
 class Saving:
@@ -68,7 +79,7 @@ class Saving:
         self.before: Callable[[Any], None] = lambda context: None
         self.train_loss: Callable[[], float] = lambda: float("-inf")
         self.remote = RemoteCheckpoints.of(job)
-        self.exports: Exports | None = None
+        self.exports: CheckpointExports | None = None
         self.later = ThreadPoolExecutor(1, thread_name_prefix="raymb-checkpoint")
 
     def directory(self, step: int) -> Path:

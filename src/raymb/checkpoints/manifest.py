@@ -16,9 +16,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from raymb.run.directory import ITERATION, LEFT_OUT, POINTERS, write_atomically
+from raymb.run.directory import ITERATION, LEFT_OUT, MANIFEST, POINTERS, is_iteration
+from raymb.storage.files import write_atomically
 
-LATEST, BEST, MANIFEST = *POINTERS[:2], "manifest.json"
+LATEST, BEST = POINTERS[:2]
 _BACKEND = re.compile(r"^  distributed_backend: (\w+)$", re.MULTILINE)
 _THREADS = 4
 
@@ -143,10 +144,6 @@ def latest_step(checkpoint_dir: str | Path) -> int | None:
     """The step of the newest checkpoint that looks whole, None when there is none."""
     steps = steps_of(checkpoint_dir)
     return next((step for step in steps if not why_not_whole(iteration_dir(checkpoint_dir, step))), None)
-
-
-def is_iteration(path: str | Path) -> bool:
-    return ITERATION.fullmatch(Path(path).name) is not None
 
 
 def written_with(directory: str | Path) -> str | None:

@@ -11,8 +11,8 @@ from pathlib import Path
 import torch.distributed as dist
 
 from raymb.checkpoints import manifest as checkpoint
-from raymb.run.directory import write_atomically
 from raymb.run.job import Job
+from raymb.storage.files import write_atomically
 from raymb.storage.remote import Remote
 from raymb.storage.transfer import side_by_side
 

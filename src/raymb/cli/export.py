@@ -29,8 +29,9 @@ def command(
     it was trained with. Takes no GPU."""
     from rich.console import Console
 
+    from raymb.driver.exporting import export
     from raymb.errors import SpecError
-    from raymb.export.later import Wish, export
+    from raymb.export.later import Wish
 
     types = ("source", "bf16", "fp16", "fp32")
     if export_dtype not in (None, *types):

@@ -16,6 +16,7 @@ from raymb.data.prepare import Prepared, encoder_settings
 from raymb.data.samples import samples_in
 from raymb.data.store import RowFile
 from raymb.errors import DataError, SpecError
+from raymb.model.files import model_path
 from raymb.spec import RunSpec
 
 TRAINED = "bold green"
@@ -63,8 +64,6 @@ def _print_samples(console: Console, prepared: Prepared, spec: RunSpec, part: st
 
 
 def _tokenizer(spec: RunSpec) -> Any:
-    from raymb.driver.preflight import model_path
-
     return Encoder(encoder_settings(spec, model_path(spec))).tokenizer
 
 

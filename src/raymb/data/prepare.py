@@ -28,14 +28,14 @@ from raymb.data.packing import first_fit_decreasing
 from raymb.data.parallel import Encoders
 from raymb.data.pool import Pool, check_problems
 from raymb.data.shapes import Shape
+from raymb.data.sharing import fetch_rows
 from raymb.data.splitting import leaks, split, used
 from raymb.data.statistics import part_statistics
 from raymb.data.store import IMAGES, MANIFEST, read_manifest, write_images, write_rows
 from raymb.errors import DataError, RunDirError, StorageError
 from raymb.model.files import ModelFiles
-from raymb.run.directory import write_atomically
-from raymb.run.mirror import fetch_rows
 from raymb.spec import RunSpec
+from raymb.storage.files import write_atomically
 from raymb.storage.lock import process_lives
 from raymb.storage.remote import is_address, storage_root
 

@@ -25,6 +25,7 @@ from raymb.errors import ClusterError
 from raymb.plan.gpus import Gpu, gpu_of_device
 from raymb.plan.placement import HINT, room_problem
 from raymb.spec import RunSpec
+from raymb.telemetry.ray_messages import keep_what_ray_says
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,7 @@ def connect(spec: RunSpec, console: Console) -> Iterator[Cluster]:
     Raises:
         ClusterError: no cluster answers at the address.
     """
-    _keep_what_ray_says()
+    keep_what_ray_says()
     if is_connected():
         yield Cluster(joined=True)
         return
@@ -194,20 +195,6 @@ def _without_api_server() -> Iterator[None]:
         yield
     finally:
         services.start_api_server = original
-
-
-RAY_SAID: collections.deque[str] = collections.deque(maxlen=20)
-"""What Ray said last of workers and nodes that died, for the pages of failures."""
-
-
-def _keep_what_ray_says() -> None:
-    """Ray 2.60 prints that on standard output, page by page, and has no switch for it."""
-    from ray._private import worker
-
-    def keep(data: dict[str, Any], ignore_prefix: bool = False) -> None:
-        RAY_SAID.extend(line[:500] for words in data["lines"] for line in str(words).splitlines()[:2])
-
-    worker.print_to_stdstream = keep  # type: ignore[assignment]
 
 
 def check_room(worker: Resources, tensor: int, num_workers: int) -> None:

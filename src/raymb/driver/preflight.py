@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from raymb.driver.ray_address import joins_a_cluster
 from raymb.errors import ModelError, RunDirError, SpecError
+from raymb.model.files import model_path
 from raymb.model.shape import ModelShape, read_model_shape
 from raymb.model.vision import check_forward_step, seeing
 from raymb.plan import Plan, make_plan
@@ -137,7 +138,7 @@ def checked_shape(spec: RunSpec) -> ModelShape:
         ModelError: not found, incomplete, of a kind that raymb does not train, or in need of code that may not run.
     """
     if spec.overrides:
-        from raymb.bridge.fields import check_overrides
+        from raymb.recipes.fields import check_overrides
 
         check_overrides(spec.overrides)
     shape = read_model_shape(model_path(spec), spec.model.hf_revision)
@@ -175,17 +176,6 @@ def local_gpu(spec: RunSpec) -> Gpu | None:
         return None
     files = sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))  # nvidia-smi takes a second
     return gpu_of_device(files[0].read_text(encoding="utf-8")) if files else None
-
-
-def model_path(spec: RunSpec) -> str:
-    """What Hugging Face loads: a hub id or an absolute directory. `sample` is made on first use."""
-    asked = spec.model.hf_model_path
-    if asked == "sample" and not Path(asked).exists():
-        from raymb.model.sample import smollm2_directory
-
-        return str(smollm2_directory())
-    directory = Path(asked).expanduser()
-    return str(directory.absolute()) if directory.is_dir() else asked
 
 
 def run_name(checked: Preflight) -> str:

@@ -14,8 +14,9 @@ from raymb.checkpoints import manifest as checkpoint
 from raymb.checkpoints.remote import RemoteCheckpoints
 from raymb.child import Child
 from raymb.errors import RaymbError, RunFailed, last_line
-from raymb.export.written import Written, finish
+from raymb.export.written import finish
 from raymb.run.job import Job
+from raymb.run.unverified import UnverifiedExport
 
 Emit = Callable[[dict[str, Any]], None]
 
@@ -53,7 +54,7 @@ class Exports:
             self.in_use.add(step)
             self.waiting.put(step)
 
-    def conclude(self, step: int, written: Written | None) -> None:
+    def conclude(self, step: int, written: UnverifiedExport | None) -> None:
         """The training has ended: wait for the others, then make the run's own.
 
         Args:

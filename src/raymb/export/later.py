@@ -7,7 +7,6 @@ import io
 import json
 import logging
 import os
-import shutil
 import sys
 import warnings
 from collections.abc import Callable
@@ -15,18 +14,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from raymb.checkpoints import manifest as checkpoint
 from raymb.data.store import read_manifest
-from raymb.driver.resharding import smallest_plan
-from raymb.errors import RaymbError, RunDirError, RunFailed
+from raymb.errors import RaymbError, RunDirError
 from raymb.export.model_card import write_card
-from raymb.export.written import Written, exported_line, finish
+from raymb.export.written import finish
 from raymb.model.tensor_files import tensor_types
 from raymb.run import directory as run_dir
 from raymb.run.fingerprint import described, differences, model_group
 from raymb.run.job import Job
+from raymb.run.unverified import UnverifiedExport
 
 
 @dataclass(frozen=True)
@@ -54,79 +51,25 @@ class Wish:
     ray_address: str | None = None
 
 
-def export(wish: Wish, console: Console) -> dict[str, Any]:
-    """Write the directories, verified, with a model card.
-
-    Returns:
-        raymb.export.written.finish's findings.
-
-    Raises:
-        RunDirError: no run there, no such checkpoint, a broken one, another base model, or a directory in the way.
-        RunFailed: what was written is not as it should be.
-    """
-    job = checked_job(wish)
-    console.print(f"exporting {job.load_dir}", highlight=False, soft_wrap=True)
-    if wish.ray:
-        findings = _on_ray(job, wish, console)
-    else:
-        with console.status("") as status:
-            findings = _alone(exporting_job(job), status.update)
-        console.print(exported_line(findings), highlight=False, soft_wrap=True)
-    return findings
-
-
-def _alone(job: Job, say: Callable[[str], None]) -> dict[str, Any]:
+def export_alone(job: Job, say: Callable[[str], None]) -> dict[str, Any]:
     """In this process."""
     say("loading the checkpoint and writing")
     written = _write_alone(job)
     say("verifying in a fresh process")
     findings = finish(written, lambda: None)
-    _write_cards(job, findings)
+    write_cards(job, findings)
     return findings
 
 
-def _on_ray(job: Job, wish: Wish, console: Console) -> dict[str, Any]:
-    """The same by CPU workers of a Ray cluster, in the checkpoint's layout: no process has the whole model."""
-    from raymb.driver.cluster import connect
-    from raymb.driver.outcome import reason_of
-    from raymb.driver.resources import wait_for
-    from raymb.driver.trainer import make_trainer
-    from raymb.telemetry.monitor import Monitor
-
-    manifest = checkpoint.read_manifest(job.load_dir) or {}
-    home = run_dir.RunDir(wish.run.expanduser().absolute() / ".export", Path(job.checkpoint_dir))
-    plan = {**smallest_plan(job.plan, manifest), "train_iters": manifest["step"]}
-    job = replace(
-        _in_type(job).on_cpus(), task="export", plan=plan, plans={}, run_dir=str(home.path), log_dir=str(home.logs)
-    )
-    with connect(job.spec, console) as cluster:
-        resources = cluster.resources_of_a_worker("cpu", job.spec.cluster.cpus_per_worker, plan["num_workers"])
-        wait_for(resources, plan["num_workers"], job.spec.cluster.wait_for_resources, console)
-        home.logs.mkdir(parents=True, exist_ok=True)
-        trainer = make_trainer(job, cluster, resources, home)
-        monitor = Monitor(trainer.hub, job, home, console)
-        try:
-            trainer.fit()
-        except Exception as error:
-            raise RunFailed(reason_of(error), f"the workers' logs: {home.logs}") from error
-        finally:
-            monitor.close()
-    records = [json.loads(line) for line in home.metrics.read_text(encoding="utf-8").splitlines()]
-    shutil.rmtree(home.path)
-    findings = next(one for one in records if one["kind"] == "export")
-    _write_cards(job, findings)
-    return findings
-
-
-def _write_cards(job: Job, findings: dict[str, Any]) -> None:
+def write_cards(job: Job, findings: dict[str, Any]) -> None:
     step = (checkpoint.read_manifest(job.load_dir) or {}).get("step", 0)
     for directory in findings["directories"]:
         write_card(Path(directory), Path(job.run_dir), {**findings, "step": step}, adapter=directory == job.adapter_dir)
 
 
-def _write_alone(job: Job) -> Written:
+def _write_alone(job: Job) -> UnverifiedExport:
     """Load the job's load_dir and write, in this process alone."""
-    from raymb.worker import activate_alone
+    from raymb.bridge.activation import activate_alone
 
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)  # what raymb has to say it says itself
@@ -145,7 +88,7 @@ def main() -> None:
     os.nice(19)
     try:
         job = exporting_job(Job.from_json(sys.stdin.read()))
-        print(json.dumps(_alone(job, lambda phase: None)), flush=True)
+        print(json.dumps(export_alone(job, lambda phase: None)), flush=True)
     except RaymbError as error:
         sys.exit(f"error: {error}".replace("\n", "; "))
 
@@ -178,10 +121,10 @@ def checked_job(wish: Wish) -> Job:
 
 def exporting_job(job: Job) -> Job:
     """The job as that of one CPU worker that exports its load_dir."""
-    return _in_type(job).alone()
+    return in_export_type(job).alone()
 
 
-def _in_type(job: Job) -> Job:
+def in_export_type(job: Job) -> Job:
     """The job with its weights in no larger type than what is to be written."""
     manifest = checkpoint.read_manifest(job.load_dir) or {}
     asked, precision = job.spec.checkpoint.export_dtype, manifest.get("precision", "fp32")

@@ -12,13 +12,14 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raymb.export.hf_model import load_hf_model
 from raymb.model.tensor_files import tensor_differences, tensor_shapes, tensor_types, type_to_write
 from raymb.model.vision import PROCESSOR_FILES
+from raymb.run.unverified import VerificationRequest
 
 if TYPE_CHECKING:
     import torch
@@ -34,31 +35,7 @@ _OF_A_COPY = ("_name_or_path", "dtype", "torch_dtype", "transformers_version")
 """Entries of config.json that may differ."""
 
 
-@dataclass(frozen=True)
-class Request:
-    """
-    Args:
-        base: the model that the training started from; base_files: its directory.
-        model, adapter: directories to check; "" for none.
-        reference: file of bridge.reference.write_reference.
-        precision: that the reference was computed in: fp32 or bf16.
-        chat_template: the text that the export must have; None for the base's.
-    """
-
-    base: str
-    base_files: str
-    model: str
-    adapter: str
-    reference: str
-    precision: str
-    trust_remote_code: bool
-    chat_template: str | None
-
-    def to_json(self) -> str:
-        return json.dumps(asdict(self))
-
-
-def check(request: Request) -> dict[str, Any]:
+def check(request: VerificationRequest) -> dict[str, Any]:
     """The findings.
 
     Returns:
@@ -100,7 +77,7 @@ class Compared:
     problems: list[str]
 
 
-def _compared(request: Request, reference: Reference) -> Iterator[Compared]:
+def _compared(request: VerificationRequest, reference: Reference) -> Iterator[Compared]:
     """An adapter beside the Megatron model, a merged model beside PEFT's, any other beside the Megatron model."""
     of, tolerance = "the trained Megatron model's", TOLERANCES[request.precision]
     if request.adapter:
@@ -142,7 +119,7 @@ def _merged(model: Any, directory: Path) -> tuple[Any, bool]:
     return merged, usual != torch.float32
 
 
-def _file_problems(directory: str, request: Request) -> Iterator[str]:
+def _file_problems(directory: str, request: VerificationRequest) -> Iterator[str]:
     """What tokenizer, settings and tensors lack."""
     from transformers import AutoConfig, AutoTokenizer
 
@@ -169,7 +146,7 @@ def _file_problems(directory: str, request: Request) -> Iterator[str]:
     yield from tensor_differences(Path(directory), Path(request.base_files))
 
 
-def _bytes_needed(request: Request) -> int:
+def _bytes_needed(request: VerificationRequest) -> int:
     numbers = sum(map(math.prod, tensor_shapes(Path(request.model or request.base_files)).values()))
     return int(numbers * (4 if request.precision == "fp32" else 2) * 1.1)
 
@@ -180,7 +157,7 @@ def _bytes_free() -> int:
     return psutil.virtual_memory().available
 
 
-def _load(path: str, request: Request) -> tuple[Any, list[str]]:
+def _load(path: str, request: VerificationRequest) -> tuple[Any, list[str]]:
     """(model, what was not loaded as it is stored)."""
     import torch
 
@@ -195,7 +172,7 @@ def _load(path: str, request: Request) -> tuple[Any, list[str]]:
     return model, [f"{len(names)} {kind.replace('_', ' ')}, first {names[0]}" for kind, names in kinds.items() if names]
 
 
-def _with_adapter(request: Request) -> tuple[Any, list[str]]:
+def _with_adapter(request: VerificationRequest) -> tuple[Any, list[str]]:
     from peft import PeftConfig, get_peft_model
 
     base, _ = _load(request.base, request)
@@ -207,7 +184,7 @@ def _with_adapter(request: Request) -> tuple[Any, list[str]]:
 
 def main() -> None:
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    request = Request(**json.load(sys.stdin))
+    request = VerificationRequest(**json.load(sys.stdin))
     print(json.dumps(check(request)), flush=True)
 
 

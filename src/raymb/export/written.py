@@ -6,35 +6,17 @@ import os
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from raymb.child import Child
 from raymb.errors import RunFailed, last_line
-from raymb.export.verify import Request
+from raymb.run.unverified import UnverifiedExport
 
-_NOTABLE = 0.005
-"""Share of the loss that an export may lose without a word."""
 FAILED = "VERIFICATION_FAILED.txt"
 
 
-@dataclass(frozen=True)
-class Written:
-    """Directories that are not verified yet.
-
-    Args:
-        directories: where each is to be, to where it is.
-        request: what the verification is to look at.
-        threads: that it may use.
-    """
-
-    directories: dict[Path, Path]
-    request: Request
-    threads: int
-
-
-def finish(written: Written, beat: Callable[[], None]) -> dict[str, Any]:
+def finish(written: UnverifiedExport, beat: Callable[[], None]) -> dict[str, Any]:
     """Verify in a fresh process, and put the directories into their places, where they replace older ones.
 
     Args:
@@ -62,25 +44,7 @@ def finish(written: Written, beat: Callable[[], None]) -> dict[str, Any]:
     return {**findings, "seconds": seconds, "directories": [str(target) for target in written.directories]}
 
 
-def exported_line(record: dict[str, Any]) -> str:
-    """An export's record, in words."""
-    names = " and ".join(f"{Path(place).name}/" for place in record["directories"])
-    if record["error"] is None:
-        return f"warning: {names}: tensors and tokenizer verified, logits not: {record['unmeasured']}"
-    line = (
-        f"{names} verified: logits within {record['error']:.1e} of the trained model's on {record['rows']} rows "
-        f"({record['tolerance']:.0e} allowed)"
-    )
-    trained, exported = record["losses"]
-    if abs(exported - trained) > _NOTABLE * trained:
-        line += (
-            f"; rounded to its type, it has a loss of {exported:.4f} there instead of {trained:.4f} "
-            "(--export_dtype fp32 keeps what was trained)"
-        )
-    return line
-
-
-def _mark(written: Written, problems: list[str]) -> list[str]:
+def _mark(written: UnverifiedExport, problems: list[str]) -> list[str]:
     """Where the directories are left, each with a file that says why."""
     places = []
     for target, partial in written.directories.items():

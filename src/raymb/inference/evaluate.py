@@ -25,8 +25,8 @@ from raymb.inference import scores
 from raymb.inference.engines import BASE, TUNED, Sampling, Transformers, chosen_engine, open_engines
 from raymb.inference.generate import Asker, answer_all
 from raymb.inference.tuned_model import TunedModel
-from raymb.run.directory import write_atomically
 from raymb.spec import RunSpec, load_spec
+from raymb.storage.files import write_atomically
 
 _NAMES = {
     "loss": "loss, nats a token",

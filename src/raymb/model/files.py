@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 from raymb.errors import ModelError
+from raymb.spec import RunSpec
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 HUB_TIMEOUT_SECONDS = 5.0
@@ -211,3 +212,14 @@ def base_directory(model_path: str, revision: str | None = None) -> str:
     from huggingface_hub import snapshot_download
 
     return snapshot_download(model_path, revision=revision, ignore_patterns=["*.bin", "*.pth"])
+
+
+def model_path(spec: RunSpec) -> str:
+    """What Hugging Face loads: a hub id or an absolute directory. `sample` is made on first use."""
+    asked = spec.model.hf_model_path
+    if asked == "sample" and not Path(asked).exists():
+        from raymb.model.sample import smollm2_directory
+
+        return str(smollm2_directory())
+    directory = Path(asked).expanduser()
+    return str(directory.absolute()) if directory.is_dir() else asked

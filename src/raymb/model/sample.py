@@ -6,13 +6,13 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import shutil
 import sys
 import tempfile
 from pathlib import Path
 
 from raymb.errors import ModelError
+from raymb.storage.cache import cache_directory
 
 NAME = "SmolLM2-135M-Instruct"
 
@@ -38,13 +38,6 @@ def smollm2_directory() -> Path:
             "name a directory with 300 MB free in the RAYMB_CACHE variable",
         ) from None
     return directory
-
-
-def cache_directory() -> Path:
-    """What raymb keeps on a machine, and can make or fetch again."""
-    if place := os.environ.get("RAYMB_CACHE"):
-        return Path(place).expanduser().absolute()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").absolute() / "raymb"
 
 
 def _gguf_file() -> Path:

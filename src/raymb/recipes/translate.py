@@ -8,10 +8,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from raymb.bridge.fields import problem_of
 from raymb.data.presets import PRESETS
 from raymb.model.vision import step_of_recipe
 from raymb.recipes.catalog import Recipe
+from raymb.recipes.fields import problem_of
 from raymb.spec.sections import FLAG_THAT_OWNS, SECTION_OF_FLAG, SECTIONS
 
 TEXT = ("GPTSFTDatasetConfig", "GPTDatasetConfig")

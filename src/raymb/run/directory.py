@@ -26,7 +26,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
 import shutil
 from dataclasses import dataclass
@@ -37,9 +36,12 @@ from raymb.errors import RunDirError
 from raymb.run.fingerprint import Fingerprint, described, differences, ways_to_go_on
 from raymb.spec import RunSpec, spec_to_json
 from raymb.storage import lock
+from raymb.storage.files import write_atomically
 from raymb.storage.remote import Remote, storage_root
 
 ITERATION = re.compile(r"iter_(\d{7,})")
+MANIFEST = "manifest.json"
+"""In an iteration directory, and among prepared rows: what is listed there is whole."""
 _EXPORT = re.compile(r"(hf|adapter)-step-\d+(-failed)?")
 POINTERS = ("latest", "best", "latest_train_state.pt", "latest_checkpointed_iteration.txt")
 """raymb's, Bridge's and Megatron's files that name a checkpoint."""
@@ -246,19 +248,8 @@ def read_object(file: Path) -> dict[str, Any] | None:
     return content if isinstance(content, dict) else {}
 
 
-def write_atomically(file: Path, text: str) -> None:
-    """The file has its old content or the new one, never a part."""
-    temporary = file.with_name(f".{file.name}.tmp")
-    try:
-        with open(temporary, "w", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, file)
-    except OSError:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
+def is_iteration(path: str | Path) -> bool:
+    return ITERATION.fullmatch(Path(path).name) is not None
 
 
 def _identity(run: RunDir, fingerprint: Fingerprint) -> Fingerprint:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from raymb.errors import RaymbError, RunDirError, StorageError
-from raymb.model.sample import cache_directory
+from raymb.storage.cache import cache_directory
 from raymb.storage.transfer import (
     ask,
     files_below,

@@ -11,14 +11,14 @@ import ray
 from ray.exceptions import RayError
 from rich.console import Console
 
-from raymb.driver.cluster import RAY_SAID
-from raymb.export.written import exported_line
 from raymb.run import directory as directories
 from raymb.run.job import Job
 from raymb.telemetry.events import Events, state_after
+from raymb.telemetry.export_line import exported_line
 from raymb.telemetry.failures import Failures, console_lines, resumed_line
 from raymb.telemetry.hub import Receiver
 from raymb.telemetry.progress import Terminal
+from raymb.telemetry.ray_messages import RAY_SAID
 from raymb.telemetry.sinks import JsonLines, TensorBoard
 from raymb.telemetry.steps import StepJoiner
 from raymb.telemetry.trackers import trackers

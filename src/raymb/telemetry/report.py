@@ -10,7 +10,7 @@ from pathlib import Path
 
 from raymb import __version__
 from raymb.errors import RunDirError
-from raymb.run.directory import write_atomically
+from raymb.storage.files import write_atomically
 from raymb.storage.remote import is_address
 from raymb.telemetry import tables
 from raymb.telemetry.charts import duration

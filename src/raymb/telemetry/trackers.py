@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 from raymb import __version__
 from raymb.errors import EXIT_OK, SpecError, last_line
-from raymb.run.directory import RunDir, read_object, write_atomically
+from raymb.run.directory import RunDir, read_object
 from raymb.spec import RunSpec, without_secrets
+from raymb.storage.files import write_atomically
 from raymb.telemetry.events import state_after
 from raymb.telemetry.sinks import scalars
 

@@ -6,13 +6,16 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
 from safetensors import safe_open
 
 from raymb.errors import RunFailed
 from raymb.model.tensor_files import TensorFiles, converted, tensor_types
 from raymb.model.vision import module_name
+
+if TYPE_CHECKING:
+    import torch
 
 _PREFIX = "base_model.model."
 
@@ -50,6 +53,8 @@ class Adapter:
         whole = weight.float() + second.float() @ first.float() * self.scaling
         magnitude = self.tensors.get(f"{module}.lora_magnitude_vector")
         if magnitude is not None:
+            import torch
+
             whole = magnitude.float()[:, None] / torch.linalg.norm(whole, dim=1, keepdim=True) * whole
         return whole
 

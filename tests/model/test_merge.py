@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from raymb.errors import RunFailed
-from raymb.export.merge import merge
+from raymb.model.merge import merge
 from raymb.model.tensor_files import TensorFiles, tensor_shapes
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from raymb.bridge import fields
-from raymb.bridge.fields import check_overrides, class_fields
 from raymb.errors import SpecError
+from raymb.recipes import fields
+from raymb.recipes.fields import check_overrides, class_fields
 from raymb.spec import FLAG_THAT_OWNS
 
 
@@ -78,7 +78,7 @@ def test_without_the_sources_the_workers_tell(monkeypatch: pytest.MonkeyPatch) -
 
 def test_nothing_of_megatron_is_imported() -> None:
     code = (
-        "import sys; from raymb.bridge.fields import check_overrides; check_overrides({'optimizer.decoupled_lr': 1});"
+        "import sys; from raymb.recipes.fields import check_overrides; check_overrides({'optimizer.decoupled_lr': 1});"
         "sys.exit(any(name in sys.modules for name in ('megatron.bridge', 'megatron.core', 'torch', 'ray')))"
     )
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2] / "src")}

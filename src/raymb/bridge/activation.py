@@ -1,0 +1,32 @@
+"""Megatron made ready in a process."""
+
+from __future__ import annotations
+
+import os
+
+from raymb.rank.accelerator import ACCELERATORS
+from raymb.run.job import Job
+
+
+def activate(job: Job) -> None:
+    """Make Megatron ready in this process: its imports, the accelerator, the fixes."""
+    from raymb.bridge import imports
+
+    imports.install()
+    ACCELERATORS[job.backend].activate(job.spec.parallel.fsdp)
+    imports.load_family(job.architecture)
+    from raymb.bridge import fixes, fusions
+
+    fixes.apply_all()
+    fusions.install()
+
+
+def activate_alone(job: Job) -> None:
+    """The same in a process that is its own group: of one CPU worker, without Ray and torchrun."""
+    import torch.distributed as dist
+
+    if not dist.is_initialized():  # before Megatron is imported: the group looks into packages that are left out then
+        os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
+        store = dist.HashStore()  # pyright: ignore[reportPrivateImportUsage]
+        dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+    activate(job)

@@ -1,0 +1,78 @@
+"""In which pieces a checkpoint has the optimizer's state, which is what another layout may not be able to read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from raymb.checkpoints import manifest as checkpoint
+from raymb.errors import RunDirError
+from raymb.spec.sections import Model, RunSpec
+
+_USUAL = RunSpec(model=Model(hf_model_path="any"))
+_LAYOUT = (
+    "tensor_parallel_size",
+    "pipeline_parallel_size",
+    "virtual_pipeline_parallel_size",
+    "expert_parallel_size",
+    "expert_tensor_parallel_size",
+    "num_layers_in_first_stage",
+    "num_layers_in_last_stage",
+)
+
+
+def layout_of(plan: dict[str, Any]) -> dict[str, Any]:
+    """What decides how the optimizer's state is cut into pieces, copies left out."""
+    return {name: plan[name] for name in _LAYOUT}
+
+
+def optimizer_format(spec: RunSpec) -> dict[str, bool]:
+    """What decides what the optimizer's state is called in a checkpoint, in which there is no going over."""
+    return {
+        "megatron_fsdp": spec.parallel.fsdp,
+        "distributed_optimizer": spec.optimizer.distributed_optimizer,
+        "grad_reduce_in_fp32": spec.performance.grad_reduce_in_fp32,
+    }
+
+
+def check_format(checkpoint_dir: str | Path, spec: RunSpec, remote: bool = False) -> None:
+    """
+    Raises:
+        RunDirError: the checkpoint that a run would go on from has the optimizer's state under other names.
+    """
+    directory = newest(checkpoint_dir, spec.checkpoint.resume, remote)
+    manifest = (checkpoint.read_manifest(directory) if directory else None) or {}
+    written, now = {**optimizer_format(_USUAL), **manifest.get("optimizer_format", {})}, optimizer_format(spec)
+    for flag in [flag for flag in now if manifest and written[flag] != now[flag]]:
+        before, asked = (f"--{'' if value else 'no_'}{flag}" for value in (written[flag], now[flag]))
+        raise RunDirError(
+            f"{directory} was written with {before}, and its optimizer cannot be gone on with under {asked}",
+            f"give {before}, or another --experiment_name",
+        )
+
+
+def newest(checkpoint_dir: str | Path, resume: str, remote: bool = False) -> Path | None:
+    """The newest checkpoint that looks whole, the run's own before those of --resume PATH."""
+    for one in map(Path, checkpoint.candidates(checkpoint_dir, resume)):
+        elsewhere = remote and one.is_relative_to(checkpoint_dir)
+        if checkpoint.read_manifest(one) if elsewhere else not checkpoint.why_not_whole(one):
+            return one
+    return None
+
+
+def smallest_plan(plan: dict[str, Any], manifest: dict[str, Any]) -> dict[str, Any]:
+    """The plan with as few workers as hold a checkpoint's model in its own pieces: one for each, or as many as there
+    were where experts are spread over the copies (data and context parallel)."""
+    plan = {**plan, **manifest["layout"]}
+    copies = 1 if plan["expert_parallel_size"] == 1 else manifest["copies"]
+    return {
+        **plan,
+        "num_workers": plan["tensor_parallel_size"] * plan["pipeline_parallel_size"] * copies,
+        "data_parallel_size": copies,
+        "context_parallel_size": 1,
+        "micro_batch_size": 1,
+        "micro_batches": plan["global_batch_size"] // copies,
+        "sequence_parallel": False,
+        "recompute": "none",
+        "optimizer_offload": 0.0,
+    }

@@ -1,0 +1,78 @@
+"""`raymb export`: in this process, or by CPU workers of a Ray cluster."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from raymb.checkpoints import manifest as checkpoint
+from raymb.checkpoints.format import smallest_plan
+from raymb.errors import RunFailed
+from raymb.export.later import Wish, checked_job, export_alone, exporting_job, in_export_type, write_cards
+from raymb.run import directory as run_dir
+from raymb.run.job import Job
+from raymb.telemetry.export_line import exported_line
+
+
+def export(wish: Wish, console: Console) -> dict[str, Any]:
+    """Write the directories, verified, with a model card.
+
+    Returns:
+        raymb.export.written.finish's findings.
+
+    Raises:
+        RunDirError: no run there, no such checkpoint, a broken one, another base model, or a directory in the way.
+        RunFailed: what was written is not as it should be.
+    """
+    job = checked_job(wish)
+    console.print(f"exporting {job.load_dir}", highlight=False, soft_wrap=True)
+    if wish.ray:
+        findings = _on_ray(job, wish, console)
+    else:
+        with console.status("") as status:
+            findings = export_alone(exporting_job(job), status.update)
+        console.print(exported_line(findings), highlight=False, soft_wrap=True)
+    return findings
+
+
+def _on_ray(job: Job, wish: Wish, console: Console) -> dict[str, Any]:
+    """The same by CPU workers of a Ray cluster, in the checkpoint's layout: no process has the whole model."""
+    from raymb.driver.cluster import connect
+    from raymb.driver.outcome import reason_of
+    from raymb.driver.resources import wait_for
+    from raymb.driver.trainer import make_trainer
+    from raymb.telemetry.monitor import Monitor
+
+    manifest = checkpoint.read_manifest(job.load_dir) or {}
+    home = run_dir.RunDir(wish.run.expanduser().absolute() / ".export", Path(job.checkpoint_dir))
+    plan = {**smallest_plan(job.plan, manifest), "train_iters": manifest["step"]}
+    job = replace(
+        in_export_type(job).on_cpus(),
+        task="export",
+        plan=plan,
+        plans={},
+        run_dir=str(home.path),
+        log_dir=str(home.logs),
+    )
+    with connect(job.spec, console) as cluster:
+        resources = cluster.resources_of_a_worker("cpu", job.spec.cluster.cpus_per_worker, plan["num_workers"])
+        wait_for(resources, plan["num_workers"], job.spec.cluster.wait_for_resources, console)
+        home.logs.mkdir(parents=True, exist_ok=True)
+        trainer = make_trainer(job, cluster, resources, home)
+        monitor = Monitor(trainer.hub, job, home, console)
+        try:
+            trainer.fit()
+        except Exception as error:
+            raise RunFailed(reason_of(error), f"the workers' logs: {home.logs}") from error
+        finally:
+            monitor.close()
+    records = [json.loads(line) for line in home.metrics.read_text(encoding="utf-8").splitlines()]
+    shutil.rmtree(home.path)
+    findings = next(one for one in records if one["kind"] == "export")
+    write_cards(job, findings)
+    return findings
