@@ -22,7 +22,7 @@ _STEP = re.compile(
     r".*?lm loss: ([\d.E+-]+)"
 )
 END_OF_JOB = '{"job": '
-"""What the line begins with that raymb.bare prints behind a job."""
+"""What the line begins with that bench_bridge.py prints behind a job."""
 _ERROR = re.compile(r"^(?:\[rank\d+\]: ?)?((?:\w+\.)*\w*(?:Error|Exception): .+)", re.MULTILINE)
 
 
@@ -63,7 +63,10 @@ def start(jobs: Sequence[Path], output: IO[str] | int, program: Sequence[str] = 
     """
     first = Job.from_json(jobs[0].read_text(encoding="utf-8"))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
-    command += [str(first.plan["num_workers"]), *(program or ["-m", "raymb.bare", *map(str, jobs)])]
+    command += [
+        str(first.plan["num_workers"]),
+        *(program or [str(Path(__file__).with_name("bench_bridge.py")), *map(str, jobs)]),
+    ]
     environment = {**os.environ, **worker_environment(first), "PYTHONUNBUFFERED": "1", **settings}
     return Popen(command, stdout=output, stderr=STDOUT, env=environment, text=True, errors="replace")
 

@@ -48,10 +48,10 @@ def train(job: Job, progress: Progress, emit: Emit, register: Callable[[str, int
     keep_loss = spikes.parts.append if job.spec.resilience.loss_spike else None
     forward_step, counter = counting_forward_step(job, progress.beat, keep_loss)
     callbacks = make_callbacks(job, counter, spikes, emit, saving, stop)
-    exporting = HuggingFaceExport(job, hf_bridge, emit)
+    exporting, exports = HuggingFaceExport(job, hf_bridge, emit), None
     if job.spec.checkpoint.export_hf:
         callbacks.append(exporting)
-        saving.exports = Exports(job, emit, progress.beat) if dist.get_rank() == 0 else None
+        saving.exports = exports = Exports(job, emit, progress.beat) if dist.get_rank() == 0 else None
     try:
         pretrain(config, forward_step, callbacks=[] if job.task == "reshape" else callbacks)
     except SystemExit as exit:  # Bridge leaves its loop this way on exit_interval
@@ -60,11 +60,11 @@ def train(job: Job, progress: Progress, emit: Emit, register: Callable[[str, int
     finally:
         stop.close()
         saving.close()
-        if saving.exports is not None and exporting.last_step is None:
-            saving.exports.close()
-    if saving.exports is not None and exporting.last_step is not None:
+        if exports is not None and exporting.last_step is None:
+            exports.close()
+    if exports is not None and exporting.last_step is not None:
         progress.enter("verifying the export")
-        saving.exports.conclude(exporting.last_step, exporting.written)
+        exports.conclude(exporting.last_step, exporting.written)
 
 
 def export(job: Job, progress: Progress, emit: Emit) -> None:

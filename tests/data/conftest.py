@@ -11,7 +11,8 @@ import pytest
 import yaml
 from tests.data.templates import TEMPLATES, unmarked
 
-from raymb.data.encode import Encoder, Settings
+from raymb.data.encode import Encoder
+from raymb.data.settings import Settings
 from raymb.data.shapes import Shape
 from raymb.data.sources import Batch
 

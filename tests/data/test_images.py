@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from raymb.data.encode import Encoder, Settings
+from raymb.data.encode import Encoder
 from raymb.data.encoded import Encoded
 from raymb.data.images import expanded
 from raymb.data.prepare import prepare
 from raymb.data.samples import samples_in
+from raymb.data.settings import Settings
 from raymb.data.shapes import Shape, WrongRow
 from raymb.data.sources import Batch
 from raymb.data.store import IMAGES, ImageFile, RowFile

@@ -9,47 +9,20 @@ from __future__ import annotations
 import json
 import os
 import re
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from raymb.data.encoded import Encoded, Sample, collected
 from raymb.data.images import ImageProcessor, ImageReader, Places, expanded
-from raymb.data.shapes import EmptyAnswer, Row, Shape, WrongRow, filled, shown
+from raymb.data.settings import Settings
+from raymb.data.shapes import EmptyAnswer, Row, WrongRow, filled, shown
 from raymb.data.sources import Batch
 from raymb.data.turns import Turns, overlap
 from raymb.errors import DataError, ModelError
 from raymb.spec.conflicts import template_columns
 
 _MARKS = re.compile(r"\{%-?\s*generation\s*-?%\}")
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What decides the tokens of a row.
-
-    Args:
-        model_path, revision, trust_remote_code: of the tokenizer.
-        chat_template: Jinja text instead of the tokenizer's own.
-        shape: how a row is read.
-        loss_mode: "assistant" (completions), "last_turn" or "full".
-        max_tokens: longest sample: sequence length + 1, because the last token is only predicted.
-        long_rows: "truncate", "drop" or "fail".
-        architecture: of a model that sees images; "" for any other.
-        copies: directory that the rows' images are copied to; "" for none, and no row may have one.
-    """
-
-    model_path: str
-    revision: str | None
-    trust_remote_code: bool
-    chat_template: str | None
-    shape: Shape
-    loss_mode: str
-    max_tokens: int
-    long_rows: str
-    architecture: str = ""
-    copies: str = ""
 
 
 class Encoder:

@@ -5,15 +5,13 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from raymb.data.images import Places
+from raymb.data.settings import Settings
 from raymb.data.sources import Batch
-
-if TYPE_CHECKING:
-    from raymb.data.encode import Settings
 
 
 @dataclass

@@ -18,8 +18,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from raymb.cpu import stand_in
-from raymb.data.encode import Encoder, Settings
+from raymb.data.encode import Encoder
 from raymb.data.encoded import Encoded
+from raymb.data.settings import Settings
 from raymb.data.sources import Batch, Source
 from raymb.errors import RaymbError
 

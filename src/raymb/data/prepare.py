@@ -22,11 +22,11 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from raymb.data.encode import Settings
 from raymb.data.locate import PARTS, Located, locate
 from raymb.data.packing import first_fit_decreasing
 from raymb.data.parallel import Encoders
 from raymb.data.pool import Pool, check_problems
+from raymb.data.settings import Settings
 from raymb.data.shapes import Shape
 from raymb.data.sharing import fetch_rows
 from raymb.data.splitting import leaks, split, used

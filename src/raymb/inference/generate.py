@@ -14,7 +14,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from raymb.data.encode import Encoder, Settings
+from raymb.data.encode import Encoder
+from raymb.data.settings import Settings
 from raymb.data.shapes import Shape
 from raymb.errors import DataError, SpecError
 from raymb.inference.engines import TUNED, Engine, Sampling, Transformers, open_engines

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from raymb.model.shape import ModelShape
+from raymb.model.sizes import Sizes
 
 HAS_EXACT_COUNT = frozenset(
     {"llama", "mistral", "mixtral", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "qwen2_5_vl", "qwen2_5_vl_text"}
@@ -18,7 +17,7 @@ _QK_NORM = ("qwen3", "qwen3_moe")
 _UNGATED_MLP = ("gpt2", "gpt_neox", "gpt_bigcode", "opt", "phi", "falcon", "starcoder2", "nemotron", "bloom")
 
 
-def parameter_count(shape: ModelShape, config: Mapping[str, Any]) -> int:
+def parameter_count(shape: Sizes, config: Mapping[str, Any]) -> int:
     """Elements of all weights; a tied output layer counts once.
 
     Args:
@@ -34,7 +33,7 @@ def parameter_count(shape: ModelShape, config: Mapping[str, Any]) -> int:
     return total
 
 
-def tower_parameters(tower: Mapping[str, Any], shape: ModelShape) -> int:
+def tower_parameters(tower: Mapping[str, Any], shape: Sizes) -> int:
     """Elements of what a model has beside its language part, by Qwen2.5-VL's layers: exact for those, an estimate for
     others.
 
@@ -51,12 +50,12 @@ def tower_parameters(tower: Mapping[str, Any], shape: ModelShape) -> int:
     return int(tower.get("in_channels") or tower.get("in_chans") or 3) * frames * patch**2 * hidden + layers + merger
 
 
-def sparse_layers(shape: ModelShape, config: Mapping[str, Any]) -> int:
+def sparse_layers(shape: Sizes, config: Mapping[str, Any]) -> int:
     """Layers with experts."""
     return sum(_is_sparse(shape, config, layer) for layer in range(shape.num_layers))
 
 
-def shared_experts_size(shape: ModelShape, config: Mapping[str, Any]) -> int:
+def shared_experts_size(shape: Sizes, config: Mapping[str, Any]) -> int:
     """Feed-forward size of what every token passes besides its experts; 0 where there is nothing."""
     # DeepSeek has several, as wide as a routed one each.
     several = int(config.get("n_shared_experts") or 0) * (shape.moe_intermediate_size or 0)
@@ -68,7 +67,7 @@ def is_gated(model_type: str) -> bool:
     return model_type not in _UNGATED_MLP
 
 
-def _attention(shape: ModelShape, config: Mapping[str, Any]) -> int:
+def _attention(shape: Sizes, config: Mapping[str, Any]) -> int:
     if shape.attention == "mla":
         return _latent_attention(shape, config)
     hidden, query = shape.hidden_size, shape.num_attention_heads * shape.head_dim
@@ -84,7 +83,7 @@ def _attention(shape: ModelShape, config: Mapping[str, Any]) -> int:
     return total
 
 
-def _latent_attention(shape: ModelShape, config: Mapping[str, Any]) -> int:
+def _latent_attention(shape: Sizes, config: Mapping[str, Any]) -> int:
     """DeepSeek's multi-head latent attention."""
     hidden, heads = shape.hidden_size, shape.num_attention_heads
     rope, value = int(config.get("qk_rope_head_dim") or 64), int(config.get("v_head_dim") or 128)
@@ -97,14 +96,14 @@ def _latent_attention(shape: ModelShape, config: Mapping[str, Any]) -> int:
     return down + up + keys_values + heads * value * hidden
 
 
-def _dense_mlp(shape: ModelShape, config: Mapping[str, Any]) -> int:
+def _dense_mlp(shape: Sizes, config: Mapping[str, Any]) -> int:
     hidden, inner = shape.hidden_size, shape.intermediate_size
     gated = is_gated(shape.model_type)
     bias = (2 * inner if gated else inner) + hidden if config.get("mlp_bias") else 0
     return (3 if gated else 2) * hidden * inner + bias
 
 
-def _experts(shape: ModelShape, config: Mapping[str, Any]) -> int:
+def _experts(shape: Sizes, config: Mapping[str, Any]) -> int:
     hidden, experts, inner = shape.hidden_size, shape.num_experts or 0, shape.moe_intermediate_size or 0
     gates = hidden * experts
     if config.get("shared_expert_intermediate_size"):  # Qwen2-MoE's shared expert has one, too
@@ -112,7 +111,7 @@ def _experts(shape: ModelShape, config: Mapping[str, Any]) -> int:
     return gates + 3 * hidden * (experts * inner + shared_experts_size(shape, config))
 
 
-def _is_sparse(shape: ModelShape, config: Mapping[str, Any], layer: int) -> bool:
+def _is_sparse(shape: Sizes, config: Mapping[str, Any], layer: int) -> bool:
     """Whether this layer (counted from 0) has experts instead of a dense feed-forward network."""
     if not shape.num_experts or layer in (config.get("mlp_only_layers") or ()):
         return False

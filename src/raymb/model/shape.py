@@ -17,35 +17,17 @@ from raymb.model.parameters import (
     sparse_layers,
     tower_parameters,
 )
+from raymb.model.sizes import Sizes
 
 
 @dataclass(frozen=True)
-class ModelShape:
-    """Sizes of a decoder-only language model. Lengths in tokens, sizes in elements; None where there is no such thing.
+class ModelShape(Sizes):
+    """A model's sizes, and what follows from them.
 
-    num_kv_heads counts the key/value groups of grouped-query attention (equal to num_attention_heads without it).
     parameter_count is exact where parameter_count_is_exact, an estimate otherwise.
     needs_remote_code: the repository brings Python code that this transformers release does not have itself.
     """
 
-    architecture: str
-    model_type: str
-    num_layers: int
-    hidden_size: int
-    intermediate_size: int
-    num_attention_heads: int
-    num_kv_heads: int
-    head_dim: int
-    vocab_size: int
-    max_position_embeddings: int | None
-    tie_word_embeddings: bool
-    attention: str = "mha"
-    """mha, gqa, mqa or mla."""
-    query_rank: int | None = None
-    """Size of the compressed queries of multi-head latent attention."""
-    num_experts: int | None = None
-    experts_per_token: int | None = None
-    moe_intermediate_size: int | None = None
     sparse_layers: int = 0
     """Layers with experts."""
     shared_experts_size: int = 0
