@@ -1,5 +1,7 @@
-"""`torchrun scripts/bench_bridge.py JOB.json ...`: Bridge alone, without Ray and callbacks of raymb's, for comparison, job
-after job. Saves nothing; prints an object behind each: its file, and the most bytes that torch's allocator held on any rank.
+"""`torchrun scripts/bench_bridge.py JOB.json ...`: Bridge alone, without Ray and callbacks of raymb's, job after job.
+
+For comparison. Saves nothing; prints an object after each: its file, and the most bytes that torch's allocator held on
+any rank.
 """
 
 from __future__ import annotations

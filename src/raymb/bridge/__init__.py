@@ -1,1 +1,4 @@
-"""The only room that knows Megatron. Import `raymb.bridge.imports` first: it makes importing Bridge affordable."""
+"""The only room that imports Megatron: config, callbacks, saving, loading, adapters, what upstream gets wrong.
+
+May import checkpoints, rank and what is below them. Its `imports` comes first: it makes importing Bridge affordable.
+"""

@@ -1,4 +1,7 @@
-"""The command line. Each command imports what it needs in its body, so that `--help` stays fast."""
+"""The command line, a file a command. Each imports what it needs in its body, so that `--help` stays fast.
+
+May import every room.
+"""
 
 from __future__ import annotations
 

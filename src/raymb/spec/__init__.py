@@ -1,4 +1,7 @@
-"""What the user asked for, as one frozen object. Imports no framework and looks at nothing outside its input."""
+"""What the user asked for, as one frozen object; looks at nothing outside its input.
+
+May import storage and what is below it; no framework.
+"""
 
 from raymb.spec.load import load_section, load_spec, spec_as_yaml, spec_from_json, spec_to_json, without_secrets
 from raymb.spec.sections import FLAG_THAT_OWNS, SECTION_OF_FLAG, SECTIONS, RunSpec
