@@ -77,7 +77,7 @@ def export(job: Job, progress: Progress, emit: Emit) -> None:
 
     from raymb.bridge.export import write_results
     from raymb.bridge.from_checkpoint import load_model
-    from raymb.export.written import finish
+    from raymb.export.finishing import finish
 
     progress.enter("loading")
     emit({"kind": "phase", "text": "loading the checkpoint"})

@@ -174,7 +174,7 @@ def too_many_in_a_row_end_the_run() -> None:
 @check
 def without_loss_spike_no_step_costs_a_collective() -> None:
     class Unused:
-        def of_all(self) -> float:
+        def over_all_ranks(self) -> float:
             raise AssertionError("a collective")
 
     assert Run("fail", losses=Unused()).step()[0]
@@ -184,9 +184,9 @@ def without_loss_spike_no_step_costs_a_collective() -> None:
 def a_step_has_one_loss_on_all_ranks() -> None:
     losses = LossSum()
     losses.parts += [torch.tensor([[2.0, 1.0]]), torch.tensor([4.0 + RANK, 2.0])]
-    assert losses.of_all() == 13 / 6  # 2 + 4 and 2 + 5
+    assert losses.over_all_ranks() == 13 / 6  # 2 + 4 and 2 + 5
     assert losses.parts == []
-    assert losses.of_all() == 0.0, "no tokens"
+    assert losses.over_all_ranks() == 0.0, "no tokens"
 
 
 @check

@@ -15,7 +15,7 @@ H100 = Device(0, "NVIDIA H100 80GB HBM3", 80 << 30, 0, 9.0, 0)
 
 
 def node(name: str, machine: Machine, **changes: Any) -> dict[str, Any]:
-    return {"name": name, "cpus": 8.0, "gpus": 0.0, "blind": "", "machine": asdict(machine), **changes}
+    return {"name": name, "cpus": 8.0, "gpus": 0.0, "storage_trouble": "", "machine": asdict(machine), **changes}
 
 
 def judged(here: Machine, *nodes: dict[str, Any]) -> list[Finding]:
@@ -41,9 +41,9 @@ def test_nodes_with_other_versions(here: Machine, package: str, status: str) -> 
 
 
 def test_a_node_that_is_blind_one_that_is_silent_and_one_without_raymb(here: Machine) -> None:
-    silent = {"name": "c", "cpus": 8.0, "gpus": 0.0, "blind": "", "trouble": "no answer within 60 s"}
+    silent = {"name": "c", "cpus": 8.0, "gpus": 0.0, "storage_trouble": "", "trouble": "no answer within 60 s"}
     without = {**silent, "name": "d", "trouble": "ModuleNotFoundError: No module named 'raymb'"}
-    found = judged(here, node("a", here), node("b", here, blind="Permission denied"), silent, without)
+    found = judged(here, node("a", here), node("b", here, storage_trouble="Permission denied"), silent, without)
     errors = {finding.said: finding.fix for finding in found if finding.status == "error"}
     assert set(errors) == {
         "b: /storage is not seen: Permission denied",

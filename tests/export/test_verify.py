@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save_file
 
 from raymb.errors import RunFailed
 from raymb.export import verify
+from raymb.export.finishing import FAILED, finish
 from raymb.export.reference import Reference
 from raymb.export.verify import check
-from raymb.export.written import FAILED, finish
 from raymb.model.merge import merge
 from raymb.run.unverified import UnverifiedExport, VerificationRequest
 from raymb.telemetry.export_line import exported_line

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from raymb.export.written import FAILED
+from raymb.export.finishing import FAILED
 from tests.smoke.conftest import MAIN_FLAGS, read_metrics, words_of
 
 pytestmark = [pytest.mark.smoke, pytest.mark.timeout(400)]

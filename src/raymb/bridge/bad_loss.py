@@ -29,7 +29,7 @@ class LossSum:
     def __init__(self) -> None:
         self.parts: list[torch.Tensor] = []
 
-    def of_all(self) -> float:
+    def over_all_ranks(self) -> float:
         """The step's loss. Collective. Ranks that know none add nothing, and copies count on both sides."""
         total = torch.zeros(2, dtype=torch.float64, device="cuda")
         for part in self.parts:
@@ -99,7 +99,7 @@ class BadLossGuard(Callback):
         return False
 
     def _what_is_bad(self) -> str:
-        loss = self.losses.of_all() if self.spike else None
+        loss = self.losses.over_all_ranks() if self.spike else None
         if self.norm is not None and not math.isfinite(self.norm):
             return f"the gradient norm is {float(self.norm)}"
         if loss is None or self.spike is None:

@@ -31,13 +31,13 @@ def command(
 
     from raymb.driver.exporting import export
     from raymb.errors import SpecError
-    from raymb.export.later import Wish
+    from raymb.export.later import ExportRequest
 
     types = ("source", "bf16", "fp16", "fp32")
     if export_dtype not in (None, *types):
         raise SpecError(f"--export_dtype {export_dtype}: {', '.join(types)} is expected")
     console = Console(stderr=True)
-    findings = export(Wish(run, checkpoint, merge, to, export_dtype, overwrite, ray, ray_address), console)
+    findings = export(ExportRequest(run, checkpoint, merge, to, export_dtype, overwrite, ray, ray_address), console)
     for directory in findings["directories"]:
         print(directory)
     return 0

@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from raymb.data.encoded import Encoded, Sample, collected
+from raymb.data.encoded import Encoded, EncodedSample, collected
 from raymb.data.images import ImageProcessor, ImageReader, Places, expanded
 from raymb.data.settings import Settings
 from raymb.data.shapes import EmptyAnswer, Row, WrongRow, filled, shown
@@ -76,13 +76,15 @@ class Encoder:
             text = filled(template, {columns[0]: text})
         return self._prompts([text])[0]
 
-    def _tokenized(self, rows: list[tuple[int, Row]], home: Path, problems: list[tuple[int, str]]) -> list[Sample]:
+    def _tokenized(
+        self, rows: list[tuple[int, Row]], home: Path, problems: list[tuple[int, str]]
+    ) -> list[EncodedSample]:
         pairs = [(number, row) for number, row in rows if "prompt" in row]
         chats = [(number, row) for number, row in rows if "messages" in row]
         samples = self._pairs(pairs) + self._chats(chats, home, problems)
         return sorted(samples, key=lambda sample: sample.number) if pairs and chats else samples
 
-    def _pairs(self, rows: list[tuple[int, Row]]) -> list[Sample]:
+    def _pairs(self, rows: list[tuple[int, Row]]) -> list[EncodedSample]:
         """Prompt and completion are tokenized apart, as they are when the model is asked."""
         if not rows:
             return []
@@ -93,7 +95,7 @@ class Encoder:
         samples = []
         for (number, _), prompt, completion in zip(rows, prompts, completions, strict=True):
             target = completion + end
-            samples.append(Sample(number, prompt + target, [int(full)] * len(prompt) + [1] * len(target)))
+            samples.append(EncodedSample(number, prompt + target, [int(full)] * len(prompt) + [1] * len(target)))
         return samples
 
     def _prompts(self, texts: list[str]) -> list[list[int]]:
@@ -130,7 +132,7 @@ class Encoder:
         processor = ImageProcessor(settings.architecture, settings.model_path, settings.revision)
         return ImageReader(processor, Path(settings.copies))
 
-    def _chats(self, rows: list[tuple[int, Row]], home: Path, problems: list[tuple[int, str]]) -> list[Sample]:
+    def _chats(self, rows: list[tuple[int, Row]], home: Path, problems: list[tuple[int, str]]) -> list[EncodedSample]:
         if not rows:
             return []
         template = self.tokenizer.chat_template
@@ -147,15 +149,15 @@ class Encoder:
             )
         marked = isinstance(template, str) and bool(_MARKS.search(template))
         pictures = {number: row for number, row in rows if "images" in row}
-        samples = [self._seen(number, row, home, marked, problems) for number, row in pictures.items()]
+        samples = [self._with_images(number, row, home, marked, problems) for number, row in pictures.items()]
         rows = [(number, row) for number, row in rows if number not in pictures]
         if marked:
-            samples += [self._marked(number, row, problems) for number, row in rows]
+            samples += [self._by_marks(number, row, problems) for number, row in rows]
         else:
-            samples += self._found(rows, problems)
+            samples += self._by_turns(rows, problems)
         return sorted(filter(None, samples), key=lambda sample: sample.number)
 
-    def _found(self, rows: list[tuple[int, Row]], problems: list[tuple[int, str]]) -> list[Sample]:
+    def _by_turns(self, rows: list[tuple[int, Row]], problems: list[tuple[int, str]]) -> list[EncodedSample]:
         """Samples of text, the turns found in them."""
         texts, found, numbers = [], [], []
         for number, row in rows:
@@ -166,7 +168,7 @@ class Encoder:
         if not texts:
             return []
         return [
-            Sample(number, ids, overlap(offsets, spans))
+            EncodedSample(number, ids, overlap(offsets, spans))
             for number, (ids, offsets), spans in zip(numbers, self._with_offsets(texts), found, strict=True)
         ]
 
@@ -189,7 +191,9 @@ class Encoder:
         )
         return list(zip(encoded["input_ids"], encoded["offset_mapping"], strict=True))
 
-    def _seen(self, number: int, row: Row, home: Path, marked: bool, problems: list[tuple[int, str]]) -> Sample | None:
+    def _with_images(
+        self, number: int, row: Row, home: Path, marked: bool, problems: list[tuple[int, str]]
+    ) -> EncodedSample | None:
         """A sample with images."""
         try:
             if self._images is None:
@@ -212,12 +216,12 @@ class Encoder:
             trained = overlap(offsets, spans)
             for begin, end in places.stretches:  # only --loss_mode full would train them
                 trained[begin:end] = [0] * (end - begin)
-            return Sample(number, ids, trained, tuple(digest for digest, _ in images), places)
+            return EncodedSample(number, ids, trained, tuple(digest for digest, _ in images), places)
         except WrongRow as wrong:
             problems.append((number, str(wrong)))
             return None
 
-    def _marked(self, number: int, row: Row, problems: list[tuple[int, str]]) -> Sample | None:
+    def _by_marks(self, number: int, row: Row, problems: list[tuple[int, str]]) -> EncodedSample | None:
         try:
             encoded = self.tokenizer.apply_chat_template(
                 row["messages"], tools=row.get("tools"), return_dict=True, return_assistant_tokens_mask=True
@@ -232,7 +236,7 @@ class Encoder:
             last = len(trained) - trained[::-1].index(1)
             first = max((index + 1 for index in range(last) if not trained[index]), default=0)
             trained = [int(first <= index < last) for index in range(len(ids))]
-        return Sample(number, ids, trained)
+        return EncodedSample(number, ids, trained)
 
 
 def _parsed(line: bytes) -> Any:

@@ -52,7 +52,7 @@ class Encoded:
 
 
 @dataclass(frozen=True)
-class Sample:
+class EncodedSample:
     """One row's tokens.
 
     Args:
@@ -67,14 +67,14 @@ class Sample:
     images: tuple[str, ...] = ()
     places: Places | None = None
 
-    def cut(self, length: int) -> Sample:
+    def cut(self, length: int) -> EncodedSample:
         """To a length, or to the beginning of an image that would be cut."""
         length, images = (length, 0) if self.places is None else self.places.kept(length)
-        return Sample(self.number, self.ids[:length], self.trained[:length], self.images[:images])
+        return EncodedSample(self.number, self.ids[:length], self.trained[:length], self.images[:images])
 
 
 def collected(
-    samples: list[Sample], batch: Batch, problems: list[tuple[int, str]], settings: Settings, eos_id: int
+    samples: list[EncodedSample], batch: Batch, problems: list[tuple[int, str]], settings: Settings, eos_id: int
 ) -> Encoded:
     """Samples cut to their longest length, one after the other.
 

@@ -41,5 +41,5 @@ def _trained_tokens(samples: Samples, wanted: np.ndarray) -> int:
     total = 0
     for start in range(0, len(wanted), 100_000):
         total += int(samples.trained[samples.places(wanted[start : start + 100_000], skip=1)].sum())
-        samples.forget()
+        samples.release_pages()
     return total

@@ -67,7 +67,7 @@ class Samples:
             lengths.sum()
         )
 
-    def forget(self) -> None:
+    def release_pages(self) -> None:
         """Give mapped pages back, so that memory stays bounded; they are read again when they are needed."""
         for array in (self.tokens, self.trained):
             if isinstance(array, np.memmap):
@@ -104,7 +104,7 @@ def write_rows(file: Path, samples: Samples, order: np.ndarray, counts: np.ndarr
                 numbers = [[samples.image_numbers[one] for one in samples.images[index]] for index in chosen]
                 columns.append(pa.array(numbers, pa.list_(pa.int32())))
             writer.write_batch(pa.record_batch(columns, schema=schema))
-            samples.forget()
+            samples.release_pages()
     return _flushed(file)
 
 

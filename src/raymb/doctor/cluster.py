@@ -126,7 +126,7 @@ def judge_nodes(
     yield Finding(AREA, "nodes", "ok", said)
     found = {node["name"]: list(_of_node(node, storage, here, parameters)) for node in nodes}
     yield from _merged(found)
-    if storage is not None and not any(node.get("trouble") or node["blind"] for node in nodes):
+    if storage is not None and not any(node.get("trouble") or node["storage_trouble"] for node in nodes):
         yield Finding(AREA, "storage", "ok", f"seen and written by {plural(len(nodes), 'node')}: {storage}")
 
 
@@ -143,9 +143,9 @@ def _of_node(node: Mapping[str, Any], storage: str | None, here: Machine, parame
     if machine.devices and node["gpus"] != len(machine.devices):
         said = f"there are {len(machine.devices)} GPUs, and Ray counts {node['gpus']:g}"
         yield Finding(AREA, "gpus", "warning", said, "start Ray there with all of them: ray start --num-gpus N")
-    if node["blind"]:
+    if node["storage_trouble"]:
         fix = "name a --storage_path on storage that every node mounts"
-        yield Finding(AREA, "storage", "error", f"{storage} is not seen: {node['blind']}", fix)
+        yield Finding(AREA, "storage", "error", f"{storage} is not seen: {node['storage_trouble']}", fix)
 
 
 def _merged(found: Mapping[str, Sequence[Finding]]) -> Iterator[Finding]:

@@ -28,15 +28,15 @@ def ask_cluster(address: str, storage: str | None, seconds: float) -> dict[str, 
     """
     join(address)
     from raymb.driver import autoscaler
-    from raymb.driver.nodes import ask_nodes, blind_nodes, name_of, working_nodes
+    from raymb.driver.nodes import ask_nodes, name_of, nodes_without, working_nodes
 
     nodes = working_nodes()
     said = ask_nodes(_what_machine, nodes, seconds, storage)
     machines = {node: {"trouble": one} if isinstance(one, str) else {"machine": one} for node, one in said.items()}
-    blind: dict[str, str] = {}
+    without: dict[str, str] = {}
     place = nearest(storage) if storage is not None else None
     if place is not None and can_write(place):
-        blind = blind_nodes(place, [node for node in nodes if "machine" in machines[node["NodeID"]]], seconds)
+        without = nodes_without(place, [node for node in nodes if "machine" in machines[node["NodeID"]]], seconds)
     else:
         place = None
     return {
@@ -47,7 +47,7 @@ def ask_cluster(address: str, storage: str | None, seconds: float) -> dict[str, 
                 "name": name_of(node),
                 "cpus": node["Resources"].get("CPU", 0),
                 "gpus": node["Resources"].get("GPU", 0),
-                "blind": blind.get(node["NodeID"], ""),
+                "storage_trouble": without.get(node["NodeID"], ""),
                 **machines[node["NodeID"]],
             }
             for node in nodes

@@ -13,26 +13,26 @@ from rich.console import Console
 from raymb.checkpoints import manifest as checkpoint
 from raymb.checkpoints.format import smallest_plan
 from raymb.errors import RunFailed
-from raymb.export.later import Wish, checked_job, export_alone, exporting_job, in_export_type, write_cards
+from raymb.export.later import ExportRequest, checked_job, export_alone, exporting_job, in_export_type, write_cards
 from raymb.run import directory as run_dir
 from raymb.run.job import Job
 from raymb.telemetry.export_line import exported_line
 
 
-def export(wish: Wish, console: Console) -> dict[str, Any]:
+def export(request: ExportRequest, console: Console) -> dict[str, Any]:
     """Write the directories, verified, with a model card.
 
     Returns:
-        raymb.export.written.finish's findings.
+        raymb.export.finishing.finish's findings.
 
     Raises:
         RunDirError: no run there, no such checkpoint, a broken one, another base model, or a directory in the way.
         RunFailed: what was written is not as it should be.
     """
-    job = checked_job(wish)
+    job = checked_job(request)
     console.print(f"exporting {job.load_dir}", highlight=False, soft_wrap=True)
-    if wish.ray:
-        findings = _on_ray(job, wish, console)
+    if request.ray:
+        findings = _on_ray(job, request, console)
     else:
         with console.status("") as status:
             findings = export_alone(exporting_job(job), status.update)
@@ -40,7 +40,7 @@ def export(wish: Wish, console: Console) -> dict[str, Any]:
     return findings
 
 
-def _on_ray(job: Job, wish: Wish, console: Console) -> dict[str, Any]:
+def _on_ray(job: Job, request: ExportRequest, console: Console) -> dict[str, Any]:
     """The same by CPU workers of a Ray cluster, in the checkpoint's layout: no process has the whole model."""
     from raymb.driver.cluster import connect
     from raymb.driver.outcome import reason_of
@@ -49,7 +49,7 @@ def _on_ray(job: Job, wish: Wish, console: Console) -> dict[str, Any]:
     from raymb.telemetry.monitor import Monitor
 
     manifest = checkpoint.read_manifest(job.load_dir) or {}
-    home = run_dir.RunDir(wish.run.expanduser().absolute() / ".export", Path(job.checkpoint_dir))
+    home = run_dir.RunDir(request.run.expanduser().absolute() / ".export", Path(job.checkpoint_dir))
     plan = {**smallest_plan(job.plan, manifest), "train_iters": manifest["step"]}
     job = replace(
         in_export_type(job).on_cpus(),

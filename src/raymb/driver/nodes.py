@@ -61,9 +61,9 @@ def check_nodes(directory: Path | None) -> None:
         "the right --num-gpus; --backend cpu trains on CPUs",
     )
     if directory is not None:
-        blind = blind_nodes(directory, nodes, _SECONDS)
+        without_storage = nodes_without(directory, nodes, _SECONDS)
         _refuse(
-            {name_of(node): blind[node["NodeID"]] for node in nodes if node["NodeID"] in blind},
+            {name_of(node): without_storage[node["NodeID"]] for node in nodes if node["NodeID"] in without_storage},
             f"--storage_path {directory} is not one place for all nodes; not seen by",
             "give a --storage_path on storage that every node mounts",
         )
@@ -139,7 +139,7 @@ def _what_is_there() -> Callable[[], dict[str, Any]]:
     return look
 
 
-def blind_nodes(directory: Path, nodes: Sequence[Node], seconds: float) -> dict[str, str]:
+def nodes_without(directory: Path, nodes: Sequence[Node], seconds: float) -> dict[str, str]:
     """Have nodes read a token in a directory and answer with one of their own.
 
     Args:

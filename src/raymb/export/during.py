@@ -14,7 +14,7 @@ from raymb.checkpoints import manifest as checkpoint
 from raymb.checkpoints.remote import RemoteCheckpoints
 from raymb.child import Child
 from raymb.errors import RaymbError, RunFailed, last_line
-from raymb.export.written import finish
+from raymb.export.finishing import finish
 from raymb.run.job import Job
 from raymb.run.unverified import UnverifiedExport
 

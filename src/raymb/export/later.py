@@ -17,8 +17,8 @@ from typing import Any
 from raymb.checkpoints import manifest as checkpoint
 from raymb.data.store import read_manifest
 from raymb.errors import RaymbError, RunDirError
+from raymb.export.finishing import finish
 from raymb.export.model_card import write_card
-from raymb.export.written import finish
 from raymb.model.tensor_files import tensor_types
 from raymb.run import directory as run_dir
 from raymb.run.fingerprint import described, differences, model_group
@@ -27,7 +27,7 @@ from raymb.run.unverified import UnverifiedExport
 
 
 @dataclass(frozen=True)
-class Wish:
+class ExportRequest:
     """What to export.
 
     Args:
@@ -93,27 +93,29 @@ def main() -> None:
         sys.exit(f"error: {error}".replace("\n", "; "))
 
 
-def checked_job(wish: Wish) -> Job:
+def checked_job(request: ExportRequest) -> Job:
     """The run's job as one that exports; nothing is written."""
-    run = wish.run.expanduser().absolute()
+    run = request.run.expanduser().absolute()
     job = _job_of(run)
     has_adapters = job.plan["adapters"] is not None
-    if wish.merge and not has_adapters:
-        raise RunDirError(f"--merge: {wish.run} trained the whole model and has no adapters", "leave --merge out")
-    if wish.ray and job.spec.parallel.fsdp:
+    if request.merge and not has_adapters:
+        raise RunDirError(f"--merge: {request.run} trained the whole model and has no adapters", "leave --merge out")
+    if request.ray and job.spec.parallel.fsdp:
         raise RunDirError(
-            f"--ray: {wish.run} was trained with --megatron_fsdp, whose checkpoints one process exports",
+            f"--ray: {request.run} was trained with --megatron_fsdp, whose checkpoints one process exports",
             "leave --ray out",
         )
-    directory = _checkpoint(wish, run, job)
+    directory = _checkpoint(request, run, job)
     _check_base(job, Path(directory).parent)
     rows = _rows(job, run)
-    adapter, hf = _targets(wish, run, has_adapters)
-    _check_targets([*([adapter] if has_adapters else []), *([hf] if not has_adapters or wish.merge else [])], wish)
-    settings = {"merge": wish.merge, **({"export_dtype": wish.dtype} if wish.dtype else {})}
+    adapter, hf = _targets(request, run, has_adapters)
+    _check_targets(
+        [*([adapter] if has_adapters else []), *([hf] if not has_adapters or request.merge else [])], request
+    )
+    settings = {"merge": request.merge, **({"export_dtype": request.dtype} if request.dtype else {})}
     spec = job.spec.model_copy(update={"checkpoint": job.spec.checkpoint.model_copy(update=settings)})
-    if wish.ray_address:
-        spec = spec.model_copy(update={"cluster": spec.cluster.model_copy(update={"ray_address": wish.ray_address})})
+    if request.ray_address:
+        spec = spec.model_copy(update={"cluster": spec.cluster.model_copy(update={"ray_address": request.ray_address})})
     return replace(
         job, spec=spec, run_dir=str(run), load_dir=directory, hf_dir=str(hf), adapter_dir=str(adapter), data_dir=rows
     )
@@ -161,30 +163,30 @@ def _rows(job: Job, run: Path) -> str:
     )
 
 
-def _targets(wish: Wish, run: Path, has_adapters: bool) -> tuple[Path, Path]:
+def _targets(request: ExportRequest, run: Path, has_adapters: bool) -> tuple[Path, Path]:
     """(directory of the adapter, directory of the model)."""
-    if wish.to is None:
+    if request.to is None:
         return run / "adapter", run / "hf"
-    to = wish.to.expanduser().absolute()
+    to = request.to.expanduser().absolute()
     return (to, to.with_name(f"{to.name}-merged")) if has_adapters else (run / "adapter", to)
 
 
-def _checkpoint(wish: Wish, run: Path, job: Job) -> str:
+def _checkpoint(request: ExportRequest, run: Path, job: Job) -> str:
     """The iteration directory, whole to the last byte."""
     home = Path(job.checkpoint_dir) if job.spec.checkpoint.output_dir else run / "checkpoints"
     steps = checkpoint.steps_of(home)
-    if wish.which == "best":
+    if request.which == "best":
         step = checkpoint.best_step(home)
-    elif wish.which == "latest":
+    elif request.which == "latest":
         step = checkpoint.latest_step(home)
-    elif wish.which.isdigit():
-        step = int(wish.which)
+    elif request.which.isdigit():
+        step = int(request.which)
     else:
-        raise RunDirError(f"--checkpoint {wish.which}: best, latest or a step is expected")
+        raise RunDirError(f"--checkpoint {request.which}: best, latest or a step is expected")
     shown = ", ".join(map(str, steps)) or "none"
     if step is None:
-        what = "with a --best_metric" if wish.which == "best" and steps else "that is whole"
-        raise RunDirError(f"--checkpoint {wish.which}: {home} has no checkpoint {what}", f"steps there: {shown}")
+        what = "with a --best_metric" if request.which == "best" and steps else "that is whole"
+        raise RunDirError(f"--checkpoint {request.which}: {home} has no checkpoint {what}", f"steps there: {shown}")
     directory = checkpoint.iteration_dir(home, step)
     if step not in steps:
         raise RunDirError(f"--checkpoint {step}: {home} has none of that step", f"steps there: {shown}")
@@ -206,9 +208,9 @@ def _check_base(job: Job, home: Path) -> None:
         )
 
 
-def _check_targets(targets: list[Path], wish: Wish) -> None:
+def _check_targets(targets: list[Path], request: ExportRequest) -> None:
     for target in targets:
-        if target.exists() and not wish.overwrite:
+        if target.exists() and not request.overwrite:
             raise RunDirError(f"{target} exists", "ways out: --to ANOTHER_DIR, --overwrite to replace it")
 
 

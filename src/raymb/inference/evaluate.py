@@ -64,36 +64,36 @@ class Evaluation:
     overwrite: bool = False
 
 
-def evaluate(model: TunedModel, wish: Evaluation, console: Console) -> dict[str, Any]:
+def evaluate(model: TunedModel, request: Evaluation, console: Console) -> dict[str, Any]:
     """Score, write SPLIT.json (numbers) and SPLIT.jsonl (an answer a line), and print both in part.
 
     Raises:
         UserError: no such rows, a metric that cannot be had, or results that are there.
     """
-    scores.check_metrics(wish.metrics, wish.bertscore_model)
-    files = wish.to / f"{wish.split}.json", wish.to / f"{wish.split}.jsonl"
+    scores.check_metrics(request.metrics, request.bertscore_model)
+    files = request.to / f"{request.split}.json", request.to / f"{request.split}.jsonl"
     for file in files:
-        if file.exists() and not wish.overwrite:
+        if file.exists() and not request.overwrite:
             raise RunDirError(f"{file} exists", "ways out: --to ANOTHER_DIR, --overwrite to replace it")
-    rows = _rows(model, wish, console)
-    samples = list(islice(samples_in(rows), wish.limit))
+    rows = _rows(model, request, console)
+    samples = list(islice(samples_in(rows), request.limit))
     asker = Asker(model)
     began = time.monotonic()
-    found: dict[str, dict[str, float]] = {name: {} for name in ([BASE] if wish.compare else []) + [TUNED]}
-    answered = _answered(model, wish, asker, samples, found, console)
+    found: dict[str, dict[str, float]] = {name: {} for name in ([BASE] if request.compare else []) + [TUNED]}
+    answered = _answered(model, request, asker, samples, found, console)
     result = {
         "model": model.path,
         "base": model.base,
-        "rows": wish.dataset or str(model.data["path"]),
-        "split": wish.split,
+        "rows": request.dataset or str(model.data["path"]),
+        "split": request.split,
         "samples": len(samples),
         "trained_tokens": sum(sum(sample.trained[1:]) for sample in samples),
         "asked": len(answered),
-        "sampling": asdict(wish.sampling),
+        "sampling": asdict(request.sampling),
         "seconds": round(time.monotonic() - began, 1),
         "scores": found,
     }
-    wish.to.mkdir(parents=True, exist_ok=True)
+    request.to.mkdir(parents=True, exist_ok=True)
     write_atomically(files[0], json.dumps(result, indent=2) + "\n")
     write_atomically(files[1], "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in answered))
     _print(result, answered, Console(highlight=False))
@@ -101,12 +101,12 @@ def evaluate(model: TunedModel, wish: Evaluation, console: Console) -> dict[str,
     return result
 
 
-def _rows(model: TunedModel, wish: Evaluation, console: Console) -> RowFile:
+def _rows(model: TunedModel, request: Evaluation, console: Console) -> RowFile:
     directory = Path(model.data.get("path", ""))
-    if wish.dataset is not None:
+    if request.dataset is not None:
         from raymb.data.prepare import prepare
 
-        spec = _spec(model, wish.dataset)
+        spec = _spec(model, request.dataset)
         directory = prepare(
             spec, model.path if not model.adapter else str(model.base), chat=True, multiple=1, console=console
         ).path
@@ -115,15 +115,15 @@ def _rows(model: TunedModel, wish: Evaluation, console: Console) -> RowFile:
     manifest = read_manifest(directory)
     if manifest is None:
         raise RunDirError(f"{directory} has no prepared rows any more", "name rows: --dataset FILE")
-    if wish.split not in manifest["parts"]:
+    if request.split not in manifest["parts"]:
         there = ", ".join(manifest["parts"])
-        raise SpecError(f"--split {wish.split}: {directory} has no such rows", f"there are rows for {there}")
+        raise SpecError(f"--split {request.split}: {directory} has no such rows", f"there are rows for {there}")
     if manifest.get("images"):
         raise SpecError(
-            f"--split {wish.split}: its rows have images, and raymb evaluate asks in words",
+            f"--split {request.split}: its rows have images, and raymb evaluate asks in words",
             "name rows of text: --dataset FILE; every export is verified on rows with images anyway",
         )
-    return RowFile(directory / f"{wish.split}.arrow")
+    return RowFile(directory / f"{request.split}.arrow")
 
 
 def _spec(model: TunedModel, dataset: str) -> RunSpec:
@@ -137,7 +137,7 @@ def _spec(model: TunedModel, dataset: str) -> RunSpec:
 
 def _answered(
     model: TunedModel,
-    wish: Evaluation,
+    request: Evaluation,
     asker: Asker,
     samples: list[Sample],
     found: dict[str, dict[str, float]],
@@ -146,12 +146,12 @@ def _answered(
     """One object for each sample that is a question and an answer; the scores go into `found`."""
     pairs = [sample.last_answer() for sample in samples]
     pairs = [(prompt, answer) for prompt, answer in pairs if len(prompt) > 1]  # else the whole text is trained
-    by_vllm = chosen_engine(wish.engine) == "vllm"
-    asks = bool(pairs) and wish.metrics != ["loss"]
-    if "loss" in wish.metrics or not by_vllm:
+    by_vllm = chosen_engine(request.engine) == "vllm"
+    asks = bool(pairs) and request.metrics != ["loss"]
+    if "loss" in request.metrics or not by_vllm:
         with console.status(f"loading {model.path}"):
-            engines: Any = open_engines(model, asker.tokenizer, wish.compare, "transformers", wish.batch_size)
-    if "loss" in wish.metrics:
+            engines: Any = open_engines(model, asker.tokenizer, request.compare, "transformers", request.batch_size)
+    if "loss" in request.metrics:
         for name, engine in engines.items():
             found[name] |= losses(engine, samples, f"{name} model reads", console)
     if not asks:
@@ -159,11 +159,11 @@ def _answered(
     if by_vllm:
         engines = None  # the GPU is vLLM's now
         gc.collect()
-        engines = open_engines(model, asker.tokenizer, wish.compare, "vllm")
-    answers = answer_all(engines, asker, [prompt for prompt, _ in pairs], wish.sampling, console)
+        engines = open_engines(model, asker.tokenizer, request.compare, "vllm")
+    answers = answer_all(engines, asker, [prompt for prompt, _ in pairs], request.sampling, console)
     expected = [asker.text(answer) for _, answer in pairs]
     for name, texts in answers.items():
-        found[name] |= _scored(texts, expected, wish)
+        found[name] |= _scored(texts, expected, request)
     prompts = [asker.text(prompt) for prompt, _ in pairs]
     return [
         {
@@ -175,14 +175,14 @@ def _answered(
     ]
 
 
-def _scored(answers: Sequence[str], expected: Sequence[str], wish: Evaluation) -> dict[str, float]:
+def _scored(answers: Sequence[str], expected: Sequence[str], request: Evaluation) -> dict[str, float]:
     found: dict[str, float] = {}
-    if "exact_match" in wish.metrics:
+    if "exact_match" in request.metrics:
         found["exact_match"] = scores.exact_match(answers, expected)
-    if "rouge" in wish.metrics:
+    if "rouge" in request.metrics:
         found |= scores.rouge(answers, expected)
-    if "bertscore" in wish.metrics and wish.bertscore_model:
-        found["bertscore"] = scores.bertscore(answers, expected, wish.bertscore_model)
+    if "bertscore" in request.metrics and request.bertscore_model:
+        found["bertscore"] = scores.bertscore(answers, expected, request.bertscore_model)
     return found
 
 

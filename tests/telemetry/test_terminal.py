@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from raymb.telemetry import progress
-from raymb.telemetry.progress import Terminal
+from raymb.telemetry.terminal import Terminal
 
 
 def _step(step: int, **more: Any) -> dict[str, Any]:
