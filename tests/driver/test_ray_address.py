@@ -39,6 +39,8 @@ def note(home: Path, address: str) -> None:
         ("local", "b:2", None),
         (None, "local", None),
         ("auto", None, "auto"),
+        ("auto", "b:2", "b:2"),
+        ("auto", "local", None),
         (None, "auto", "auto"),
         (None, "", None),
         (None, None, None),

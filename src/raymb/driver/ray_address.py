@@ -51,7 +51,7 @@ def find_ray(asked: str | None) -> RayAddress:
     Args:
         asked: --ray_address, if it was given.
     """
-    named = asked or os.environ.get("RAY_ADDRESS")
+    named = asked if asked not in (None, "auto") else os.environ.get("RAY_ADDRESS") or asked  # Ray's own order
     if named == OWN:
         return RayAddress(None)
     if named and named != "auto":
