@@ -8,7 +8,7 @@ import pytest
 from tests.conftest import QWEN2_4_LAYERS, resolved_job
 
 from raymb.model.shape import ModelShape
-from raymb.plan.gpu_only import gpu_only_problems
+from raymb.plan.rules.gpu_only import gpu_only_problems
 from raymb.run.job import with_absolute_paths
 from raymb.spec import load_spec
 

@@ -13,13 +13,13 @@ from raymb.plan.adapters import Targets, problems_with, targets_of
 from raymb.plan.automatic import Automatic, automatic, per_node, too_large
 from raymb.plan.elastic import is_elastic, usable_layouts
 from raymb.plan.experts import expert_problems
-from raymb.plan.gpu_only import gpu_only_problems
 from raymb.plan.gpus import USUAL, Gpu, gpu_named
-from raymb.plan.images import image_problems
 from raymb.plan.memory import estimate
 from raymb.plan.placement import planned_problem
-from raymb.plan.precision import precision_problems
 from raymb.plan.recompute import recompute_problems
+from raymb.plan.rules.gpu_only import gpu_only_problems
+from raymb.plan.rules.images import image_problems
+from raymb.plan.rules.precision import precision_problems
 from raymb.plan.sizes import Layout, layers_per_stage
 from raymb.plan.speed import step_time
 from raymb.spec.sections import RunSpec
