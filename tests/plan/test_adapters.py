@@ -11,8 +11,10 @@ from tests.conftest import QWEN2_4_LAYERS, QWEN3_MOE_4_LAYERS
 from raymb.errors import PlanError, SpecError
 from raymb.model.shape import ModelShape
 from raymb.plan import make_plan
-from raymb.plan.adapters import Targets, problems_with, targets_of
+from raymb.plan.adapters import Targets, targets_of
+from raymb.plan.rules import Run, adapters
 from raymb.spec import RunSpec, load_spec
+from raymb.spec.training import Peft
 
 DENSE, EXPERTS = ModelShape.from_config(QWEN2_4_LAYERS), ModelShape.from_config(QWEN3_MOE_4_LAYERS)
 LATENT = replace(DENSE, architecture="DeepseekV2ForCausalLM", model_type="deepseek_v2", attention="mla")
@@ -22,6 +24,10 @@ ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_pro
 
 def _spec(targets: str = "all-linear", peft: str = "lora", **flags: Any) -> RunSpec:
     return load_spec({"hf_model_path": "m", "peft": peft, "lora_target_modules": targets, **flags})
+
+
+def problems_with(peft: Peft, shape: ModelShape) -> list[str]:
+    return list(adapters.targets(Run(_spec().model_copy(update={"peft": peft}), shape)))
 
 
 def _targets(shape: ModelShape, targets: str, peft: str = "lora") -> Targets:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from tests.conftest import QWEN2_4_LAYERS, resolved_job
 
 from raymb.model.shape import ModelShape
-from raymb.plan.rules.gpu_only import gpu_only_problems
+from raymb.plan.rules import Run, gpu_only
 from raymb.run.job import with_absolute_paths
-from raymb.spec import load_spec
+from raymb.spec import RunSpec, load_spec
 
 
 def test_relative_paths_mean_the_same_in_every_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -29,7 +30,12 @@ def test_relative_paths_mean_the_same_in_every_process(tmp_path: Path, monkeypat
 def test_cpu_workers_that_only_read_a_checkpoint_need_no_gpu(tmp_path: Path) -> None:
     flags = {"hf_model_path": "some/model", "activation_offload_layers": "1", "optimizer_moments": "bf16"}
     flags |= {"optimizer_offload": "0", "recompute": "none"}
-    job = resolved_job(load_spec(flags), ModelShape.from_config(QWEN2_4_LAYERS), tmp_path, "cuda")
+    shape = ModelShape.from_config(QWEN2_4_LAYERS)
+    job = resolved_job(load_spec(flags), shape, tmp_path, "cuda")
+
+    def gpu_only_problems(spec: RunSpec, backend: str) -> Iterator[str]:
+        return gpu_only.settings(Run(spec, shape, backend))
+
     for made in (job.on_cpus(), job.alone()):
         assert not list(gpu_only_problems(made.spec, made.backend)) and made.backend == "cpu"
     assert list(gpu_only_problems(job.spec, "cpu"))

@@ -10,7 +10,7 @@ from raymb.plan.choose import resolve
 from raymb.plan.elastic import is_elastic
 from raymb.plan.gpus import GIB, Gpu
 from raymb.plan.memory import estimate
-from raymb.plan.rules import divisors
+from raymb.plan.multiples import divisors
 from raymb.plan.search import Candidate, candidates
 from raymb.plan.sizes import Layout
 from raymb.spec.sections import RunSpec

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Literal
 
 from raymb.model.shape import ModelShape
-from raymb.plan import rules
 from raymb.plan.adapters import targets_of
+from raymb.plan.rules.family import has_whole_experts
 from raymb.plan.sizes import Layout
 from raymb.spec.sections import RunSpec
 from raymb.spec.training import Parallel, data_range
@@ -51,7 +51,7 @@ def resolve(spec: RunSpec, shape: ModelShape, backend: str, num_workers: int) ->
         virtual=virtual,
         context=context,
         expert=expert,
-        expert_tensor=expert_tensor or rules.default_expert_tensor(shape, tensor, adapters),
+        expert_tensor=expert_tensor or default_expert_tensor(shape, tensor, adapters),
         expert_tensor_given=expert_tensor is not None,
         data=data,
         sequence_parallel=in_sequence,
@@ -103,6 +103,11 @@ def _copies(asked: tuple[int, int] | None, workers: int, model_parallel: int, is
         return asked[0]
     copies, left = divmod(workers, model_parallel)
     return 0 if left or (asked and not asked[0] <= copies <= asked[1]) else copies
+
+
+def default_expert_tensor(shape: ModelShape, tensor: int, adapters: bool) -> int:
+    """Megatron's default is the tensor parallel size, where the family can have it and nothing is adapted."""
+    return 1 if adapters or not shape.num_experts or has_whole_experts(shape) else tensor
 
 
 def sequence_parallel(asked: bool | str, tensor: int) -> tuple[bool, str]:

@@ -8,8 +8,9 @@ from dataclasses import replace
 from itertools import islice
 
 from raymb.model.shape import ModelShape
-from raymb.plan import rules
 from raymb.plan.choose import resolve
+from raymb.plan.multiples import divisors
+from raymb.plan.rules import broken_rules, broken_size_rules
 from raymb.plan.sizes import Layout
 from raymb.spec.sections import RunSpec
 from raymb.spec.training import data_range, worker_flag, worker_range
@@ -29,13 +30,13 @@ def usable_layouts(
     low, high = worker_range(spec.parallel)
     if not is_elastic(spec):
         resolved = resolve(spec, shape, backend, high)
-        problems = rules.broken_rules(resolved[0], shape)
+        problems = broken_rules(resolved[0], shape)
         return ({} if problems else {high: resolved}), problems
     candidates = _candidates(spec, shape, backend)
     usable = {
         size: resolved
         for size, resolved in candidates.items()
-        if low <= size <= high and not rules.broken_rules(resolved[0], shape)
+        if low <= size <= high and not broken_rules(resolved[0], shape)
     }
     if usable:
         return _with_one_micro_batch_size(usable, largest), []
@@ -50,7 +51,7 @@ def is_elastic(spec: RunSpec) -> bool:
 def _candidates(spec: RunSpec, shape: ModelShape, backend: str) -> dict[int, Resolved]:
     """Every size at which workers and global batch divide: few, however wide the range is."""
     one = resolve(spec, shape, backend, 1)[0]
-    sizes = (one.model_parallel * data for data in rules.divisors(spec.train.global_batch_size))
+    sizes = (one.model_parallel * data for data in divisors(spec.train.global_batch_size))
     return {size: resolve(spec, shape, backend, size) for size in sizes}
 
 
@@ -87,8 +88,8 @@ def _why_none(spec: RunSpec, shape: ModelShape, backend: str) -> list[str]:
         unit = spec.parallel.model_parallel_size
         spec = _with(spec, num_workers=f"{low}:{high}", data_parallel_size="auto")
     layout = resolve(spec, shape, backend, low)[0]
-    of_size = rules.broken_size_rules(layout, shape)
-    problems = [text for text in rules.broken_rules(layout, shape) if text not in of_size]
+    of_size = broken_size_rules(layout, shape)
+    problems = [text for text in broken_rules(layout, shape) if text not in of_size]
     fitting = _fitting(spec, shape, backend)
     if any(low <= size <= high for size in fitting):
         return problems
@@ -110,7 +111,7 @@ def _why_none(spec: RunSpec, shape: ModelShape, backend: str) -> list[str]:
 def _fitting(spec: RunSpec, shape: ModelShape, backend: str) -> list[int]:
     """The sizes at which workers, copies and batch divide, in the range or not; the smallest comes first."""
     candidates = _candidates(spec, shape, backend).items()
-    return [size for size, (found, _) in candidates if not rules.broken_size_rules(found, shape)]
+    return [size for size, (found, _) in candidates if not broken_size_rules(found, shape)]
 
 
 def _with(spec: RunSpec, **sizes: object) -> RunSpec:
@@ -132,7 +133,7 @@ def _examples(spec: RunSpec, shape: ModelShape, backend: str, model_parallel: in
     multiples = range(-(-low // model_parallel) * model_parallel, high + 1, model_parallel)
     seen: set[str] = set()
     for size in dict.fromkeys([low, *islice(multiples, 100)]):
-        for text in rules.broken_size_rules(resolve(spec, shape, backend, size)[0], shape):
+        for text in broken_size_rules(resolve(spec, shape, backend, size)[0], shape):
             rule = re.sub(r"\d+", "", text.partition("; ")[0])  # the same rule with other values is the same rule
             if rule not in seen:
                 seen.add(rule)

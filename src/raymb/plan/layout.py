@@ -8,19 +8,14 @@ from typing import Any
 
 from raymb.errors import PlanError
 from raymb.model.shape import ModelShape
-from raymb.plan import rules
-from raymb.plan.adapters import Targets, problems_with, targets_of
+from raymb.plan.adapters import Targets, targets_of
 from raymb.plan.automatic import Automatic, automatic, per_node, too_large
 from raymb.plan.elastic import is_elastic, usable_layouts
-from raymb.plan.experts import expert_problems
 from raymb.plan.gpus import USUAL, Gpu, gpu_named
 from raymb.plan.memory import estimate
-from raymb.plan.placement import planned_problem
-from raymb.plan.recompute import recompute_problems
-from raymb.plan.rules.gpu_only import gpu_only_problems
-from raymb.plan.rules.images import image_problems
-from raymb.plan.rules.precision import precision_problems
-from raymb.plan.sizes import Layout, layers_per_stage
+from raymb.plan.multiples import divisors
+from raymb.plan.rules import Run, broken_run_rules
+from raymb.plan.sizes import Layout, layers_per_stage, sample_multiple
 from raymb.plan.speed import step_time
 from raymb.spec.sections import RunSpec
 from raymb.spec.training import Parallel, worker_flag, worker_range
@@ -145,20 +140,8 @@ def usable_plans(
     layouts, problems = usable_layouts(spec, shape, backend, choice.micro_batch_size)
     if chip and gpu:  # nothing is too large for a GPU that is only supposed
         problems += too_large(spec, shape, gpu, layouts)
-    problems += [*problems_with(spec.peft, shape), *gpu_only_problems(spec, backend), *image_problems(spec, shape)]
-    if layouts:
-        layout = layouts[max(layouts)][0]
-        problems += [*recompute_problems(layout, shape), *expert_problems(spec.moe, layout, shape)]
-        problems += precision_problems(spec.train.precision, backend, gpu, layout, shape)
-        if node := spec.cluster.gpus_per_node:
-            problems += filter(None, [planned_problem(layout.tensor, layout.num_workers, node)])
-    batch, packing = spec.train.global_batch_size, spec.data.packing
-    if rows is not None and rows < batch:
-        kind, or_else = ("packed ", ", or leave --packing out") if packing else ("", "")
-        problems.append(
-            f"the {rows} {kind}training rows do not fill one global batch of {batch}: "
-            f"lower --global_batch_size, give more rows with --dataset{or_else}"
-        )
+    largest = layouts[max(layouts)][0] if layouts else None
+    problems += broken_run_rules(Run(spec, shape, backend, gpu, rows, largest))
     if problems:
         raise PlanError(problems)
     elastic = list(layouts) if is_elastic(spec) else None
@@ -216,7 +199,7 @@ def _plan(
         micro_batches=layout.micro_batches,
         seq_length=layout.seq_length,
         packing=layout.packing,
-        sample_multiple=rules.sample_multiple(layout),
+        sample_multiple=sample_multiple(layout),
         train_iters=train_iters,
         samples=samples,
         tokens=samples * layout.seq_length if samples else None,
@@ -255,7 +238,7 @@ def evaluation_batch(plan: dict[str, Any], copies: int, rows: int) -> tuple[int,
     """
     if plan["virtual_pipeline_parallel_size"]:
         copies *= plan["pipeline_parallel_size"]  # interleaved stages want as many micro-batches each time
-    sizes = rules.divisors(plan["micro_batch_size"])
+    sizes = divisors(plan["micro_batch_size"])
     micro = max((size for size in sizes if size * copies <= rows), default=1)
     smallest = micro * copies
     return micro, min(plan["global_batch_size"], rows // smallest * smallest)

@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 from itertools import product
 
 from raymb.model.shape import ModelShape
-from raymb.plan.choose import sequence_parallel
+from raymb.plan.choose import default_expert_tensor, sequence_parallel
 from raymb.plan.gpus import Gpu
 from raymb.plan.memory import Memory, estimate
-from raymb.plan.recompute import recompute_problems
-from raymb.plan.rules import broken_rules, default_expert_tensor, divisors
+from raymb.plan.multiples import divisors
+from raymb.plan.rules import obeys
 from raymb.plan.sizes import Layout
 from raymb.plan.speed import StepTime, step_time
 from raymb.spec.sections import RunSpec
@@ -48,7 +48,7 @@ def candidates(spec: RunSpec, start: Layout, shape: ModelShape, gpu: Gpu, per_no
     """
     found = []
     for layout in _layouts(spec, start, shape, per_node):
-        if broken_rules(layout, shape) or next(recompute_problems(layout, shape), ""):
+        if not obeys(layout, shape):
             continue
         for candidate in _savings(spec, layout, shape, gpu, per_node):
             found.append(candidate)

@@ -78,3 +78,10 @@ def layers_per_stage(layout: Layout, num_layers: int) -> list[int]:
     first, last = ([] if size is None else [size] for size in (layout.first_stage, layout.last_stage))
     middle = layout.pipeline - len(first + last)
     return [*first, *[(num_layers - sum(first + last)) // max(1, middle)] * middle, *last]
+
+
+def sample_multiple(layout: Layout) -> int:
+    """Context parallel workers take two pieces each of every sample; with sequence parallel a piece is split again."""
+    if not layout.packing or layout.context == 1:
+        return 1
+    return 2 * layout.context * (layout.tensor if layout.sequence_parallel else 1)

@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from raymb.plan.experts import FLEX
+from raymb.plan.rules.run import Run
 from raymb.spec.sections import RunSpec
 
 
-def gpu_only_problems(spec: RunSpec, backend: str) -> Iterator[str]:
-    """
-    Args:
-        backend: cuda or cpu; auto where it is not known yet.
-    """
+def settings(run: Run) -> Iterator[str]:
+    spec, backend = run.spec, run.backend
     if backend == "cpu":
         for setting, why in _not_on_cpus(spec):
             yield f"{setting} needs GPUs, and the workers are CPU workers: {why}; leave it out"

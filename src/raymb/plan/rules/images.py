@@ -1,15 +1,14 @@
-"""What a model that sees images asks of a run."""
+"""Settings that a vision-language model cannot have."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from raymb.model.shape import ModelShape
-from raymb.spec.sections import RunSpec
+from raymb.plan.rules.run import Run
 
 
-def image_problems(spec: RunSpec, shape: ModelShape) -> Iterator[str]:
-    """A sentence for every setting that such a model cannot have."""
+def settings(run: Run) -> Iterator[str]:
+    spec, shape = run.spec, run.shape
     if not shape.sees:
         return
     if spec.performance.overlap_grad_reduce:

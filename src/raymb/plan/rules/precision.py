@@ -5,29 +5,26 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from raymb.model.shape import ModelShape
-from raymb.plan.gpus import Gpu
+from raymb.plan.rules.run import Run
 from raymb.plan.sizes import Layout
 
 _MULTIPLE = {"fp8": 16, "fp8_blockwise": 16, "mxfp8": 32}
 """Of both sides of an FP8 matrix product (Transformer Engine 2.20, on cuBLAS); mxfp8: of a block, too."""
 
 
-def precision_problems(precision: str, backend: str, gpu: Gpu | None, layout: Layout, shape: ModelShape) -> list[str]:
-    """A sentence for everything that speaks against --precision.
-
-    Args:
-        backend: cuda or cpu; auto where it is not known yet.
-        gpu: what the workers have, where somebody knows.
-    """
-    if precision not in _MULTIPLE:
-        return []
+def fp8(run: Run) -> Iterator[str]:
+    """--precision beside the workers, their GPUs, and the sizes of a layout's matrices."""
+    precision, gpu, layout = run.spec.train.precision, run.gpu, run.layout
+    if precision not in _MULTIPLE or layout is None:
+        return
     flag = f"--precision {precision}"
-    if backend == "cpu":
-        return [f"{flag} needs GPUs, and the workers are CPU workers; leave it out, or set --backend cuda"]
-    if gpu is not None and precision not in gpu.fp8:
+    if run.backend == "cpu":
+        yield f"{flag} needs GPUs, and the workers are CPU workers; leave it out, or set --backend cuda"
+    elif gpu is not None and precision not in gpu.fp8:
         other = f"set it to {' or '.join(gpu.fp8)} or bf16" if gpu.fp8 else "set it to bf16"
-        return [f"{flag} is not possible on --gpu {gpu.name}; {other}"]
-    return list(_sizes(flag, _MULTIPLE[precision], layout, shape))
+        yield f"{flag} is not possible on --gpu {gpu.name}; {other}"
+    else:
+        yield from _sizes(flag, _MULTIPLE[precision], layout, run.shape)
 
 
 def _sizes(flag: str, multiple: int, layout: Layout, shape: ModelShape) -> Iterator[str]:

@@ -1,0 +1,104 @@
+"""Adapters share tensor parallel workers with what they are on, and lie where Megatron and PEFT can have them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from raymb.model.shape import ModelShape
+from raymb.plan.adapters import ALL, DOWN, GATE_UP, attention_of, matrices_of, names_of, parts_of
+from raymb.plan.rules.run import Run
+from raymb.plan.sizes import Layout
+from raymb.spec.training import Peft
+
+_EXPERTS_FOR_PEFT = {"olmoe", "qwen3_moe"}
+"""MoE model types whose experts' adapters PEFT loads as they were trained (docs/adapters.md)."""
+_NOT_WITH_TENSOR_PARALLEL = ("gate", "q_a_proj", "kv_a_proj_with_mqa")
+"""What every tensor parallel worker has whole: the router, and the compressing projections of latent attention."""
+
+
+def sizes(layout: Layout, shape: ModelShape) -> Iterator[str]:
+    if layout.adapter_rank is None:
+        return
+    if shape.num_experts and layout.expert_tensor > 1:
+        yield (
+            f"--expert_tensor_parallel_size {layout.expert_tensor} must be 1 with --peft: Bridge 0.6.2 does not add up "
+            f"the parts of an expert's adapter (peft/utils.py); set it to 1"
+        )
+    wrong = [name for name in layout.adapter_targets if name in _NOT_WITH_TENSOR_PARALLEL]
+    if wrong and layout.tensor > 1:
+        yield (
+            f"--tensor_parallel_size {layout.tensor} must be 1 with adapters on {', '.join(wrong)}, which Bridge 0.6.2 "
+            f"trains otherwise than PEFT then; leave them out of --lora_target_modules, or set it to 1"
+        )
+    if layout.adapter_rank % layout.tensor:
+        yield (
+            f"--lora_rank {layout.adapter_rank} must be a multiple of --tensor_parallel_size {layout.tensor}: "
+            f"tensor parallel workers share an adapter's rank"
+        )
+
+
+def targets(run: Run) -> Iterator[str]:
+    """What the adapters cannot be in any layout."""
+    peft, shape = run.spec.peft, run.shape
+    if peft.peft == "none":
+        return
+    yield from _unknown(peft, shape)
+    yield from _fused(peft, shape)
+    yield from _experts(peft, shape)
+
+
+def _unknown(peft: Peft, shape: ModelShape) -> Iterator[str]:
+    matrices, asked = matrices_of(shape), peft.lora_target_modules
+    ours = names_of(matrices)
+    megatron = [name for matrix in matrices for name in (matrix.module, *matrix.parts.values())]
+    wrong = [name for name in asked if name not in (*ours, *megatron, ALL)]
+    if wrong or not asked:
+        yield (
+            f"--lora_target_modules {','.join(wrong)}: {shape.architecture} has {', '.join(ours)} (Megatron's names: "
+            f"{', '.join(dict.fromkeys(megatron))}), or {ALL} for all of them"
+        )
+
+
+def _fused(peft: Peft, shape: ModelShape) -> Iterator[str]:
+    asked = peft.lora_target_modules
+    for matrix in matrices_of(shape):
+        parts, everything = parts_of(matrix, asked), list(matrix.parts)
+        named = [name for name in asked if name in matrix.parts or name in matrix.parts.values()]
+        if len(everything) == 1:
+            continue
+        if matrix.module in asked and named:
+            yield (
+                f"--lora_target_modules {matrix.module} and {','.join(named)}: {matrix.module} is one adapter over "
+                f"{', '.join(everything)} together; name the whole matrix or its parts"
+            )
+        if peft.peft == "dora" and parts and parts != everything:
+            yield (
+                f"--lora_target_modules {','.join(parts)} with --peft dora: Megatron keeps {', '.join(everything)} in "
+                f"one matrix ({matrix.module}), and its DoRA takes the whole of it; name all of "
+                f"{','.join(everything)}, or none, or use --peft lora"
+            )
+        if shape.num_experts and matrix is GATE_UP and parts and parts != everything:
+            yield (
+                f"--lora_target_modules {','.join(parts)}: the experts of {shape.architecture} keep "
+                f"{', '.join(everything)} in one matrix with one adapter; name both or none"
+            )
+
+
+def _experts(peft: Peft, shape: ModelShape) -> Iterator[str]:
+    asked = peft.lora_target_modules
+    forward = [*parts_of(GATE_UP, asked), *parts_of(DOWN, asked)]
+    if shape.num_experts and forward and shape.model_type not in _EXPERTS_FOR_PEFT:
+        yield (
+            f"--lora_target_modules {','.join(asked)}: PEFT 0.21 does not load adapters of the experts of "
+            f"{shape.architecture}; set it to {','.join(names_of(attention_of(shape)))}, or some of them"
+        )
+    elif shape.num_experts and parts_of(GATE_UP, asked) and not parts_of(DOWN, asked):
+        yield (
+            f"--lora_target_modules {','.join(asked)}: PEFT loads adapters of an expert's gate_proj and up_proj only "
+            f"together with down_proj; add it, or leave the two out"
+        )
+    if peft.peft == "dora" and shape.num_experts:
+        yield (
+            f"--peft dora: Bridge 0.6.2 has no DoRA for the experts of {shape.architecture} (peft/dora.py); "
+            f"use --peft lora"
+        )
