@@ -11,6 +11,7 @@ from raymb.plan.elastic import is_elastic
 from raymb.plan.gpus import GIB, Gpu
 from raymb.plan.memory import estimate
 from raymb.plan.multiples import divisors
+from raymb.plan.reason import Reason
 from raymb.plan.search import Candidate, candidates
 from raymb.plan.sizes import Layout
 from raymb.spec.sections import RunSpec
@@ -59,7 +60,7 @@ class Automatic:
     """
 
     spec: RunSpec
-    reasons: dict[str, str]
+    reasons: dict[str, Reason]
     micro_batch_size: int | None = None
 
 
@@ -68,10 +69,10 @@ def automatic(spec: RunSpec, shape: ModelShape, gpu: Gpu) -> Automatic:
     elastic run is that of its smallest size, which has to hold the model."""
     low, high = worker_range(spec.parallel)
     elastic = is_elastic(spec)
-    reasons: dict[str, str] = {}
+    reasons: dict[str, Reason] = {}
     if elastic:
         fixed = _that_make_workers(spec.parallel)
-        reasons = dict.fromkeys(fixed, "1: without --num_workers sizes that are not given are 1")
+        reasons = dict.fromkeys(fixed, Reason("1", "without --num_workers sizes that are not given are 1"))
         if spec.parallel.virtual_pipeline_parallel_size == "auto":
             fixed["virtual_pipeline_parallel_size"] = 1  # chunks would rule sizes out
         spec = _with(spec, fixed)
@@ -94,7 +95,7 @@ def automatic(spec: RunSpec, shape: ModelShape, gpu: Gpu) -> Automatic:
     if count > 1 and _has_two_ranges(spec):
         fits += " and have the most sizes"
     why = fits if best.fits(gpu) else f"the smallest layout; none fits into {gpu.name} with room to spare"
-    reasons |= {flag: f"{_shown(value)}: {why}" for flag, value in values.items()}
+    reasons |= {flag: Reason(_shown(value), why) for flag, value in values.items()}
     return Automatic(_with(spec, values), reasons, best.layout.micro_batch_size)
 
 
@@ -129,7 +130,7 @@ def _uneven(spec: RunSpec) -> bool:
 
 
 def too_large(
-    spec: RunSpec, shape: ModelShape, gpu: Gpu, layouts: dict[int, tuple[Layout, dict[str, str]]]
+    spec: RunSpec, shape: ModelShape, gpu: Gpu, layouts: dict[int, tuple[Layout, dict[str, Reason]]]
 ) -> list[str]:
     """A sentence if not even the largest of these sizes can hold the model, whatever the estimate's error."""
     if not layouts:

@@ -6,6 +6,7 @@ from typing import Literal
 
 from raymb.model.shape import ModelShape
 from raymb.plan.adapters import targets_of
+from raymb.plan.reason import Reason
 from raymb.plan.rules.family import has_whole_experts
 from raymb.plan.sizes import Layout
 from raymb.spec.sections import RunSpec
@@ -16,14 +17,15 @@ TOKENS_IN_A_MICRO_BATCH = 16384
 LARGEST_AUTO_MICRO_BATCH = 8
 
 
-def resolve(spec: RunSpec, shape: ModelShape, backend: str, num_workers: int) -> tuple[Layout, dict[str, str]]:
+def resolve(spec: RunSpec, shape: ModelShape, backend: str, num_workers: int) -> tuple[Layout, dict[str, Reason]]:
     """(layout of that many workers without `auto`, reason of every choice by flag). Rules are not checked here."""
-    parallel, chosen = spec.parallel, {}
+    parallel = spec.parallel
+    chosen: dict[str, Reason] = {}
 
-    def size(flag: str, reason: str) -> int:
+    def size(flag: str, why: str) -> int:
         value = getattr(parallel, flag)
         if value == "auto":
-            chosen[flag] = f"1: {reason}"
+            chosen[flag] = Reason("1", why)
         return 1 if value == "auto" else value
 
     fits = "CPU workers share memory and cores, so copies of the model are the fastest"
@@ -110,7 +112,7 @@ def default_expert_tensor(shape: ModelShape, tensor: int, adapters: bool) -> int
     return 1 if adapters or not shape.num_experts or has_whole_experts(shape) else tensor
 
 
-def sequence_parallel(asked: bool | str, tensor: int) -> tuple[bool, str]:
+def sequence_parallel(asked: bool | str, tensor: int) -> tuple[bool, Reason | None]:
     """(whether it is on, the reason where nobody asked).
 
     Args:
@@ -118,32 +120,35 @@ def sequence_parallel(asked: bool | str, tensor: int) -> tuple[bool, str]:
         tensor: tensor parallel size.
     """
     if asked != "auto":
-        return bool(asked), ""
+        return bool(asked), None
     if tensor == 1:
-        return False, "off: it splits activations over tensor parallel workers, and there is 1"
-    return True, "on: with tensor parallel it saves activation memory at no cost"
+        return False, Reason("off", "it splits activations over tensor parallel workers, and there is 1")
+    return True, Reason("on", "with tensor parallel it saves activation memory at no cost")
 
 
-def _micro_batch_size(spec: RunSpec, data: int, pipeline: int, virtual: int | None, backend: str) -> tuple[int, str]:
-    """(size, reason). Where no size can be right, 1 is taken and the rules then name what is wrong."""
+def _micro_batch_size(
+    spec: RunSpec, data: int, pipeline: int, virtual: int | None, backend: str
+) -> tuple[int, Reason | None]:
+    """(size, the reason where nobody asked). Where none can be right it is 1, and the rules then name what is wrong."""
     asked = spec.train.micro_batch_size
     if asked != "auto":
-        return asked, ""
+        return asked, None
     if spec.data.packing:
-        return 1, "1: a packed row is a micro batch of its own"
+        return 1, Reason("1", "a packed row is a micro batch of its own")
     if backend == "cpu":
-        return 1, "1: the CPU gains nothing from a larger one"
+        return 1, Reason("1", "the CPU gains nothing from a larger one")
     if not data or spec.train.global_batch_size % data:
-        return 1, "1: the global batch does not divide among the data parallel workers"
+        return 1, Reason("1", "the global batch does not divide among the data parallel workers")
     share = spec.train.global_batch_size // data
     size, limit = LARGEST_AUTO_MICRO_BATCH, TOKENS_IN_A_MICRO_BATCH
     while size > 1 and not _suits(size, share, spec.data.seq_length, pipeline, virtual):
         size //= 2
     filled = " and fills the pipeline" if pipeline > 1 else ""
-    return size, (
-        f"{size}: the largest power of 2 up to {LARGEST_AUTO_MICRO_BATCH} that divides global batch / data parallel = "
+    why = (
+        f"the largest power of 2 up to {LARGEST_AUTO_MICRO_BATCH} that divides global batch / data parallel = "
         f"{share}, holds at most {limit} tokens{filled}"
     )
+    return size, Reason(str(size), why)
 
 
 def _suits(size: int, share: int, seq_length: int, pipeline: int, virtual: int | None) -> bool:

@@ -10,12 +10,13 @@ from itertools import islice
 from raymb.model.shape import ModelShape
 from raymb.plan.choose import resolve
 from raymb.plan.multiples import divisors
+from raymb.plan.reason import Reason
 from raymb.plan.rules import broken_rules, broken_size_rules
 from raymb.plan.sizes import Layout
 from raymb.spec.sections import RunSpec
 from raymb.spec.training import data_range, worker_flag, worker_range
 
-Resolved = tuple[Layout, dict[str, str]]
+Resolved = tuple[Layout, dict[str, Reason]]
 """A layout without `auto`, and the reason of every choice by flag."""
 
 
@@ -61,7 +62,7 @@ def _with_one_micro_batch_size(usable: dict[int, Resolved], largest: int | None)
     least = min(layout.micro_batch_size for layout, _ in usable.values())
     largest = 1 << (largest.bit_length() - 1) if largest else None
     if reasons and largest and largest < least:
-        why = f"{largest}: the largest that fits into a GPU's memory at every size"
+        why = Reason(str(largest), "the largest that fits into a GPU's memory at every size")
         return {
             size: (replace(layout, micro_batch_size=largest), chosen | {"micro_batch_size": why})
             for size, (layout, chosen) in usable.items()
@@ -69,8 +70,8 @@ def _with_one_micro_batch_size(usable: dict[int, Resolved], largest: int | None)
     if len(set(reasons.values())) <= 1:
         return usable
     size = next(size for size, (layout, _) in usable.items() if layout.micro_batch_size == least)
-    reason = reasons[size].removeprefix(f"{least}: ")
-    why = f"{least}: one for all sizes, so the least of their choices; that of {size} workers is {reason}"
+    of_least = f"one for all sizes, so the least of their choices; that of {size} workers is {reasons[size].text}"
+    why = Reason(str(least), of_least)
     return {
         size: (replace(layout, micro_batch_size=least), chosen | {"micro_batch_size": why})
         for size, (layout, chosen) in usable.items()

@@ -14,6 +14,7 @@ from raymb.plan.elastic import is_elastic, usable_layouts
 from raymb.plan.gpus import USUAL, Gpu, gpu_named
 from raymb.plan.memory import estimate
 from raymb.plan.multiples import divisors
+from raymb.plan.reason import Reason
 from raymb.plan.rules import Run, broken_run_rules
 from raymb.plan.sizes import Layout, layers_per_stage, sample_multiple
 from raymb.plan.speed import step_time
@@ -29,7 +30,7 @@ class Plan:
     num_workers = expert tensor x expert x pipeline x expert data parallel. micro_batches are those of one worker in one
     step. tokens counts padding. rows (packed ones, with packing), steps_per_epoch and epochs are None until the data
     has been prepared; so are train_iters, samples and tokens where --num_epochs decides them. Each sample of a packed
-    row is padded to sample_multiple tokens. chosen has a reason for every flag that was `auto`, except for
+    row is padded to sample_multiple tokens. reasons has one for every flag that was `auto`, except for
     data_parallel_size, which follows from the others. workers_per_node and nodes are None unless --gpus_per_node was
     given. elastic holds every usable size of an elastic run, ascending, and num_workers is one of them; None where the
     size is fixed. adapters: which matrices have one; None without --peft. backend is `auto` while nobody has looked at
@@ -75,11 +76,18 @@ class Plan:
     memory: dict[str, int] | None = None
     step_time: dict[str, float] | None = None
     adapters: Targets | None = None
-    chosen: dict[str, str] = field(default_factory=dict)
+    reasons: dict[str, Reason] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """The plan as JSON-able values, in the order of the fields."""
-        return asdict(self)
+        """The plan as JSON-able values, in the order of the fields; reasons are `chosen`, in words."""
+        values = asdict(self)
+        del values["reasons"]
+        return values | {"chosen": self.chosen}
+
+    @property
+    def chosen(self) -> dict[str, str]:
+        """What was chosen, and why, in a sentence for every flag of reasons."""
+        return {flag: str(reason) for flag, reason in self.reasons.items()}
 
     @property
     def model_parallel_size(self) -> int:
@@ -151,21 +159,22 @@ def usable_plans(
     }
 
 
-def _workers_reason(parallel: Parallel) -> dict[str, str]:
+def _workers_reason(parallel: Parallel) -> dict[str, Reason]:
     """Of the number of workers, where the sizes that were given made it."""
     sizes = (parallel.tensor_parallel_size, parallel.pipeline_parallel_size, parallel.context_parallel_size)
     if not parallel.workers_follow or {*sizes, parallel.data_parallel_size} == {"auto"}:
         return {}
     low, high = worker_range(parallel)
     made = f"{low}" if low == high else f"{low}:{high}"
-    return {"num_workers": f"{made}: the product of tensor, pipeline, context and data parallel sizes that were given"}
+    why = "the product of tensor, pipeline, context and data parallel sizes that were given"
+    return {"num_workers": Reason(made, why)}
 
 
 def _plan(
     spec: RunSpec,
     shape: ModelShape,
     layout: Layout,
-    chosen: dict[str, str],
+    reasons: dict[str, Reason],
     *,
     rows: int | None,
     backend: str,
@@ -215,7 +224,7 @@ def _plan(
         memory=estimate(layout, shape).to_dict() if gpu else None,
         step_time=step_time(layout, shape, gpu, per_node(spec, layout.num_workers)).to_dict() if gpu else None,
         adapters=None if spec.peft.peft == "none" else targets_of(spec.peft, shape),
-        chosen=chosen,
+        reasons=reasons,
     )
 
 

@@ -248,8 +248,7 @@ def _sizes(plan: Plan, shape: ModelShape) -> str:
 def _add_choices(table: Table, plan: Plan) -> None:
     """A line for each reason, with all choices that it is the reason of."""
     by_reason: dict[str, list[str]] = {}
-    for flag, text in plan.chosen.items():
-        value, _, reason = text.partition(": ")
-        by_reason.setdefault(reason, []).append(f"--{flag} {value}")
-    for index, (reason, choices) in enumerate(by_reason.items()):
-        table.add_row("auto chose" if index == 0 else "", f"{', '.join(choices)}: {reason}")
+    for flag, reason in plan.reasons.items():
+        by_reason.setdefault(reason.text, []).append(f"--{flag} {reason.value}")
+    for index, (text, choices) in enumerate(by_reason.items()):
+        table.add_row("auto chose" if index == 0 else "", f"{', '.join(choices)}: {text}")
