@@ -109,6 +109,11 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 """Family to (prefix of its transformers classes, settings beside the common ones)."""
 
 
+def architecture(family: str) -> str:
+    """As config.json has it."""
+    return f"{FAMILIES[family][0]}ForCausalLM"
+
+
 MIXTURES = {name for name, (_, settings) in FAMILIES.items() if any("expert" in key for key in settings)}
 
 
@@ -126,7 +131,7 @@ def make_model(family: str, directory: Path) -> Path:
     config_class = getattr(transformers, f"{prefix}TextConfig", None) if prefix == "Gemma3" else None
     config = (config_class or getattr(transformers, f"{prefix}Config"))(**{**_COMMON, **given})
     torch.manual_seed(0)
-    model = getattr(transformers, f"{prefix}ForCausalLM")._from_config(config, attn_implementation=implementation)
+    model = getattr(transformers, architecture(family))._from_config(config, attn_implementation=implementation)
     model = model.float()
     with torch.no_grad():  # vectors start as 0 or 1, which would hide a norm, bias or sink in a wrong place
         for parameter in model.parameters():

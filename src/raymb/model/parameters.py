@@ -5,16 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from raymb.model.families import family_of_type
 from raymb.model.sizes import Sizes
-
-HAS_EXACT_COUNT = frozenset(
-    {"llama", "mistral", "mixtral", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "qwen2_5_vl", "qwen2_5_vl_text"}
-)
-"""Model types whose count equals the number of elements that transformers makes; others are estimates."""
-
-_QKV_BIAS = ("qwen2", "qwen2_moe", "qwen2_5_vl", "qwen2_5_vl_text")
-_QK_NORM = ("qwen3", "qwen3_moe")
-_UNGATED_MLP = ("gpt2", "gpt_neox", "gpt_bigcode", "opt", "phi", "falcon", "starcoder2", "nemotron", "bloom")
 
 
 def parameter_count(shape: Sizes, config: Mapping[str, Any]) -> int:
@@ -62,23 +54,18 @@ def shared_experts_size(shape: Sizes, config: Mapping[str, Any]) -> int:
     return int(config.get("shared_expert_intermediate_size") or several)
 
 
-def is_gated(model_type: str) -> bool:
-    """Whether the feed-forward layer has a gate beside its up projection."""
-    return model_type not in _UNGATED_MLP
-
-
 def _attention(shape: Sizes, config: Mapping[str, Any]) -> int:
     if shape.attention == "mla":
         return _latent_attention(shape, config)
     hidden, query = shape.hidden_size, shape.num_attention_heads * shape.head_dim
     qkv = query + 2 * shape.num_kv_heads * shape.head_dim
     total = hidden * qkv + query * hidden
-    family = shape.model_type
-    if family in _QKV_BIAS:
+    family = family_of_type(shape.model_type)
+    if family.qkv_bias:
         total += qkv if config.get("qkv_bias", True) else 0
     elif config.get("attention_bias"):
         total += qkv + hidden
-    if family in _QK_NORM:
+    if family.qk_norm:
         total += 2 * shape.head_dim
     return total
 
@@ -98,7 +85,7 @@ def _latent_attention(shape: Sizes, config: Mapping[str, Any]) -> int:
 
 def _dense_mlp(shape: Sizes, config: Mapping[str, Any]) -> int:
     hidden, inner = shape.hidden_size, shape.intermediate_size
-    gated = is_gated(shape.model_type)
+    gated = family_of_type(shape.model_type).gated
     bias = (2 * inner if gated else inner) + hidden if config.get("mlp_bias") else 0
     return (3 if gated else 2) * hidden * inner + bias
 

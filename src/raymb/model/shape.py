@@ -9,14 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from raymb.errors import ModelError
+from raymb.model.families import family_of_type
 from raymb.model.files import ModelFiles
-from raymb.model.parameters import (
-    HAS_EXACT_COUNT,
-    parameter_count,
-    shared_experts_size,
-    sparse_layers,
-    tower_parameters,
-)
+from raymb.model.parameters import parameter_count, shared_experts_size, sparse_layers, tower_parameters
 from raymb.model.sizes import Sizes
 
 
@@ -70,6 +65,8 @@ class ModelShape(Sizes):
         tower = next((name for name in _TOWERS if isinstance(config.get(name), Mapping)), "")
         places = (config, text) if tower else (text, config)  # above its language part a model with a tower says it
         tied = next((one["tie_word_embeddings"] for one in places if "tie_word_embeddings" in one), None)
+        if tied is None:
+            tied = family_of_type(str(text.get("model_type"))).tied_by_default
         shape = cls(
             architecture=str(architectures[0]),
             model_type=str(text.get("model_type") or config.get("model_type") or "unknown"),
@@ -81,8 +78,7 @@ class ModelShape(Sizes):
             head_dim=read.first("head_dim", "kv_channels") or hidden // heads,
             vocab_size=vocab,
             max_position_embeddings=_max_positions(text, read),
-            # transformers' own default is True; the families below write False into their defaults.
-            tie_word_embeddings=_tied_by_default(str(text.get("model_type"))) if tied is None else bool(tied),
+            tie_word_embeddings=bool(tied),
             attention=attention,
             query_rank=read.first("q_lora_rank") if attention == "mla" else None,
             num_experts=experts if experts and experts > 1 else None,
@@ -98,7 +94,7 @@ class ModelShape(Sizes):
             sparse_layers=sparse_layers(shape, text),
             shared_experts_size=shared_experts_size(shape, text) if shape.num_experts else 0,
             parameter_count=parameter_count(shape, text) + beside,
-            parameter_count_is_exact=shape.model_type in HAS_EXACT_COUNT,
+            parameter_count_is_exact=family_of_type(shape.model_type).exact_count,
         )
 
 
@@ -195,11 +191,6 @@ def _stretched(scaling: Mapping[str, Any], limit: int) -> int:
     if isinstance(original, int) and original > 0:
         return int(original * factor)
     return int(limit * factor) if scaling.get("rope_type", scaling.get("type")) != "llama3" else limit
-
-
-def _tied_by_default(model_type: str) -> bool:
-    untied = ("llama", "mistral", "mixtral", "qwen", "deepseek", "phi", "olmo", "gpt_neox", "stablelm", "glm")
-    return not model_type.startswith(untied)
 
 
 def _has_chat_template(files: ModelFiles) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from raymb.model.families import family_of_type
 from raymb.model.shape import ModelShape
 from raymb.spec.training import Peft
 
@@ -53,8 +54,6 @@ _UP = Matrix("linear_fc1", {"up_proj": "linear_fc1"})
 DOWN = Matrix("linear_fc2", {"down_proj": "linear_fc2"})
 _ROUTER = Matrix("router", {"gate": "router"})
 """Chooses a token's experts; not among all-linear, as for PEFT."""
-_WITHOUT_GATE = {"nemotron"}
-"""Model types whose feed-forward layer is up, activation, down."""
 ALL = "all-linear"
 
 
@@ -76,8 +75,8 @@ def targets_of(peft: Peft, shape: ModelShape) -> Targets:
 
 
 def matrices_of(shape: ModelShape) -> list[Matrix]:
-    router = [_ROUTER] if shape.num_experts else []
-    return [*attention_of(shape), _UP if shape.model_type in _WITHOUT_GATE else GATE_UP, DOWN, *router]
+    first = GATE_UP if family_of_type(shape.model_type).gated else _UP
+    return [*attention_of(shape), first, DOWN, *([_ROUTER] if shape.num_experts else [])]
 
 
 def attention_of(shape: ModelShape) -> list[Matrix]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
-from raymb.model.parameters import is_gated
+from raymb.model.families import family_of_type
 from raymb.model.shape import ModelShape
 from raymb.plan.gpus import GIB
 from raymb.plan.recompute import recomputed_layers
@@ -202,7 +202,7 @@ def _norm_share(layout: Layout) -> int:
 def _saved_a_token(layout: Layout, shape: ModelShape) -> float:
     """Bytes that a layer does not keep of a token with --recompute selective. Flash attention keeps nothing that
     core_attn could save."""
-    units = (_GATED if is_gated(shape.model_type) else _PLAIN)[layout.fused_activation]
+    units = (_GATED if family_of_type(shape.model_type).gated else _PLAIN)[layout.fused_activation]
     sparse = shape.sparse_layers / shape.num_layers
     inner, routed = shape.moe_intermediate_size or 0, sparse * (shape.experts_per_token or 0) / layout.expert_tensor
     shared = units * sparse * shape.shared_experts_size / layout.tensor
@@ -228,7 +228,7 @@ def activations_a_token(layout: Layout, shape: ModelShape) -> float:
     # Joint projection, its rotated queries and keys, attention's output.
     attention = (query + 2 * keys) + (query + keys) + query
     sparse = shape.sparse_layers / shape.num_layers
-    per_unit = (_GATED if is_gated(shape.model_type) else _PLAIN)[layout.fused_activation]
+    per_unit = (_GATED if family_of_type(shape.model_type).gated else _PLAIN)[layout.fused_activation]
     dense = per_unit * ((1 - sparse) * shape.intermediate_size + sparse * shape.shared_experts_size)
     tensor_parallel = (attention + dense) / layout.tensor
     if layout.fp8 and layout.adapter_rank is None:  # inputs of matrices are kept in FP8; adapters want them as they are

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from raymb.model.families import family_of_type
 from raymb.model.shape import ModelShape
 from raymb.plan.adapters import ALL, DOWN, GATE_UP, attention_of, matrices_of, names_of, parts_of
 from raymb.plan.rules.run import Run
 from raymb.plan.sizes import Layout
 from raymb.spec.training import Peft
 
-_EXPERTS_FOR_PEFT = {"olmoe", "qwen3_moe"}
-"""MoE model types whose experts' adapters PEFT loads as they were trained (docs/adapters.md)."""
 _NOT_WITH_TENSOR_PARALLEL = ("gate", "q_a_proj", "kv_a_proj_with_mqa")
 """What every tensor parallel worker has whole: the router, and the compressing projections of latent attention."""
 
@@ -87,7 +86,7 @@ def _fused(peft: Peft, shape: ModelShape) -> Iterator[str]:
 def _experts(peft: Peft, shape: ModelShape) -> Iterator[str]:
     asked = peft.lora_target_modules
     forward = [*parts_of(GATE_UP, asked), *parts_of(DOWN, asked)]
-    if shape.num_experts and forward and shape.model_type not in _EXPERTS_FOR_PEFT:
+    if shape.num_experts and forward and not family_of_type(shape.model_type).peft_loads_experts:
         yield (
             f"--lora_target_modules {','.join(asked)}: PEFT 0.21 does not load adapters of the experts of "
             f"{shape.architecture}; set it to {','.join(names_of(attention_of(shape)))}, or some of them"

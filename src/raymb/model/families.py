@@ -1,0 +1,197 @@
+"""What raymb knows of each family of models that its config.json does not say: one record a family, read by the plan,
+the bridge, the export, the data and the tests. No framework."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class VisionLanguage:
+    """What a vision-language model has besides what a language model has."""
+
+    step: str
+    """Bridge's forward step."""
+    mark: str
+    """A text: the chat template writes it where an image is, and it is the token of each piece of the image."""
+    image_processor: tuple[str, str]
+    """Module and class of transformers that cuts an image into patches, on Pillow alone."""
+    recipes: str
+    """Name of the module that holds Bridge's recipes for it."""
+    provider: tuple[str, str]
+    """Module and class of Bridge's provider, whose fields an override may set and no annotation names."""
+    language: tuple[str, str]
+    """Beginning of the language part's names in files, and of its modules' names in transformers' model."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """A family of models; the defaults are what holds for one that raymb does not know."""
+
+    name: str
+    """For people, as its makers write it."""
+    architectures: tuple[str, ...] = ()
+    """`architectures[0]` of its config.json files."""
+    model_types: tuple[str, ...] = ()
+    """`model_type` of the language part of its config.json files."""
+    gated: bool = True
+    """Whether a dense feed-forward layer has a gate beside its up projection. Decides how many parameters and
+    activations the layer has, and which of its projections an adapter can lie on."""
+    qkv_bias: bool = False
+    """Whether queries, keys and values have biases (unless config.json says `qkv_bias: false`). In other families
+    config.json's `attention_bias` decides, and the output projection has one, too."""
+    qk_norm: bool = False
+    """Whether the parameter count has two norms, as wide as a head, for the queries and keys of every layer."""
+    exact_count: bool = False
+    """Whether the parameter count equals the number of elements that transformers makes; otherwise an estimate."""
+    tied_by_default: bool = True
+    """Whether the output layer is the embedding where config.json has no `tie_word_embeddings`."""
+    peft_loads_experts: bool = False
+    """Whether PEFT loads adapters of a MoE model's experts as they were trained (docs/adapters.md)."""
+    must_be_one: Mapping[str, str] = field(default_factory=dict)
+    """Parallel sizes (`tensor`, `context`, `expert_tensor`: --NAME_parallel_size) that must be 1, each with why."""
+    no_packing: str = ""
+    """Why its rows cannot be packed; "" where they can."""
+    cuda_graphs: bool = False
+    """Whether its steps with CUDA graphs were compared with steps without (docs/performance.md)."""
+    vision: VisionLanguage | None = None
+    """What a vision-language model that raymb trains has; None for a language model."""
+
+
+_OWN_ATTENTION = "Bridge 0.6.2 has an attention of its own for it (gemma2_provider.py)"
+
+FAMILIES = (
+    # Bridge 0.6.2 loads these.
+    Family(
+        "Qwen2",
+        ("Qwen2ForCausalLM",),
+        ("qwen2",),
+        qkv_bias=True,
+        exact_count=True,
+        tied_by_default=False,
+        cuda_graphs=True,
+    ),
+    Family(
+        "Qwen2.5-VL",
+        ("Qwen2_5_VLForConditionalGeneration",),
+        ("qwen2_5_vl", "qwen2_5_vl_text"),
+        qkv_bias=True,
+        exact_count=True,
+        tied_by_default=False,
+        must_be_one={"context": "Bridge 0.6.2 does not cut its images along the sequence (modeling_qwen25_vl.py)"},
+        vision=VisionLanguage(
+            step="vlm_step",
+            mark="<|image_pad|>",
+            image_processor=("transformers.models.qwen2_vl.image_processing_pil_qwen2_vl", "Qwen2VLImageProcessorPil"),
+            recipes="qwen25_vl",
+            provider=("megatron.bridge.models.qwen_vl.qwen25_vl_provider", "Qwen25VLModelProvider"),
+            language=("model.layers.", "model.language_model.layers."),
+        ),
+    ),
+    Family(
+        "Qwen3",
+        ("Qwen3ForCausalLM",),
+        ("qwen3",),
+        qk_norm=True,
+        exact_count=True,
+        tied_by_default=False,
+        cuda_graphs=True,
+    ),
+    Family(
+        "Qwen3-MoE",
+        ("Qwen3MoeForCausalLM",),
+        ("qwen3_moe",),
+        qk_norm=True,
+        exact_count=True,
+        tied_by_default=False,
+        peft_loads_experts=True,
+    ),
+    Family("Llama", ("LlamaForCausalLM",), ("llama",), exact_count=True, tied_by_default=False, cuda_graphs=True),
+    Family("Mistral", ("MistralForCausalLM",), ("mistral",), exact_count=True, tied_by_default=False, cuda_graphs=True),
+    Family(
+        "OLMoE",
+        ("OlmoeForCausalLM",),
+        ("olmoe",),
+        tied_by_default=False,
+        peft_loads_experts=True,
+        must_be_one={"tensor": "Bridge 0.6.2 norms its queries and keys over all heads (olmoe_provider.py)"},
+    ),
+    Family(
+        "Gemma 2",
+        ("Gemma2ForCausalLM",),
+        ("gemma2",),
+        must_be_one={"context": _OWN_ATTENTION},
+        no_packing=_OWN_ATTENTION,
+        cuda_graphs=True,
+    ),
+    Family("Gemma 3", ("Gemma3ForCausalLM",), ("gemma3_text",)),
+    Family("DeepSeek-V2", ("DeepseekV2ForCausalLM",), ("deepseek_v2",), tied_by_default=False),
+    Family("DeepSeek-V3", ("DeepseekV3ForCausalLM",), ("deepseek_v3",), tied_by_default=False),
+    Family(
+        "GPT-OSS",
+        ("GptOssForCausalLM",),
+        ("gpt_oss",),
+        # transformers 5.12.1 does not tie by default. It writes the setting into every config.json, so that this
+        # matters only for one written by hand; raymb has taken such a model for tied so far.
+        tied_by_default=True,
+        must_be_one={"expert_tensor": "its experts have biases, which Megatron-Core 0.19 does not split"},
+    ),
+    Family("GLM-4.5", ("Glm4MoeForCausalLM",), ("glm4_moe",), tied_by_default=False),
+    Family("GLM-4.7-Flash", ("Glm4MoeLiteForCausalLM",), ("glm4_moe_lite",), tied_by_default=False),
+    Family(
+        "Nemotron",
+        ("NemotronForCausalLM",),
+        ("nemotron",),
+        gated=False,
+        tied_by_default=True,  # transformers does not tie by default: see GPT-OSS
+        cuda_graphs=True,
+    ),
+    # Bridge 0.6.2 loads none of these; `raymb plan` tells their sizes.
+    Family(
+        "Qwen2-MoE", ("Qwen2MoeForCausalLM",), ("qwen2_moe",), qkv_bias=True, exact_count=True, tied_by_default=False
+    ),
+    Family("Mixtral", ("MixtralForCausalLM",), ("mixtral",), exact_count=True, tied_by_default=False),
+    Family("GPT-2", ("GPT2LMHeadModel",), ("gpt2",), gated=False),
+    Family("GPT-NeoX", ("GPTNeoXForCausalLM",), ("gpt_neox",), gated=False, tied_by_default=False),
+    Family("GPTBigCode", ("GPTBigCodeForCausalLM",), ("gpt_bigcode",), gated=False),
+    Family("OPT", ("OPTForCausalLM",), ("opt",), gated=False),
+    Family("Phi", ("PhiForCausalLM",), ("phi",), gated=False, tied_by_default=False),
+    Family("Falcon", ("FalconForCausalLM",), ("falcon",), gated=False),
+    Family("StarCoder2", ("Starcoder2ForCausalLM",), ("starcoder2",), gated=False),
+    Family("BLOOM", ("BloomForCausalLM",), ("bloom",), gated=False),
+)
+"""All families with a record."""
+
+OTHER = Family("other")
+"""A family without a record. Bridge 0.6.2 loads some that transformers 5.12.1 makes otherwise: nemotron_h has no gate,
+and nemotron_h, exaone4, exaone_moe, falcon_h1, minimax_m2 and hy_v3 do not tie by default."""
+OTHER_UNTIED = Family("other", tied_by_default=False)
+"""A family without a record whose makers do not tie by default."""
+_MAKERS_WITHOUT_TYING = (
+    "llama",
+    "mistral",
+    "mixtral",
+    "qwen",
+    "deepseek",
+    "phi",
+    "olmo",
+    "gpt_neox",
+    "stablelm",
+    "glm",
+)
+"""Beginnings of model types."""
+
+_BY_ARCHITECTURE = {architecture: family for family in FAMILIES for architecture in family.architectures}
+_BY_TYPE = {model_type: family for family in FAMILIES for model_type in family.model_types}
+
+
+def family_of(architecture: str) -> Family:
+    """By `architectures[0]` of config.json: what Bridge and transformers choose a model's class by."""
+    return _BY_ARCHITECTURE.get(architecture, OTHER)
+
+
+def family_of_type(model_type: str) -> Family:
+    """By the `model_type` of config.json's language part, which may be another family's than the whole model's."""
+    other = OTHER_UNTIED if model_type.startswith(_MAKERS_WITHOUT_TYING) else OTHER
+    return _BY_TYPE.get(model_type, other)
