@@ -20,7 +20,8 @@ from megatron.bridge.models.conversion.peft_bridge import (
 
 from raymb.bridge.adapters import Adapters, adapters_in
 from raymb.bridge.collectives import some_rank
-from raymb.model.vision import FAMILIES, module_name
+from raymb.model.families import VisionLanguage, family_of
+from raymb.model.vision import module_name
 
 _PREFIX = "base_model.model."
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -51,17 +52,17 @@ def write_adapter(
             state[key] = magnitude.weight[:, 0].contiguous()
     config = build_adapter_config_dict(adapters, infer_target_modules_from_adapter_weights(modules), parameters, base)
     config["use_dora"] = adapters.kind == "dora"
-    if architecture in FAMILIES:
-        config["target_modules"] = _only_language(architecture, infer_target_modules_from_adapter_weights(modules))
+    if vision := family_of(architecture).vision:
+        config["target_modules"] = _only_language(vision, infer_target_modules_from_adapter_weights(modules))
         state = {_PREFIX + module_name(architecture, name.removeprefix(_PREFIX)): one for name, one in state.items()}
     # Tensors of fused matrices share memory, which safetensors refuses.
     save_file({name: tensor.clone().contiguous() for name, tensor in state.items()}, target / WEIGHTS)
     (target / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-def _only_language(architecture: str, modules: list[str]) -> str:
-    """A pattern: what sees has modules of the same names."""
-    begin = FAMILIES[architecture].language[1]
+def _only_language(vision: VisionLanguage, modules: list[str]) -> str:
+    """A pattern: the vision part has modules of the same names."""
+    begin = vision.language[1]
     return f"{re.escape(begin)}.*\\.({'|'.join(sorted({module.rpartition('.')[2] for module in modules}))})"
 
 

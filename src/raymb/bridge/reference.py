@@ -17,7 +17,7 @@ from megatron.core.utils import get_batch_on_this_cp_rank
 from raymb.data.images import ImageProcessor
 from raymb.data.samples import samples_in
 from raymb.data.store import IMAGES, ImageFile, RowFile
-from raymb.model.vision import FAMILIES
+from raymb.model.families import family_of
 from raymb.run.job import Job
 
 _ROWS, _TOKENS, _NUMBERS = 4, 64, 1 << 24
@@ -62,7 +62,7 @@ def _held_out(job: Job) -> tuple[list[list[int]], list[dict[str, torch.Tensor]]]
     are held out."""
     part = "validation" if job.validation_rows else "test" if job.test_rows else "train"
     first = list(islice(samples_in(RowFile(Path(job.data_dir, f"{part}.arrow"))), 100))
-    if job.architecture not in FAMILIES:
+    if not family_of(job.architecture).vision:
         return sorted((sample.ids[:_TOKENS] for sample in first), key=len, reverse=True)[:_ROWS], [{}] * _ROWS
     processor = ImageProcessor(job.architecture, job.model_path, job.spec.model.hf_revision)
     chosen = sorted(first, key=lambda sample: (bool(sample.images), len(sample.ids)), reverse=True)[:_ROWS]

@@ -209,7 +209,7 @@ class Encoder:
             if (rendered := self._rendered(number, row, problems)) is None:
                 return None
             counts = [count for _, count in images]
-            mark = self._images.processor.family.mark
+            mark = self._images.processor.vision.mark
             text, spans = expanded(*rendered, mark, counts)
             [(ids, offsets)] = self._with_offsets([text])
             places = Places(ids, self.tokenizer.convert_tokens_to_ids(mark), counts)

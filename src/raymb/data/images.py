@@ -16,7 +16,7 @@ from typing import Any
 
 from raymb.data.shapes import WrongRow, shown
 from raymb.errors import ModelError
-from raymb.model.vision import FAMILIES
+from raymb.model.families import family_of
 
 _SHOWN_ERROR = 120
 
@@ -25,13 +25,16 @@ class ImageProcessor:
     """What a model makes of an image.
 
     Args:
-        architecture: of raymb.model.vision.FAMILIES.
+        architecture: of a vision-language model that raymb trains.
         model_path, revision: hub id or directory of the model.
     """
 
     def __init__(self, architecture: str, model_path: str, revision: str | None = None):
-        self.family, self.model_path, self.revision = FAMILIES[architecture], model_path, revision
-        module, name = self.family.image_processor
+        vision = family_of(architecture).vision
+        if vision is None:
+            raise ValueError(f"{architecture} is no vision-language model that raymb trains")
+        self.vision, self.model_path, self.revision = vision, model_path, revision
+        module, name = vision.image_processor
         try:
             cls = getattr(importlib.import_module(module), name)
             self.processor: Any = cls.from_pretrained(model_path, revision=revision)

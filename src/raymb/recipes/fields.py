@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from raymb.errors import SpecError
+from raymb.model.families import FAMILIES
 
 _CONTAINER = ("megatron.bridge.training.config", "ConfigContainer")
-_OF_FAMILIES = {"model": (("megatron.bridge.models.qwen_vl.qwen25_vl_provider", "Qwen25VLModelProvider"),)}
+_OF_FAMILIES = {"model": [family.vision.provider for family in FAMILIES if family.vision]}
 """Classes that a section may have and its annotation does not name."""
 
 
