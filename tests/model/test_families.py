@@ -68,16 +68,6 @@ def test_gates_and_tying_are_those_of_transformers(family: Family) -> None:
     assert tied == {family.tied_by_default != (family.name in TIED_OTHERWISE)}
 
 
-def test_the_plans_rules_say_the_same() -> None:
-    """Until the rules read the records."""
-    from raymb.plan import rules
-
-    sizes = {name: tuple(one.must_be_one.items()) for one in FAMILIES for name in one.architectures if one.must_be_one}
-    assert sizes == {name: (why,) for name, why in rules._ONLY_ONE.items()}
-    recorded = sorted(name for one in FAMILIES if one.cuda_graphs for name in one.architectures)
-    assert recorded == list(rules._RECORDED)
-
-
 @pytest.mark.parametrize("name", ["NobodysForCausalLM", *(name for one in FAMILIES for name in one.architectures)])
 def test_the_plan_packs_rows_where_the_record_says_so(name: str) -> None:
     shape = ModelShape.from_config({**QWEN2_4_LAYERS, "architectures": [name]})

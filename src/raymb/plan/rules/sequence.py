@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from raymb.model.families import family_of
 from raymb.model.shape import ModelShape
 from raymb.plan.multiples import nearest_multiples
 from raymb.plan.sizes import Layout, sample_multiple
@@ -45,8 +46,5 @@ def packing(layout: Layout, shape: ModelShape) -> Iterator[str]:
         )
     if shape.sees:
         yield f"--packing is for rows of text, and {shape.architecture}'s have images; leave --packing out"
-    if shape.architecture == "Gemma2ForCausalLM":
-        yield (
-            "--packing is not possible with Gemma2ForCausalLM: Bridge 0.6.2 has an attention of its own for it "
-            "(gemma2_provider.py); leave --packing out"
-        )
+    if why := family_of(shape.architecture).no_packing:
+        yield f"--packing is not possible with {shape.architecture}: {why}; leave --packing out"
