@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from raymb.telemetry import progress
+from raymb.telemetry import terminal as progress
 from raymb.telemetry.terminal import Terminal
 
 
