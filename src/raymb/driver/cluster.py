@@ -20,6 +20,7 @@ from ray.exceptions import RayError
 from rich.console import Console
 
 import raymb
+from raymb import ray_internals
 from raymb.driver.ray_address import OWN, check_reachable, find_ray, is_connected
 from raymb.errors import ClusterError
 from raymb.plan.gpus import Gpu, gpu_of_device
@@ -184,17 +185,15 @@ def _runtime_environment(working_dir: Path | None, joined: bool) -> dict[str, An
 @contextmanager
 def _without_api_server() -> Iterator[None]:
     """Ray 2.60 starts one and waits for it (1 to 3 s) also where no dashboard is wanted. Nothing in a run asks it."""
-    from ray._private import services
-
-    original = getattr(services, "start_api_server", None)
+    original = getattr(ray_internals, "start_api_server", None)
     if original is None:
         yield
         return
-    services.start_api_server = lambda *args, **settings: (None, None)
+    ray_internals.replace("start_api_server", lambda *args, **settings: (None, None))
     try:
         yield
     finally:
-        services.start_api_server = original
+        ray_internals.replace("start_api_server", original)
 
 
 def check_room(worker: Resources, tensor: int, num_workers: int) -> None:
@@ -221,9 +220,9 @@ def start_coordinator() -> None:
     """Start the actor that Ray Train's controller asks for resources first (3 CPU seconds of imports, during which the
     controller would wait), while the controller itself starts. Nothing is lost where Ray has no such actor."""
     with contextlib.suppress(ImportError):
-        from ray.data._internal.cluster_autoscaler import default_autoscaling_coordinator
+        from raymb.ray_internals import get_or_create_autoscaling_coordinator
 
-        default_autoscaling_coordinator.get_or_create_autoscaling_coordinator()
+        get_or_create_autoscaling_coordinator()
 
 
 def _doctor(address: str | None) -> str:

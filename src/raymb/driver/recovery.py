@@ -14,14 +14,15 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 from ray.train import FailureConfig
-from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
-from ray.train.v2._internal.execution.scaling_policy import (
+
+from raymb.errors import BadLoss, RaymbError, StorageError, WorkersStopped, last_line
+from raymb.ray_internals import (
+    DefaultFailurePolicy,
     ElasticScalingPolicy,
+    FailureDecision,
     NoopDecision,
     ResizeDecision,
 )
-
-from raymb.errors import BadLoss, RaymbError, StorageError, WorkersStopped, last_line
 
 _WOULD_COME_AGAIN = (
     "ArithmeticError",

@@ -19,17 +19,20 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray._private import ray_constants
-from ray.experimental.internal_kv import _internal_kv_get
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
-from ray.train.v2._internal import constants
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raymb.driver.cluster import Cluster, Resources
 from raymb.driver.recovery import ElasticPolicy, RestartPolicy
 from raymb.driver.worker_setup import PlacementCallback, ProcessGroupConfig, SigtermCallback
 from raymb.rank.accelerator import ACCELERATORS
+from raymb.ray_internals import (
+    DASHBOARD_ADDRESS,
+    ENV_VARS_TO_PROPAGATE,
+    KV_NAMESPACE_DASHBOARD,
+    _internal_kv_get,
+)
 from raymb.run.directory import RunDir
 from raymb.run.job import Job
 from raymb.storage.remote import Remote
@@ -76,7 +79,7 @@ class RaymbTrainer(TorchTrainer):
 
     def _initialize_and_run_controller(self, **settings: Any) -> Any:
         # The controller looks at the storage, too; Ray Train hands it only variables that it knows.
-        constants.ENV_VARS_TO_PROPAGATE.update(name for name in os.environ if name.startswith("AWS_"))
+        ENV_VARS_TO_PROPAGATE.update(name for name in os.environ if name.startswith("AWS_"))
         with _environment(self.settings):
             return super()._initialize_and_run_controller(**{**settings, **self.policies})
 
@@ -120,7 +123,7 @@ def make_trainer(job: Job, cluster: Cluster, resources: Resources, place: RunDir
 def _has_api_server() -> bool:
     """Whether somebody listens where the cluster says that its API server (dashboard) is: one without a dashboard gives
     an address, too."""
-    told = _internal_kv_get(ray_constants.DASHBOARD_ADDRESS, namespace=ray_constants.KV_NAMESPACE_DASHBOARD) or b""
+    told = _internal_kv_get(DASHBOARD_ADDRESS, namespace=KV_NAMESPACE_DASHBOARD) or b""
     host, _, port = told.decode().rpartition(":")
     try:
         socket.create_connection((host, int(port)), timeout=_SECONDS_TO_ANSWER).close()

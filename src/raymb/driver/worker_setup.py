@@ -15,13 +15,11 @@ from typing import Any
 import ray
 import ray.train
 from ray.exceptions import RayError
-from ray.train._internal.utils import get_address_and_port
 from ray.train.backend import Backend, BackendConfig
-from ray.train.v2._internal.execution.callback import WorkerCallback, WorkerGroupCallback
-from ray.train.v2._internal.util import TrainingFramework
 
 from raymb.errors import ClusterError
 from raymb.plan.placement import HINT, placed_problem, ranks_of_nodes
+from raymb.ray_internals import TrainingFramework, WorkerCallback, WorkerGroupCallback, get_address_and_port
 
 _SECONDS_TO_LEAVE = 5.0
 _SECONDS_TO_TELL = 10.0
