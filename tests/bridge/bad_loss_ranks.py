@@ -14,7 +14,7 @@ from typing import Any
 import torch.distributed as dist
 
 from raymb import cpu
-from raymb.bridge import imports
+from raymb.bridge.patches import imports
 
 dist.init_process_group("gloo")
 imports.install()

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 from megatron.core.transformer.enums import AttnBackend
 
-from raymb.bridge.attention import check_attention, leave_attention_to_transformer_engine
+from raymb.bridge.patches.attention import check_attention, leave_attention_to_transformer_engine
 from raymb.errors import SpecError
 
 

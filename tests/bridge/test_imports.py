@@ -32,7 +32,7 @@ SCRIPT = f"""
 import importlib.util, json, sys, time
 from raymb import cpu
 from raymb.cpu import stand_in
-from raymb.bridge import imports
+from raymb.bridge.patches import imports
 
 imports.install()
 imports.install()

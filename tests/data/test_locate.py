@@ -75,7 +75,7 @@ def test_presets_read_rows_as_bridge_does(hub: Any) -> None:
     program = """
 import json, sys
 from raymb import cpu
-from raymb.bridge import imports
+from raymb.bridge.patches import imports
 imports.install()
 cpu.activate()
 import megatron.bridge.models.conversion  # first, or Bridge imports itself in a circle

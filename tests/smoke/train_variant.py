@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from raymb import worker
-from raymb.bridge import imports
+from raymb.bridge.patches import imports
 from raymb.rank.accelerator import ACCELERATORS
 from raymb.rank.progress import Progress
 from raymb.run.job import Job

@@ -10,14 +10,14 @@ from raymb.run.job import Job
 
 def activate(job: Job) -> None:
     """Make Megatron ready in this process: its imports, the accelerator, the fixes."""
-    from raymb.bridge import imports
+    from raymb.bridge.patches import imports
 
     imports.install()
     ACCELERATORS[job.backend].activate(job.spec.parallel.fsdp)
     imports.load_family(job.architecture)
-    from raymb.bridge import fixes, fusions
+    from raymb.bridge.patches import fusions, models
 
-    fixes.apply_all()
+    models.apply_all()
     fusions.install()
 
 

@@ -20,13 +20,13 @@ from megatron.bridge.training.config import (
 )
 from megatron.bridge.training.mixed_precision import MixedPrecisionConfig, get_mixed_precision_config
 
-from raymb.bridge import fixes
 from raymb.bridge.adapters import make_adapters
-from raymb.bridge.attention import check_attention, leave_attention_to_transformer_engine
 from raymb.bridge.dataset import PreparedRowsConfig
-from raymb.bridge.fusions import fusion_settings
 from raymb.bridge.moe import moe_settings
 from raymb.bridge.overrides import apply_overrides, set_field
+from raymb.bridge.patches import models
+from raymb.bridge.patches.attention import check_attention, leave_attention_to_transformer_engine
+from raymb.bridge.patches.fusions import fusion_settings
 from raymb.checkpoints.manifest import left_out
 from raymb.model.vision import seeing
 from raymb.plan.layout import evaluation_batch
@@ -106,12 +106,12 @@ def _hf_bridge(job: Job) -> AutoBridge:
 
 def _model(job: Job, hf_bridge: AutoBridge, accelerator: Accelerator, precision: str, load_weights: bool) -> Any:
     """The provider of the Hugging Face model; with load_weights a hook fills the weights in when it is built."""
-    fixes.pass_on_llama3_rope(hf_bridge.hf_pretrained.config)
+    models.pass_on_llama3_rope(hf_bridge.hf_pretrained.config)
     provider = hf_bridge.to_megatron_provider(load_weights=load_weights)
     leave_attention_to_transformer_engine(provider)
     if seeing(job.architecture):
-        fixes.pass_on_mrope_sections(hf_bridge.hf_pretrained.config, provider)
-        fixes.lay_out_embeddings()
+        models.pass_on_mrope_sections(hf_bridge.hf_pretrained.config, provider)
+        models.lay_out_embeddings()
     plan = job.plan
     settings = {
         "seq_length": job.spec.data.seq_length,

@@ -209,7 +209,7 @@ def _dataset(dataset: Any) -> dict[str, Any]:
 
 def activate() -> None:
     """Make Bridge importable, with stand-ins for the packages of CUDA, and put the recorder in AutoBridge's place."""
-    from raymb.bridge import imports
+    from raymb.bridge.patches import imports
     from raymb.rank.accelerator import ACCELERATORS
 
     imports.install()

@@ -1,0 +1,1 @@
+"""Upstream's defects that raymb steps around, a file a subject."""
