@@ -124,16 +124,16 @@ def render(rows: dict[str, Row]) -> str:
 
 
 NOTES = [
-    "Upstream defects that raymb steps around (`src/raymb/bridge/fixes.py`, `attention.py` there,",
+    "Upstream defects that raymb steps around (`src/raymb/bridge/patches/`,",
     "`src/raymb/export/hf_model.py`), without which a family would not hold:",
     "",
-    "- Gemma 2 and 3: megatron-bridge 0.6.2 `models/common/te_layers.py` line 47 gives the norms behind attention and",
+    "- Gemma 2 and 3: megatron-bridge 0.6.2 `TERowParallelLinearLayerNorm` gives the norms behind attention and",
     "  feed-forward an epsilon of 1e-5 instead of the model's (logits off by 1e-4).",
-    "- Gemma 3: megatron-bridge 0.6.2 `models/gemma/gemma3_provider.py` line 78 asks for the package flash-attn on",
+    "- Gemma 3: megatron-bridge 0.6.2 `Gemma3ModelProvider` asks for the package flash-attn on",
     "  GPUs, and the first step fails without it; Transformer Engine chooses its kernels instead.",
     "- Gemma 2: transformers 5.12.1 leaves the cap of attention's scores out of its default attention (sdpa), so that",
     "  an export's logits are off by 2e-4 there; raymb verifies, asks and scores with its `eager` attention.",
-    "- Llama 3: megatron-bridge 0.6.2 `models/llama/llama_bridge.py` hands on only the factor of the rotary scaling;",
+    "- Llama 3: megatron-bridge 0.6.2 `LlamaBridge` hands on only the factor of the rotary scaling;",
     "  `low_freq_factor`, `high_freq_factor` and `original_max_position_embeddings` become Megatron-Core's constants",
     "  1, 4 and 8192 (right for Meta's models, wrong for others).",
     "",

@@ -9,15 +9,26 @@ from raymb.run.job import Job
 
 
 def activate(job: Job) -> None:
-    """Make Megatron ready in this process: its imports, the accelerator, the fixes."""
+    """Make Megatron ready in this process: its imports, the accelerator, the patches."""
     from raymb.bridge.patches import imports
 
     imports.install()
     ACCELERATORS[job.backend].activate(job.spec.parallel.fsdp)
     imports.load_family(job.architecture)
-    from raymb.bridge.patches import fusions, models
+    _apply_patches()
 
-    models.apply_all()
+
+def _apply_patches() -> None:
+    """Of upstream, after Bridge is imported and before pretrain(); the imports' own has come before Megatron."""
+    from raymb.bridge.patches import attention, checkpoint_writing, collectives, fusions, models, startup
+
+    startup.skip_compiling_shipped_helpers()
+    checkpoint_writing.keep_write_results_in_process()
+    models.give_post_norms_their_epsilon()
+    checkpoint_writing.build_config_text_once()
+    collectives.give_every_rank_the_whole_list_of_state()
+    attention.record_layers_without_masks()
+    startup.leave_out_warm_up()
     fusions.install()
 
 

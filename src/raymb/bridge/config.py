@@ -22,11 +22,11 @@ from megatron.bridge.training.mixed_precision import MixedPrecisionConfig, get_m
 
 from raymb.bridge.adapters import make_adapters
 from raymb.bridge.dataset import PreparedRowsConfig
+from raymb.bridge.fusions import fusion_settings
 from raymb.bridge.moe import moe_settings
 from raymb.bridge.overrides import apply_overrides, set_field
-from raymb.bridge.patches import models
+from raymb.bridge.patches import collectives, models
 from raymb.bridge.patches.attention import check_attention, leave_attention_to_transformer_engine
-from raymb.bridge.patches.fusions import fusion_settings
 from raymb.checkpoints.manifest import left_out
 from raymb.model.vision import seeing
 from raymb.plan.layout import evaluation_batch
@@ -111,7 +111,7 @@ def _model(job: Job, hf_bridge: AutoBridge, accelerator: Accelerator, precision:
     leave_attention_to_transformer_engine(provider)
     if seeing(job.architecture):
         models.pass_on_mrope_sections(hf_bridge.hf_pretrained.config, provider)
-        models.lay_out_embeddings()
+        collectives.lay_out_embeddings()
     plan = job.plan
     settings = {
         "seq_length": job.spec.data.seq_length,

@@ -29,6 +29,7 @@ from megatron.bridge.training.checkpointing import (
 from torch.distributed.checkpoint.api import CheckpointException
 
 from raymb.bridge.collectives import largest_of_all, some_rank
+from raymb.bridge.patches.checkpoint_writing import write_with
 from raymb.checkpoints import manifest as checkpoint
 from raymb.checkpoints.format import layout_of, optimizer_format
 from raymb.checkpoints.remote import RemoteCheckpoints
@@ -314,16 +315,12 @@ class Writes:
 
 def install(saving: Saving) -> str:
     """Have Bridge use Manager in this process; the name that its config wants."""
-    from megatron.bridge.training.state import GlobalState
     from megatron.bridge.utils.instantiate_utils import register_allowed_target_prefix
 
     Manager.saving = saving
     register_allowed_target_prefix(__name__)
 
-    def initialize(self: Any) -> None:
-        self._async_calls_queue = Writes(saving)
-
-    GlobalState.initialize_async_checkpoint_worker = initialize  # type: ignore[method-assign]
+    write_with(lambda: Writes(saving))
     return f"{__name__}.{Manager.__name__}"
 
 

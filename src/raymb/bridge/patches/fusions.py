@@ -1,5 +1,4 @@
-"""Fused kernels: which of them a model can have, and those of Transformer Engine in the places where Megatron-Core has
-APEX's or compiles its own. Providers that Bridge makes of a Hugging Face model leave most of them off."""
+"""Transformer Engine's kernels in the places where Megatron-Core has APEX's or compiles its own."""
 
 from __future__ import annotations
 
@@ -8,37 +7,16 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-import torch.nn.functional as functional
 
-from raymb.spec.training import Performance
+from raymb.bridge.patches.patch import Patch, text_of
 
-
-def fusion_settings(provider: Any, performance: Performance, precision: str, fsdp: bool) -> dict[str, bool]:
-    """Provider fields.
-
-    Args:
-        provider: of the Hugging Face model.
-        precision: bf16 or fp32, of the weights.
-        fsdp: whether Megatron-FSDP is used. Megatron-Core 0.19.2's takes a gradient that was added in place for the
-            whole one: of tied embeddings, it drops what the lookup adds.
-    """
-    rope = provider.position_embedding_type == "rope" and not provider.multi_latent_attention
-    swiglu = provider.activation_func is functional.silu and provider.gated_linear_unit
-    clamped = getattr(provider, "activation_func_clamp_value", None) is not None  # the fused SwiGLU would not clamp
-    activation = provider.bias_activation_fusion or (swiglu and not clamped)
-    return {
-        "apply_rope_fusion": performance.fused_rope and rope,
-        "bias_activation_fusion": performance.fused_activation and activation,
-        "gradient_accumulation_fusion": performance.fused_gradient_accumulation
-        and precision == "bf16"
-        and not fsdp
-        and _can_accumulate_in_place(),
-    }
+_LAYERS = "megatron.core.tensor_parallel.layers"
+_WEIGHT_GRADIENT = f"{_LAYERS}:LinearWithGradAccumulationAndAsyncCommunication.backward"
+_SWIGLU = "megatron.core.fusions.fused_bias_swiglu"
 
 
 def install() -> None:
     """Lend Megatron-Core 0.19.2 Transformer Engine's kernels, where there are any; after Megatron is imported."""
-    _leave_out_warm_up()
     try:
         kernels = importlib.import_module("transformer_engine_torch")
         gemm = importlib.import_module("transformer_engine.pytorch.cpp_extensions").general_gemm
@@ -47,14 +25,6 @@ def install() -> None:
         return
     _accumulate_in_place(gemm)
     _use_swiglu(*swiglu)
-
-
-def _leave_out_warm_up() -> None:
-    """megatron-bridge 0.6.2, training/initialize.py compiles bias_swiglu or bias_gelu and bias_dropout_add before the
-    first step (40 s where no cache has them), which most models never call. What is called compiles then."""
-    initialize = importlib.import_module("megatron.bridge.training.initialize")
-    if hasattr(initialize, "_warmup_jit_function"):
-        initialize._warmup_jit_function = lambda *args: None  # type: ignore[attr-defined]
 
 
 def _accumulate_in_place(gemm: Any) -> None:
@@ -72,11 +42,6 @@ def _accumulate_in_place(gemm: Any) -> None:
         wgrad_gemm_accum_fp32=add_weight_gradient, wgrad_gemm_accum_fp16=add_weight_gradient
     )
     layers._grad_accum_fusion_available = True  # type: ignore[attr-defined]
-
-
-def _can_accumulate_in_place() -> bool:
-    """With APEX, or after `install` where Transformer Engine's kernel does it."""
-    return importlib.import_module("megatron.core.tensor_parallel.layers")._grad_accum_fusion_available
 
 
 def _use_swiglu(forward: Any, backward: Any) -> None:
@@ -102,3 +67,38 @@ def _use_swiglu(forward: Any, backward: Any) -> None:
         return SwiGLU.apply(inputs)  # type: ignore[no-any-return]
 
     module.SwiGLUFunction = SimpleNamespace(apply=apply)  # type: ignore[attr-defined]
+
+
+def _asks_for_apex() -> bool:
+    """And for nothing else where APEX is not installed."""
+    calls_it = "fused_weight_gradient_mlp_cuda.wgrad_gemm_accum_fp32(" in text_of(_WEIGHT_GRADIENT)
+    gives_up = "import fused_weight_gradient_mlp_cuda except ImportError: _grad_accum_fusion_available = False"
+    return calls_it and gives_up in text_of(_LAYERS)
+
+
+def _compiles_swiglu() -> bool:
+    compiled = "return swiglu(input)" in text_of(f"{_SWIGLU}:SwiGLUFunction.forward")
+    return compiled and "@jit_fuser" in text_of(f"{_SWIGLU}:swiglu") and "transformer_engine" not in text_of(_SWIGLU)
+
+
+PATCHES = (
+    Patch(
+        "weight gradients added in place",
+        "megatron-core",
+        "0.19.2",
+        _WEIGHT_GRADIENT,
+        "Transformer Engine's layers add a weight's gradient to the buffer within its matrix product; the output layer "
+        "is Megatron's own and asks for APEX's kernel",
+        _asks_for_apex,
+        install,
+    ),
+    Patch(
+        "SwiGLU without torch.compile",
+        "megatron-core",
+        "0.19.2",
+        f"{_SWIGLU}:SwiGLUFunction",
+        "has torch.compile make a SwiGLU that Transformer Engine brings",
+        _compiles_swiglu,
+        install,
+    ),
+)

@@ -17,14 +17,16 @@ from __future__ import annotations
 import ast
 import importlib
 import importlib.util
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from raymb.bridge.patches.patch import Patch
 from raymb.cpu import stand_in
 
 LAZY = frozenset({"megatron.bridge", "megatron.bridge.models", "megatron.bridge.data.builders", "megatron.training"})
@@ -138,3 +140,65 @@ def _leave_out_modelopt() -> None:
         stand_in_module = importlib.import_module(module)
         for function in functions:
             setattr(stand_in_module, function, lambda *args, **kwargs: None)
+
+
+def _init_file(package: str) -> Path:
+    spec = importlib.util.find_spec(package)
+    return Path(spec.origin) if spec is not None and spec.origin else Path()
+
+
+def _packages_import_everything() -> bool:
+    """Each of the lazy packages imports something of Megatron in its __init__.py, outside of functions."""
+    texts = [_init_file(package).read_text(encoding="utf-8") for package in (*sorted(LAZY), LAZY_BELOW)]
+    return all(re.search(r"^from (megatron|\.)", text, re.M) for text in texts)
+
+
+def _imported(names: Iterable[str], indent: str) -> bool:
+    """Whether each of the packages is imported in some file of Bridge or Megatron-Core, on a line that begins so."""
+    home = _init_file("megatron.bridge").parents[1]
+    files = [file for part in ("bridge", "core") for file in (home / part).rglob("*.py")]
+    text = "\n".join(file.read_text(encoding="utf-8") for file in files)
+    return all(re.search(rf"^{indent}(import|from) {re.escape(name)}\b", text, re.M) for name in names)
+
+
+def _needs_unused_packages() -> bool:
+    """Their imports stand at the beginning of a line: no condition, no function, no `try`."""
+    return _imported(STAND_INS, "")
+
+
+def _takes_optional_packages() -> bool:
+    """transformers looks for sklearn, which imports scipy."""
+    file = _init_file("transformers").parent / "generation" / "candidate_generator.py"
+    of_transformers = re.search(r"^if is_sklearn_available\(\):", file.read_text(encoding="utf-8"), re.M)
+    return bool(of_transformers) and _imported(UNUSED - {"scipy", "sklearn"}, r"\s+")
+
+
+PATCHES = (
+    Patch(
+        "packages that import what is asked for",
+        "megatron-bridge",
+        "0.6.2",
+        "megatron.bridge.models",
+        "its package files import every model family: 24 CPU seconds a worker, with what the two patches below save",
+        _packages_import_everything,
+        install,
+    ),
+    Patch(
+        "stand-ins for what no run uses",
+        "megatron-bridge",
+        "0.6.2",
+        "megatron.bridge.training.checkpointing",
+        "it and others import modelopt, energon, diffusers and datasets without asking whether they are wanted",
+        _needs_unused_packages,
+        install,
+    ),
+    Patch(
+        "optional packages that no worker uses",
+        "megatron-core",
+        "0.19.2",
+        "megatron.core.timers",
+        "it, Bridge and transformers import wandb, mlflow, sklearn and others wherever they are installed",
+        _takes_optional_packages,
+        install,
+    ),
+)
