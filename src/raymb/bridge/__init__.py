@@ -1,4 +1,5 @@
 """The only room that imports Megatron: config, callbacks, saving, loading, adapters, what upstream gets wrong.
 
-May import checkpoints, rank and what is below them. Its `imports` comes first: it makes importing Bridge affordable.
+May import checkpoints, rank and what is below them. Its `patches.imports` comes first: it makes importing Bridge
+affordable.
 """

@@ -18,7 +18,7 @@ class Patch:
         symbol: MODULE, or MODULE:NAME, where the defect is.
         what_breaks: without the patch.
         probe: whether upstream still has the defect; to be asked in a process in which the patch is not applied.
-        apply: what steps around it; twice does no harm.
+        apply: what steps around it.
     """
 
     name: str
