@@ -232,7 +232,7 @@ def _only_measurements(emit: Emit) -> Emit:
 
 def _preempted() -> bool:
     """Whether Ray has said that a node of this run will be taken away. The public question is a collective."""
-    from raymb.ray_internals import get_train_context
+    from raymb.runtime.ray_internals import get_train_context
 
     return get_train_context().preemption_context.preemption_info is not None
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from raymb.child import Child
+from raymb.runtime.child import Child
 
 
 def ask_child(

@@ -74,7 +74,7 @@ def _is_absent(bundle: Mapping[str, float]) -> bool:
 
 def _largest() -> dict[str, int] | None:
     """The most that the cluster can grow to, where its operator (Anyscale's does) has told Ray."""
-    from raymb.ray_internals import state
+    from raymb.runtime.ray_internals import state
 
     with contextlib.suppress(Exception):  # of a Ray without it
         return state.get_max_resources_from_cluster_config()
@@ -83,7 +83,7 @@ def _largest() -> dict[str, int] | None:
 
 def _state_of_second() -> Any:
     """What Ray's second autoscaler (KubeRay, `ray up`) reports: an AutoscalingState, empty where it does not run."""
-    from raymb.ray_internals import GcsClient, GetClusterStatusReply
+    from raymb.runtime.ray_internals import GcsClient, GetClusterStatusReply
 
     reply = GetClusterStatusReply()
     with contextlib.suppress(Exception):  # the GCS is busy, or older
@@ -95,7 +95,7 @@ def _state_of_second() -> Any:
 def _starting_by_first() -> collections.Counter[str]:
     """What Ray's first autoscaler (`ray start --autoscaling-config`) reports; it never says that something is
     impossible."""
-    from raymb.ray_internals import DEBUG_AUTOSCALING_STATUS, _internal_kv_get
+    from raymb.runtime.ray_internals import DEBUG_AUTOSCALING_STATUS, _internal_kv_get
 
     report = json.loads(_internal_kv_get(DEBUG_AUTOSCALING_STATUS) or b"{}").get("autoscaler_report") or {}
     launching = collections.Counter(report.get("pending_launches") or {})

@@ -20,11 +20,11 @@ from ray.exceptions import RayError
 from rich.console import Console
 
 import raymb
-from raymb import ray_internals
 from raymb.driver.ray_address import OWN, check_reachable, find_ray, is_connected
 from raymb.errors import ClusterError
 from raymb.plan.gpus import Gpu, gpu_of_device
 from raymb.plan.placement import HINT, room_problem
+from raymb.runtime import ray_internals
 from raymb.spec import RunSpec
 from raymb.telemetry.ray_messages import keep_what_ray_says
 
@@ -220,7 +220,7 @@ def start_coordinator() -> None:
     """Start the actor that Ray Train's controller asks for resources first (3 CPU seconds of imports, during which the
     controller would wait), while the controller itself starts. Nothing is lost where Ray has no such actor."""
     with contextlib.suppress(ImportError):
-        from raymb.ray_internals import get_or_create_autoscaling_coordinator
+        from raymb.runtime.ray_internals import get_or_create_autoscaling_coordinator
 
         get_or_create_autoscaling_coordinator()
 

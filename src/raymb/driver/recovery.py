@@ -16,7 +16,7 @@ from ray.exceptions import RayError
 from ray.train import FailureConfig
 
 from raymb.errors import BadLoss, RaymbError, StorageError, WorkersStopped, last_line
-from raymb.ray_internals import (
+from raymb.runtime.ray_internals import (
     DefaultFailurePolicy,
     ElasticScalingPolicy,
     FailureDecision,

@@ -27,14 +27,14 @@ from raymb.driver.cluster import Cluster, Resources
 from raymb.driver.recovery import ElasticPolicy, RestartPolicy
 from raymb.driver.worker_setup import PlacementCallback, ProcessGroupConfig, SigtermCallback
 from raymb.rank.accelerator import ACCELERATORS
-from raymb.ray_internals import (
+from raymb.run.directory import RunDir
+from raymb.run.job import Job
+from raymb.runtime.ray_internals import (
     DASHBOARD_ADDRESS,
     ENV_VARS_TO_PROPAGATE,
     KV_NAMESPACE_DASHBOARD,
     _internal_kv_get,
 )
-from raymb.run.directory import RunDir
-from raymb.run.job import Job
 from raymb.storage.remote import Remote
 from raymb.telemetry.hub import Hub
 from raymb.worker import train_under_ray

@@ -19,7 +19,7 @@ from ray.train.backend import Backend, BackendConfig
 
 from raymb.errors import ClusterError
 from raymb.plan.placement import HINT, placed_problem, ranks_of_nodes
-from raymb.ray_internals import TrainingFramework, WorkerCallback, WorkerGroupCallback, get_address_and_port
+from raymb.runtime.ray_internals import TrainingFramework, WorkerCallback, WorkerGroupCallback, get_address_and_port
 
 _SECONDS_TO_LEAVE = 5.0
 _SECONDS_TO_TELL = 10.0

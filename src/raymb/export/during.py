@@ -12,11 +12,11 @@ from typing import Any
 
 from raymb.checkpoints import manifest as checkpoint
 from raymb.checkpoints.remote import RemoteCheckpoints
-from raymb.child import Child
 from raymb.errors import RaymbError, RunFailed, last_line
 from raymb.export.finishing import finish
 from raymb.run.job import Job
 from raymb.run.unverified import UnverifiedExport
+from raymb.runtime.child import Child
 
 Emit = Callable[[dict[str, Any]], None]
 

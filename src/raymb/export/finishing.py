@@ -9,9 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from raymb.child import Child
 from raymb.errors import RunFailed, last_line
 from raymb.run.unverified import UnverifiedExport
+from raymb.runtime.child import Child
 
 FAILED = "VERIFICATION_FAILED.txt"
 

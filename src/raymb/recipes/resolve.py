@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from raymb.child import Child
 from raymb.errors import SpecError
 from raymb.model.vision import TEXT_STEP, known_families, step_of_recipe
 from raymb.recipes.catalog import Recipe, catalog, find
 from raymb.recipes.translate import TEXT, Translation, translate
+from raymb.runtime.child import Child
 
 _DIFFUSION = ("flux", "wan")
 """Families that make pictures: no language models."""

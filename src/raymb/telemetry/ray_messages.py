@@ -11,7 +11,7 @@ RAY_SAID: collections.deque[str] = collections.deque(maxlen=20)
 
 def keep_what_ray_says() -> None:
     """Ray 2.60 prints that on standard output, page by page, and has no switch for it."""
-    from raymb import ray_internals
+    from raymb.runtime import ray_internals
 
     def keep(data: dict[str, Any], ignore_prefix: bool = False) -> None:
         RAY_SAID.extend(line[:500] for words in data["lines"] for line in str(words).splitlines()[:2])

@@ -192,7 +192,7 @@ def _calls_absent_adapters(prepare: Callable[[Any], Any] = lambda wrapper: wrapp
         base = torch.zeros(1, 1, outputs)
         wrapper = _bare(
             cls,
-            adapter=ModuleDict({first: one, **dict.fromkeys(others)}),
+            adapter=ModuleDict({first: one, **dict.fromkeys(others)}),  # type: ignore[arg-type]
             to_wrap=SimpleNamespace(config=config),
             _adapter_enabled=True,
             base_linear_forward=lambda x, base=base: (base, None, x),

@@ -1,7 +1,7 @@
 """Every private name of Ray 2.60 that raymb uses: what it is for, and what happens to a run when Ray has it no more.
 
-`from raymb.ray_internals import NAME` imports NAME's own module of Ray and nothing else, so that who needs only Ray's
-core does not import Ray Train. A name that Ray no longer has is an ImportError, as it would be without this file.
+`from raymb.runtime.ray_internals import NAME` imports NAME's own module of Ray and nothing else, so that who needs only
+Ray's core does not import Ray Train. A name that Ray no longer has is an ImportError, as it would be without this file.
 This file imports no Ray by itself and nothing of raymb: rooms above and below the driver use it.
 """
 

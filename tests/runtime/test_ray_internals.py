@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from raymb import ray_internals
-from raymb.ray_internals import MEMBERS, NAMES, Name
+from raymb.runtime import ray_internals
+from raymb.runtime.ray_internals import MEMBERS, NAMES, Name
 
-SOURCES = Path(__file__).parents[1] / "src" / "raymb"
+SOURCES = Path(__file__).parents[2] / "src" / "raymb"
 PRIVATE = re.compile(r"ray\.(?:.*\.)?(?:_\w+|core\.generated|experimental\.internal_kv|autoscaler|dashboard)(?:\.|$)")
 
 
@@ -31,7 +31,7 @@ def private_imports(file: Path) -> list[str]:
 
 def test_only_one_file_imports_private_names_of_ray() -> None:
     files = {str(file.relative_to(SOURCES)): private_imports(file) for file in sorted(SOURCES.rglob("*.py"))}
-    assert {name for name, found in files.items() if found} == {"ray_internals.py"}
+    assert {name for name, found in files.items() if found} == {"runtime/ray_internals.py"}
 
 
 def test_what_counts_as_private() -> None:
@@ -50,7 +50,7 @@ def test_each_name_is_listed_once_and_known_to_type_checkers() -> None:
     names = [one.name for one in NAMES]
     assert sorted(names) == sorted(set(names)) == sorted(ray_internals.__all__)
     listed = {f"{one.module}.{one.name}" for one in NAMES}
-    assert set(private_imports(SOURCES / "ray_internals.py")) == listed
+    assert set(private_imports(SOURCES / "runtime" / "ray_internals.py")) == listed
 
 
 @pytest.mark.parametrize("one", [*NAMES, *MEMBERS], ids=lambda one: one.name)
@@ -64,12 +64,12 @@ def test_installed_ray_has_it(one: Name) -> None:
 
 def test_unknown_name_is_refused() -> None:
     with pytest.raises(ImportError, match="no_such_name"):
-        from raymb.ray_internals import no_such_name  # noqa: F401
+        from raymb.runtime.ray_internals import no_such_name  # noqa: F401
 
 
 def test_name_of_the_core_imports_no_ray_train() -> None:
     script = (
-        "import sys, raymb.ray_internals as names; assert 'ray' not in sys.modules;"
+        "import sys, raymb.runtime.ray_internals as names; assert 'ray' not in sys.modules;"
         "names.start_api_server; assert 'ray.train' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", script], env={"PYTHONPATH": str(SOURCES.parent)}, check=True)

@@ -1,0 +1,4 @@
+"""What lies under all rooms: work in a process of its own, and the private names of Ray that raymb uses.
+
+May import errors.
+"""
