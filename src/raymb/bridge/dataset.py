@@ -25,7 +25,7 @@ class PreparedRowsConfig(DatasetProvider):
         test: whether there are such rows.
         enable_offline_packing: rows hold several samples; Bridge asks under this name.
         sample_multiple: each packed sample is padded to a multiple of it.
-        architecture: of a model that sees images; "" for any other.
+        architecture: of a vision-language model; "" for any other.
         model_path, revision: of that model.
     """
 

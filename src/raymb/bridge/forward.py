@@ -59,7 +59,7 @@ def counting_forward_step(
 
 
 def forward_step_of(job: Job) -> Callable:
-    """Bridge's own forward step of a job's model, which for a model that sees images has the micro batch's images put
+    """Bridge's own forward step of a job's model, which for a vision-language model has the micro batch's images put
     together first."""
     name = forward_step(job.spec.train.step_func, job.architecture)
     bridges_step = import_module(f"megatron.bridge.training.{name}").forward_step

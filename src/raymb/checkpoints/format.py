@@ -46,7 +46,7 @@ def check_format(checkpoint_dir: str | Path, spec: RunSpec, remote: bool = False
     for flag in [flag for flag in now if manifest and written[flag] != now[flag]]:
         before, asked = (f"--{'' if value else 'no_'}{flag}" for value in (written[flag], now[flag]))
         raise RunDirError(
-            f"{directory} was written with {before}, and its optimizer cannot be gone on with under {asked}",
+            f"{directory} was written with {before}, and its optimizer cannot be resumed under {asked}",
             f"give {before}, or another --experiment_name",
         )
 

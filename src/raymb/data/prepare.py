@@ -97,7 +97,7 @@ def prepare(
 
     Args:
         model_path: hub id or directory of the tokenizer.
-        architecture: of a model that sees images; "" for any other.
+        architecture: of a vision-language model; "" for any other.
         chat: whether it has a chat template.
         multiple: each packed sample is padded to a multiple of it.
         console: where a progress bar goes; None for none.

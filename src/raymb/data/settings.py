@@ -18,7 +18,7 @@ class Settings:
         loss_mode: "assistant" (completions), "last_turn" or "full".
         max_tokens: longest sample: sequence length + 1, because the last token is only predicted.
         long_rows: "truncate", "drop" or "fail".
-        architecture: of a model that sees images; "" for any other.
+        architecture: of a vision-language model; "" for any other.
         copies: directory that the rows' images are copied to; "" for none, and no row may have one.
     """
 

@@ -93,7 +93,7 @@ def prepared_rows(
 def rows_multiple(run: run_dir.RunDir, spec: RunSpec, plan: Plan) -> int:
     """What the samples of packed rows leave room for: a multiple of what the layout needs.
 
-    A run that goes on in another layout keeps its rows, so that it sees the same samples in the same order. Samples
+    A run that resumes in another layout keeps its rows, so that it sees the same samples in the same order. Samples
     padded to the layout's own need (`plan.sample_multiple`) fit into rows that were packed for a multiple of it.
 
     Raises:

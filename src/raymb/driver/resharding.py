@@ -1,4 +1,4 @@
-"""A run that goes on in another layout or precision.
+"""A run that resumes in another layout or precision.
 
 Megatron's optimizer writes its state in the pieces of its own layout, which is fast and which any number of copies
 (data and context parallel) can read. Another tensor, pipeline or expert layout cannot, nor can weights of another

@@ -44,7 +44,7 @@ def print_plan(plan: Plan, shape: ModelShape, spec: RunSpec) -> None:
         table.add_row("asked of Ray", _asked(plan, spec))
     _add_choices(table, plan)
     if spec.performance.cuda_graphs:
-        table.add_row("CUDA graphs", "layers are recorded behind the third step, and launched as one from then on")
+        table.add_row("CUDA graphs", "layers are recorded after the third step, and launched as one from then on")
     elif line := graphs_line(plan, shape, spec):
         table.add_row("CUDA graphs", line)
     for index, line in enumerate(_others(plan, shape, spec)):

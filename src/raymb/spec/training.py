@@ -216,7 +216,7 @@ class Performance(Section):
         "rng.te_rng_tracker",
         default=False,
     )
-    """Record each layer's kernels behind the third step, and launch them as one from then on: up to ten times as fast
+    """Record each layer's kernels after the third step, and launch them as one from then on: up to ten times as fast
     where a step takes as long as Python takes to launch it, as with small micro-batches or tensor parallel."""
     overlap_grad_reduce: bool = bridge("ddp.overlap_grad_reduce", default=False)
     """Reduce gradients over data parallel workers while the backward pass goes on."""

@@ -15,7 +15,7 @@ class JsonLines:
     """metrics.jsonl: one object a line, floats in full precision.
 
     Args:
-        file: kept when it exists; a resumed run goes on in it.
+        file: kept when it exists; a resumed run appends to it.
     """
 
     def __init__(self, file: Path):
