@@ -89,7 +89,7 @@ def test_the_newest_checkpoint_that_is_whole(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("steps", "request", "part"),
+    ("steps", "asked", "part"),
     [
         ([], {}, r"has no checkpoint that is whole\n  steps there: none"),
         ([5], {"which": "7"}, r"--checkpoint 7: .* has none of that step\n  steps there: 5"),
@@ -97,9 +97,9 @@ def test_the_newest_checkpoint_that_is_whole(tmp_path: Path) -> None:
         ([5], {"merge": True}, r"--merge: .* trained the whole model and has no adapters"),
     ],
 )
-def test_what_is_refused(steps: list[int], request: dict[str, Any], part: str, tmp_path: Path) -> None:
+def test_what_is_refused(steps: list[int], asked: dict[str, Any], part: str, tmp_path: Path) -> None:
     with pytest.raises(RunDirError, match=part):
-        checked_job(ExportRequest(_run(tmp_path, *steps), **request))
+        checked_job(ExportRequest(_run(tmp_path, *steps), **asked))
 
 
 def test_no_run_and_one_of_another_version(tmp_path: Path) -> None:
