@@ -18,8 +18,7 @@ from raymb.rank import interrupt
 from raymb.rank.accelerator import ACCELERATORS
 from raymb.rank.progress import Progress
 from raymb.run.job import Job
-
-Emit = Callable[[dict[str, Any]], None]
+from raymb.telemetry.records import Emit
 
 
 def train(job: Job, progress: Progress, emit: Emit, register: Callable[[str, int], None], stop: Any) -> None:
@@ -162,7 +161,7 @@ def train_under_ray(config: dict[str, Any]) -> None:
     stop = make_stop()
     sender.on_command, sender.on_tick = stop.ask, lambda: stop.ask("preemption") if _preempted() else None
     # SIGTERM, which systems send before they take a machine away. The handler was installed when the process began
-    # (raymb.driver.worker_setup): only its main thread can do that, and this is another one.
+    # (raymb.driver.process_group): only its main thread can do that, and this is another one.
     interrupt.on_sigterm = lambda: stop.ask("preemption")
     peers = _processes_of_this_host(rank)
     watch = HangWatch(

@@ -28,8 +28,7 @@ from raymb.rank.stopping import StopTogether
 from raymb.run.job import Job
 from raymb.run.unverified import UnverifiedExport
 from raymb.spec.values import bounds
-
-Emit = Callable[[dict[str, Any]], None]
+from raymb.telemetry.records import Emit
 
 
 def make_callbacks(

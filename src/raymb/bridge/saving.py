@@ -38,11 +38,11 @@ from raymb.rank.accelerator import precision_of
 from raymb.rank.progress import Progress
 from raymb.run.directory import POINTERS
 from raymb.run.job import Job
+from raymb.telemetry.records import Emit
 
 _ROOM_FOR_SMALL_FILES = 2 << 20
 _WORTH_A_WARNING = 2.0  # seconds
 _SHORT_TURN = 0.0005  # seconds that the writing thread may keep the interpreter while the training waits for it
-Emit = Callable[[dict[str, Any]], None]
 
 
 class CheckpointExports(Protocol):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +10,7 @@ import torch.distributed as dist
 from raymb.checkpoints import manifest as checkpoint
 from raymb.checkpoints.remote import RemoteCheckpoints
 from raymb.errors import RunFailed
-
-Emit = Callable[[dict[str, Any]], None]
+from raymb.telemetry.records import Emit
 
 
 def where_to_resume(

@@ -198,7 +198,7 @@ def _without_api_server() -> Iterator[None]:
 
 def check_room(worker: Resources, tensor: int, num_workers: int) -> None:
     """Refuse what no placement can make good; what Ray then does is looked at when the workers are there
-    (raymb.driver.worker_setup).
+    (raymb.driver.placement).
 
     Args:
         tensor: size of a tensor parallel group.

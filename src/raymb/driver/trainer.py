@@ -24,8 +24,9 @@ from ray.train.torch import TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raymb.driver.cluster import Cluster, Resources
+from raymb.driver.placement import PlacementCallback
+from raymb.driver.process_group import ProcessGroupConfig, SigtermCallback
 from raymb.driver.recovery import ElasticPolicy, RestartPolicy
-from raymb.driver.worker_setup import PlacementCallback, ProcessGroupConfig, SigtermCallback
 from raymb.rank.accelerator import ACCELERATORS
 from raymb.run.directory import RunDir
 from raymb.run.job import Job

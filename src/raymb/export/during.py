@@ -17,8 +17,7 @@ from raymb.export.finishing import finish
 from raymb.run.job import Job
 from raymb.run.unverified import UnverifiedExport
 from raymb.runtime.child import Child
-
-Emit = Callable[[dict[str, Any]], None]
+from raymb.telemetry.records import Emit
 
 
 def directories_of_step(job: Job, step: int) -> tuple[str, str]:

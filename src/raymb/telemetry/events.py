@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from raymb.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_STOPPED
+from raymb.telemetry.records import Record
 
-Record = dict[str, Any]
 _STATES = {EXIT_OK: "finished", EXIT_FAILED: "failed", EXIT_STOPPED: "stopped", EXIT_INTERRUPTED: "interrupted"}
 
 

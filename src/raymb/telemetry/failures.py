@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-Record = dict[str, Any]
+from raymb.telemetry.records import Record
+
 _LOG_LINES = 20
 _FATAL = re.compile(r"^(?:Fatal Python error: (.+)|(Timeout \(\d.*\))!)$", re.M)  # as faulthandler writes it
 

@@ -18,8 +18,9 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
+from raymb.telemetry.records import Record
+
 logger = logging.getLogger(__name__)
-Record = dict[str, Any]
 _SECONDS_BETWEEN_SENDS = 0.25
 _SECONDS_BETWEEN_QUESTIONS = 0.5
 

@@ -18,12 +18,12 @@ from raymb.telemetry.export_line import exported_line
 from raymb.telemetry.failures import Failures, console_lines, resumed_line
 from raymb.telemetry.hub import Receiver
 from raymb.telemetry.ray_messages import RAY_SAID
+from raymb.telemetry.records import Record
 from raymb.telemetry.sinks import JsonLines, TensorBoard
 from raymb.telemetry.steps import StepJoiner
 from raymb.telemetry.terminal import Terminal
 from raymb.telemetry.trackers import trackers
 
-Record = dict[str, Any]
 _SECONDS_BETWEEN_TOUCHES = 10.0
 
 

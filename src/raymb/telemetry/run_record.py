@@ -7,15 +7,14 @@ import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from raymb.errors import RunDirError
 from raymb.run.directory import read_object
 from raymb.storage import lock
 from raymb.telemetry.events import read_lines, state_after
 from raymb.telemetry.fetched import place_of
+from raymb.telemetry.records import Record
 
-Record = dict[str, Any]
 _RECENT = 50  # train records that say how fast a run is
 _TRAIN = '{"kind": "train"'
 

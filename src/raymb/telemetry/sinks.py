@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-Record = dict[str, Any]
+from raymb.telemetry.records import Record
 
 
 class JsonLines:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from raymb.plan.gpus import gpu_of_device
-
-Record = dict[str, Any]
+from raymb.telemetry.records import Record
 
 
 class StepJoiner:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import statistics
 import time
-from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-Record = dict[str, Any]
+from raymb.telemetry.records import Record
+
 _SECONDS_BETWEEN_PLAIN_LINES = 10.0
 
 

@@ -22,12 +22,12 @@ from raymb.run.directory import RunDir, read_object
 from raymb.spec import RunSpec, without_secrets
 from raymb.storage.files import write_atomically
 from raymb.telemetry.events import state_after
+from raymb.telemetry.records import Record
 from raymb.telemetry.sinks import scalars
 
 if TYPE_CHECKING:
     from raymb.run.job import Job
 
-Record = dict[str, Any]
 _SECONDS_FOR_THE_END = 60.0  # for what a tracker has not sent yet
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from raymb.driver import worker_setup
-from raymb.driver.worker_setup import PlacementCallback
+from raymb.driver import placement
+from raymb.driver.placement import PlacementCallback
 from raymb.errors import ClusterError
 
 
@@ -28,7 +28,7 @@ def placed(nodes: str) -> Any:
 
 @pytest.fixture
 def told(monkeypatch: pytest.MonkeyPatch) -> Told:
-    monkeypatch.setattr(worker_setup.ray, "get", lambda answer, timeout: answer)
+    monkeypatch.setattr(placement.ray, "get", lambda answer, timeout: answer)
     return Told()
 
 
