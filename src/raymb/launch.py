@@ -58,9 +58,9 @@ def run(checked: Preflight) -> int:
         cluster = stack.enter_context(connect(spec, console))
         backend = cluster.backend(spec.run.backend)
         cluster.check_profiler(spec.performance.profiler, backend)
-        # What kind of GPUs there are is known only when nodes have come: the layout is chosen behind that.
-        needed = min(checked.plan.elastic or [checked.plan.num_workers])
-        resources = _reserved(cluster, backend, needed, spec, console)
+        # What kind of GPUs there are is known only when nodes have come: the layout is chosen after that.
+        sizes = checked.plan.elastic or [checked.plan.num_workers]
+        resources = _reserved(cluster, backend, sizes, spec, console)
         if cluster.joined:
             check_nodes(checked.prepared.path.parent if place.remote is None else None)
         gpu = local_gpu(spec) or cluster.gpu()
@@ -70,8 +70,8 @@ def run(checked: Preflight) -> int:
         hints = [line(plan, checked.shape, spec) for line in (better_line, graphs_line)]
         for line in filter(None, [estimate_line(plan), *hints]):
             console.print(line, highlight=False, soft_wrap=True)
-        if min(plans) > needed:
-            resources = _reserved(cluster, backend, min(plans), spec, console)
+        if list(plans) != sizes:
+            resources = _reserved(cluster, backend, list(plans), spec, console)
         check_room(resources, plan.tensor_parallel_size, min(plans))
         owned = stack.enter_context(_claimed(place, checked, plan, console))
         with pushing(place, console.print):
@@ -83,12 +83,12 @@ def run(checked: Preflight) -> int:
             return _fit(job, _trainer(job, cluster, resources, place), place, console, began, owned.lost)
 
 
-def _reserved(cluster: Cluster, backend: str, num_workers: int, spec: RunSpec, console: Console) -> Resources:
-    """What a worker gets, once the cluster has it for so many."""
-    resources = cluster.resources_of_a_worker(backend, spec.cluster.cpus_per_worker, num_workers)
+def _reserved(cluster: Cluster, backend: str, sizes: list[int], spec: RunSpec, console: Console) -> Resources:
+    """What a worker gets, of as many as there may be, once the cluster has it for as few as there may be."""
+    resources = cluster.resources_of_a_worker(backend, spec.cluster.cpus_per_worker, max(sizes))
     chosen = backend == "cuda" and spec.run.backend == "auto"
     way_out = "; --backend cpu trains on CPUs" if chosen else ""
-    wait_for(resources, num_workers, spec.cluster.wait_for_resources, console, way_out)
+    wait_for(resources, min(sizes), spec.cluster.wait_for_resources, console, way_out)
     return resources
 
 
