@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from raymb.driver.ray_address import RayAddress, find_ray, joins_a_cluster, latest_cluster
+from raymb.driver.ray_address import RayAddress, find_ray, init_argument, joins_a_cluster, latest_cluster
 
 
 @pytest.fixture
@@ -60,6 +60,18 @@ def test_the_cluster_that_runs_on_this_machine_is_joined(home: Path, alive: str,
     note(home, alive)
     assert find_ray(asked) == RayAddress(alive)
     assert find_ray("local") == RayAddress(None)
+
+
+def test_ray_finds_by_itself_the_cluster_that_it_has_noted(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It shows a token to no other one."""
+    note(home, "10.0.0.5:6379")
+    assert [init_argument(address) for address in ("10.0.0.5:6379", "10.0.0.6:6379", "auto")] == [
+        None,
+        "10.0.0.6:6379",
+        "auto",
+    ]
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.6:6379")  # which Ray would take before its note
+    assert init_argument("10.0.0.5:6379") == "10.0.0.5:6379"
 
 
 def test_the_note_of_a_dead_cluster_is_no_error(home: Path, alive: str) -> None:

@@ -49,7 +49,7 @@ class AutoscalingCluster:
         self.address = f"127.0.0.1:{free_port()}"
         self.variables = {"RAY_TMPDIR": str(self.home)}
         if token:
-            self.variables |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
+            self.variables |= {"RAY_AUTH_TOKEN": token}  # without RAY_AUTH_MODE: a head with a token wants it
         config = self.home / "autoscaling.json"
         config.write_text(json.dumps(self._config(types, idle_seconds)))
         words = ["start", "--head", "--block", "--node-ip-address", "127.0.0.1", "--num-cpus", "0", "--num-gpus", "0"]
@@ -109,11 +109,11 @@ class AutoscalingCluster:
     def nodes(self) -> list[dict[str, float]]:
         """Resources of the nodes beside the head, by its raylets that live."""
         script = (
-            "import json, ray, sys; ray.init(sys.argv[1], log_to_driver=False, logging_level=40);"
+            "import json, ray, sys; ray.init('auto', log_to_driver=False, logging_level=40);"
             "print(json.dumps([node['Resources'] for node in ray.nodes() if node['Alive']]))"
         )
         done = subprocess.run(
-            [sys.executable, "-c", script, self.address],
+            [sys.executable, "-c", script],
             capture_output=True,
             text=True,
             check=True,

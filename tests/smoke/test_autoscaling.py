@@ -118,11 +118,11 @@ def test_a_run_that_ends_while_it_waits_withdraws_what_it_asked_for(
 def _occupy(cluster: AutoscalingCluster) -> subprocess.Popen[str]:
     """A driver that holds one CPU, and so a node."""
     script = (
-        "import ray, sys, time; ray.init(sys.argv[1], log_to_driver=False, logging_level=40);"
+        "import ray, sys, time; ray.init('auto', log_to_driver=False, logging_level=40);"
         "group = ray.util.placement_group([{'CPU': 1}]); group.wait(60); print('there', flush=True); time.sleep(600)"
     )
     process = subprocess.Popen(
-        [sys.executable, "-c", script, cluster.address], stdout=subprocess.PIPE, text=True, env=cluster.environment()
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, env=cluster.environment()
     )
     assert process.stdout is not None and process.stdout.readline() == "there\n"
     return process

@@ -58,10 +58,10 @@ def ask_cluster(address: str, storage: str | None, seconds: float) -> dict[str, 
 def join(address: str) -> None:
     import ray
 
-    from raymb.driver.ray_address import check_reachable
+    from raymb.driver.ray_address import check_reachable, init_argument
 
     check_reachable(address)
-    ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
+    ray.init(init_argument(address), log_to_driver=False, logging_level=logging.ERROR)
 
 
 def _what_machine() -> Callable[[str | None], dict[str, Any]]:

@@ -20,7 +20,7 @@ from ray.exceptions import RayError
 from rich.console import Console
 
 import raymb
-from raymb.driver.ray_address import OWN, check_reachable, find_ray, is_connected
+from raymb.driver.ray_address import OWN, check_reachable, find_ray, init_argument, is_connected
 from raymb.errors import ClusterError
 from raymb.plan.gpus import Gpu, gpu_of_device
 from raymb.plan.placement import HINT, room_problem
@@ -147,7 +147,7 @@ def connect(spec: RunSpec, console: Console) -> Iterator[Cluster]:
     try:
         # Without RAY_ADDRESS, "local" starts a new cluster even where another one runs on this machine.
         with contextlib.nullcontext() if address else _without_api_server():
-            ray.init(address=address or OWN, **options)
+            ray.init(address=init_argument(address) if address else OWN, **options)
     except (ConnectionError, ValueError, RuntimeError, RayError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ClusterError(

@@ -73,6 +73,20 @@ def latest_cluster() -> str:
         return ""
 
 
+def init_argument(address: str) -> str | None:
+    """What ray.init is to be given: nothing for the cluster that Ray finds by itself. To such a one it shows the token
+    that lies on this machine, which is what it was started with; to one that is named, only with RAY_AUTH_MODE=token.
+    """
+    return None if address == latest_cluster() and not os.environ.get("RAY_ADDRESS") else address
+
+
+def show_token(address: str) -> None:
+    """The same for what asks a cluster without ray.init; before Ray is imported."""
+    token = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    if init_argument(address) is None and (os.environ.get("RAY_AUTH_TOKEN") or token.is_file()):
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+
+
 def check_reachable(address: str) -> None:
     """Knock at HOST:PORT first: Ray itself goes on trying a dead address for minutes.
 

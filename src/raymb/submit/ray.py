@@ -84,7 +84,7 @@ class Ray(Uploading):
 
 
 def _client(address: str | None) -> JobSubmissionClient:
-    from raymb.driver.ray_address import check_reachable, find_ray
+    from raymb.driver.ray_address import check_reachable, find_ray, show_token
 
     asked = address or os.environ.get("RAY_API_SERVER_ADDRESS") or find_ray(None).address
     if not asked:
@@ -94,6 +94,7 @@ def _client(address: str | None) -> JobSubmissionClient:
         )
     if asked != "auto":
         check_reachable(asked.partition("://")[2].partition("/")[0] if "://" in asked else asked)
+    show_token(asked)
     import ray
     from ray.exceptions import RayError
     from ray.job_submission import JobSubmissionClient
