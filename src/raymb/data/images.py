@@ -57,17 +57,17 @@ class ImageProcessor:
         Raises:
             ValueError: it cannot be cut into patches.
         """
-        image = opened(content)
+        image = decoded(content)
         patches = self.processor.get_number_of_image_patches(image.height, image.width, {})
         return patches // self.processor.merge_size**2
 
     def pixels(self, contents: Sequence[bytes]) -> dict[str, Any]:
         """Tensors of the images: pixel_values [patches of all, numbers of a patch] and image_grid_thw [images, 3]."""
-        found = self.processor(images=[opened(content) for content in contents], return_tensors="pt")
+        found = self.processor(images=[decoded(content) for content in contents], return_tensors="pt")
         return {name: found[name] for name in ("pixel_values", "image_grid_thw")}
 
 
-def opened(content: bytes) -> Any:
+def decoded(content: bytes) -> Any:
     """A PIL image in RGB, upright, as transformers loads it."""
     from PIL import Image, ImageOps
 

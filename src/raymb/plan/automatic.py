@@ -141,7 +141,7 @@ def too_large(
         return []
     parts = sorted(memory.to_dict().items(), key=lambda part: -part[1])[1:4]
     largest = ", ".join(f"{name} {size / GIB:.1f}" for name, size in parts)
-    better = [one for one in searched(opened(spec), shape, gpu, layout.num_workers) if one.fits(gpu)]
+    better = [one for one in searched(with_auto(spec), shape, gpu, layout.num_workers) if one.fits(gpu)]
     way_out = f"{described(better[0].layout)} fits" if better else "no layout of so many fits: give more --num_workers"
     return [
         f"{described(layout)} takes about {memory.total / GIB:.1f} GiB a GPU ({largest}), and --gpu {gpu.name} has "
@@ -149,7 +149,7 @@ def too_large(
     ]
 
 
-def opened(spec: RunSpec) -> RunSpec:
+def with_auto(spec: RunSpec) -> RunSpec:
     """The spec with `auto` for everything that the search chooses."""
     stages = {"num_layers_in_first_stage": None, "num_layers_in_last_stage": None}
     return _with(spec, {**dict.fromkeys((*_FIELDS, "data_parallel_size"), "auto"), **stages})

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from raymb.errors import PlanError
 from raymb.model.shape import ModelShape
-from raymb.plan.automatic import described, opened, searched
+from raymb.plan.automatic import described, searched, with_auto
 from raymb.plan.gpus import GIB, gpu_named
 from raymb.plan.layout import Plan, make_plan
 from raymb.spec.conflicts import conflicts
@@ -110,7 +110,7 @@ def estimate_line(plan: Plan) -> str:
 
 def better_line(plan: Plan, shape: ModelShape, spec: RunSpec) -> str:
     """The layout that `auto` would have chosen, where the user's choices cost much time; else empty."""
-    free = opened(spec)
+    free = with_auto(spec)
     if plan.gpu is None or plan.step_time is None or plan.elastic or free == spec:
         return ""
     best = searched(free, shape, gpu_named(plan.gpu), plan.num_workers)[0]
@@ -145,7 +145,7 @@ def _others(plan: Plan, shape: ModelShape, spec: RunSpec) -> Iterator[str]:
     gpu, seconds = gpu_named(plan.gpu), plan.step_time["total"]
     mine = plan.tensor_parallel_size, plan.pipeline_parallel_size, plan.context_parallel_size, plan.expert_parallel_size
     seen = {mine}
-    for one in searched(opened(spec), shape, gpu, plan.num_workers):
+    for one in searched(with_auto(spec), shape, gpu, plan.num_workers):
         sizes = one.layout.tensor, one.layout.pipeline, one.layout.context, one.layout.expert
         if sizes in seen or len(seen) > _OTHERS:
             continue
