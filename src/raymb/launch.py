@@ -62,7 +62,7 @@ def run(checked: Preflight) -> int:
         sizes = checked.plan.elastic or [checked.plan.num_workers]
         resources = _reserved(cluster, backend, sizes, spec, console)
         if cluster.joined:
-            check_nodes(checked.prepared.path.parent if place.remote is None else None)
+            check_nodes(checked.prepared.path.parent if place.remote is None else None, backend)
         gpu = local_gpu(spec) or cluster.gpu()
         fixed = as_packed(spec, checked.plan)
         plans = usable_plans(fixed, checked.shape, rows=checked.prepared.rows("train"), backend=backend, gpu=gpu)

@@ -53,9 +53,9 @@ def test_a_node_that_does_not_see_the_storage(
     from raymb.driver.nodes import check_nodes
     from raymb.errors import ClusterError
 
-    check_nodes(tmp_path)
+    check_nodes(tmp_path, "cpu")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ClusterError, match=r"is not one place for all nodes; not seen by\n  \S+ \(") as caught:
-        check_nodes(Path("/proc/self/cwd"))
+        check_nodes(Path("/proc/self/cwd"), "cpu")
     assert "No such file or directory" in caught.value.message and "--storage_path" in caught.value.hint
     assert not list(tmp_path.iterdir())

@@ -29,33 +29,37 @@ def name_of(node: Node) -> str:
     return f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']}, node {node['NodeID'][-8:]})"
 
 
-def check_nodes(directory: Path | None) -> None:
+def check_nodes(directory: Path | None, backend: str) -> None:
     """Whether the nodes can run this run's workers.
 
     Args:
         directory: that all must see; None where the storage is at a URI.
+        backend: cuda or cpu; CPU workers take no GPU.
 
     Raises:
         ClusterError: naming the nodes, for the first kind of trouble that there is.
     """
     nodes = working_nodes()
-    said = ask_nodes(_what_is_there, nodes, _SECONDS)
-    silent, without = _split(nodes, said, lambda answer: answer["raymb"])
-    _refuse(silent, "nodes do not answer", "look at `ray status`, and at the raylet's log in /tmp/ray there")
+    answers = ask_nodes(_what_is_there, nodes, _SECONDS)
+    said = {name_of(node): answers[node["NodeID"]] for node in nodes}
     _refuse(
-        without,
+        {name: answer for name, answer in said.items() if isinstance(answer, str)},
+        "nodes do not answer",
+        "look at `ray status`, and at the raylet's log in /tmp/ray there",
+    )
+    _refuse(
+        {name: answer["raymb"] for name, answer in said.items() if answer["raymb"]},
         "raymb cannot be imported on every node of the cluster",
         "use an image for all nodes that has raymb; or, where they have its packages, upload raymb with the run: "
         "--working_dir .",
     )
-    gpus = {node["NodeID"]: node["Resources"].get("GPU", 0) for node in nodes}
-    fewer = {
-        name_of(node): f"Ray counts {gpus[node['NodeID']]:g} GPUs there, and CUDA finds {said[node['NodeID']]['gpus']}"
-        for node in nodes
-        if gpus[node["NodeID"]] > said[node["NodeID"]]["gpus"]
-    }
+    counted = {name_of(node): node["Resources"].get("GPU", 0) for node in nodes if backend == "cuda"}
     _refuse(
-        fewer,
+        {
+            name: f"Ray counts {gpus:g} GPUs there, and CUDA finds {said[name]['gpus']}"
+            for name, gpus in counted.items()
+            if gpus > said[name]["gpus"]
+        },
         "nodes have fewer GPUs than Ray was told",
         "see that `nvidia-smi` works there (driver loaded, container started with its GPUs), or start Ray there with "
         "the right --num-gpus; --backend cpu trains on CPUs",
@@ -67,15 +71,6 @@ def check_nodes(directory: Path | None) -> None:
             f"--storage_path {directory} is not one place for all nodes; not seen by",
             "give a --storage_path on storage that every node mounts",
         )
-
-
-def _split(
-    nodes: Sequence[Node], said: dict[str, Any], trouble: Callable[[Any], str]
-) -> tuple[dict[str, str], dict[str, str]]:
-    """({name of a node that gave no answer: why}, {name of one whose answer tells of trouble: which})."""
-    silent = {name_of(node): said[node["NodeID"]] for node in nodes if isinstance(said[node["NodeID"]], str)}
-    answers = {name_of(node): said[node["NodeID"]] for node in nodes if name_of(node) not in silent}
-    return silent, {name: trouble(answer) for name, answer in answers.items() if trouble(answer)}
 
 
 def _refuse(troubles: dict[str, str], what: str, hint: str) -> None:

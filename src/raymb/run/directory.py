@@ -41,7 +41,7 @@ from raymb.storage.remote import Remote, storage_root
 
 ITERATION = re.compile(r"iter_(\d{7,})")
 MANIFEST = "manifest.json"
-"""In an iteration directory, and among prepared rows: what is listed there is whole."""
+"""Of an iteration directory: written last, and a checkpoint counts when all that it lists is whole."""
 _EXPORT = re.compile(r"(hf|adapter)-step-\d+(-failed)?")
 POINTERS = ("latest", "best", "latest_train_state.pt", "latest_checkpointed_iteration.txt")
 """raymb's, Bridge's and Megatron's files that name a checkpoint."""
