@@ -91,11 +91,11 @@ def shape_only_moe_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def resolved_job(spec: RunSpec, shape: ModelShape, home: Path, backend: str, model: str = "some/model") -> Job:
     """What the driver would hand to the workers of a run in home/run, with rows in home/rows."""
-    plan, run = make_plan(spec, shape, rows=100, backend=backend).to_dict(), home / "run"
+    plan, run = make_plan(spec, shape, rows=100, backend=backend), home / "run"
     return Job(
         spec=spec,
         plan=plan,
-        plans={str(plan["num_workers"]): plan},
+        plans={plan.layout.num_workers: plan},
         backend=backend,
         architecture=shape.architecture,
         vocab_size=shape.vocab_size,

@@ -37,7 +37,7 @@ def test_a_translation_plans_and_fits(tool: str, text: str, tmp_path: Path) -> N
     spec = spec_of(text, tmp_path)
     check_overrides(spec.overrides)
     plan = plan_for_its_gpu(spec)
-    assert plan.num_workers == plan.model_parallel_size * plan.data_parallel_size
+    assert plan.layout.num_workers == plan.layout.model_parallel_size * plan.layout.data_parallel_size
 
 
 def test_all_four_tools_are_there() -> None:

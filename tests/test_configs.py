@@ -39,9 +39,9 @@ def test_a_config_fits_the_gpus_that_it_names(name: str) -> None:
     spec = load_spec({}, [CONFIGS[name]])
     plan = plan_for_its_gpu(spec)
     asked = spec.parallel
-    assert plan.num_workers == plan.model_parallel_size * plan.data_parallel_size
-    assert asked.tensor_parallel_size in ("auto", plan.tensor_parallel_size)
-    assert name.endswith("24gb") or f"{plan.num_workers}x{(plan.gpu or '').partition('-')[0]}" in name
+    assert plan.layout.num_workers == plan.layout.model_parallel_size * plan.layout.data_parallel_size
+    assert asked.tensor_parallel_size in ("auto", plan.layout.tensor_parallel_size)
+    assert name.endswith("24gb") or f"{plan.layout.num_workers}x{(plan.gpu or '').partition('-')[0]}" in name
 
 
 @pytest.mark.parametrize("name", sorted(ON_CPUS))
@@ -55,15 +55,19 @@ def test_a_config_for_cpus_breaks_no_rule(name: str) -> None:
 def test_the_missions_config_fits_what_a_cloud_lends() -> None:
     spec = load_spec({"gpu": "l4"}, [CONFIGS["qwen2.5-0.5b"]])
     plan = plan_for_its_gpu(spec)
-    assert (plan.tensor_parallel_size, plan.pipeline_parallel_size, plan.data_parallel_size) == (2, 2, 2)
+    assert (plan.layout.tensor_parallel_size, plan.layout.pipeline_parallel_size, plan.layout.data_parallel_size) == (
+        2,
+        2,
+        2,
+    )
 
 
 def test_the_large_ones_are_what_their_names_say() -> None:
     plan = plan_for_its_gpu(load_spec({}, [CONFIGS["llama-3.1-405b-256xh100"]]))
-    sizes = plan.tensor_parallel_size, plan.pipeline_parallel_size, plan.context_parallel_size
-    assert (sizes, plan.virtual_pipeline_parallel_size, plan.layers_per_stage[0]) == ((8, 16, 2), 2, 6)
+    sizes = plan.layout.tensor_parallel_size, plan.layout.pipeline_parallel_size, plan.layout.context_parallel_size
+    assert (sizes, plan.layout.virtual_pipeline_parallel_size, plan.layers_per_stage[0]) == ((8, 16, 2), 2, 6)
     small = plan_for_its_gpu(load_spec({}, [CONFIGS["qwen2.5-0.5b-8xl4"]]))
-    assert (small.nodes, small.workers_per_node, small.data_parallel_size) == (2, 4, 8)
+    assert (small.nodes, small.workers_per_node, small.layout.data_parallel_size) == (2, 4, 8)
 
 
 @pytest.mark.parametrize(

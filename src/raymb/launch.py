@@ -59,7 +59,7 @@ def run(checked: Preflight) -> int:
         backend = cluster.backend(spec.run.backend)
         cluster.check_profiler(spec.performance.profiler, backend)
         # What kind of GPUs there are is known only when nodes have come: the layout is chosen after that.
-        sizes = checked.plan.elastic or [checked.plan.num_workers]
+        sizes = checked.plan.elastic or [checked.plan.layout.num_workers]
         resources = _reserved(cluster, backend, sizes, spec, console)
         if cluster.joined:
             check_nodes(checked.prepared.path.parent if place.remote is None else None, backend)
@@ -72,7 +72,7 @@ def run(checked: Preflight) -> int:
             console.print(line, highlight=False, soft_wrap=True)
         if list(plans) != sizes:
             resources = _reserved(cluster, backend, list(plans), spec, console)
-        check_room(resources, plan.tensor_parallel_size, min(plans))
+        check_room(resources, plan.layout.tensor_parallel_size, min(plans))
         owned = stack.enter_context(_claimed(place, checked, plan, console))
         with pushing(place, console.print):
             job = job_of(checked, plans, backend, resources, place)
@@ -125,8 +125,8 @@ def job_of(
     """
     return Job(
         spec=with_absolute_paths(checked.spec),
-        plan=plans[max(plans)].to_dict(),
-        plans={str(size): plan.to_dict() for size, plan in plans.items()},
+        plan=plans[max(plans)],
+        plans=plans,
         backend=backend,
         architecture=checked.shape.architecture,
         vocab_size=checked.shape.vocab_size,
@@ -153,7 +153,7 @@ def _reshape(job: Job, cluster: Cluster, place: directories.RunDir, console: Con
     if directory is None:
         return
     again = reshaping(job, directory)
-    workers = again.plan["num_workers"]
+    workers = again.layout.num_workers
     console.print(
         f"{directory} was written with {described(again)}; writing it again for {described(job)} with {workers} CPU "
         "workers",
@@ -210,7 +210,7 @@ def _trained(
         raise refused
     if failure is not None:
         raise RunFailed(reason_of(failure), where_to_look(place)) from failure
-    if out_of_time.is_set() and (newest_step(place) or 0) < job.plan["train_iters"]:
+    if out_of_time.is_set() and (newest_step(place) or 0) < job.train_iters:
         return say_how_to_go_on(f"out of time (--max_time {resilience.max_time})", EXIT_STOPPED, job, place, console)
     conclude(job, place, console)
     return EXIT_OK

@@ -8,6 +8,7 @@ import logging
 import os
 import socket
 import sys
+import time
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -18,7 +19,7 @@ from raymb.rank import interrupt
 from raymb.rank.accelerator import ACCELERATORS
 from raymb.rank.progress import Progress
 from raymb.run.job import Job
-from raymb.telemetry.records import Emit
+from raymb.telemetry.records import Emit, RankStatus
 
 
 def train(job: Job, progress: Progress, emit: Emit, register: Callable[[str, int], None], stop: Any) -> None:
@@ -86,7 +87,8 @@ def export(job: Job, progress: Progress, emit: Emit) -> None:
     written = write_results(hf_bridge, model, job)
     del model
     if dist.get_rank() == 0:
-        emit({"kind": "export", "step": job.plan["train_iters"], **finish(written, progress.beat)})
+        findings = finish(written, progress.beat)
+        emit({"kind": "export", "step": job.train_iters, "time": time.time(), **findings})
 
 
 def prepare(job: Job, progress: Progress, emit: Emit) -> tuple[Any, Any, list[list[float]]]:
@@ -124,7 +126,7 @@ def _random_state_fits(job: Job, load_dir: str, backend: str) -> bool:
     if written_with(load_dir) not in (backend, None):
         return False
     layout = (read_manifest(load_dir) or {}).get("layout", job.plan)
-    return not job.spec.parallel.fsdp or layout["tensor_parallel_size"] == job.plan["tensor_parallel_size"]
+    return not job.spec.parallel.fsdp or layout["tensor_parallel_size"] == job.layout.tensor_parallel_size
 
 
 def _read_ahead(job: Job) -> None:
@@ -133,7 +135,7 @@ def _read_ahead(job: Job) -> None:
     from raymb.rank.read_ahead import read_ahead
 
     begins = not (job.load_dir or any(Path(job.checkpoint_dir).glob("iter_*")))
-    if os.environ.get("LOCAL_RANK", "0") == "0" and Path(job.model_path).is_dir() and (begins or job.plan["adapters"]):
+    if os.environ.get("LOCAL_RANK", "0") == "0" and Path(job.model_path).is_dir() and (begins or job.plan.adapters):
         read_ahead(Path(job.model_path))
 
 
@@ -208,10 +210,17 @@ def join_process_group(backend: str, device: Any) -> None:
     dist.barrier(device_ids=[device.index] if device.type == "cuda" else None)
 
 
-def _status(rank: int, progress: Progress) -> Callable[[], dict[str, Any]]:
+def _status(rank: int, progress: Progress) -> Callable[[], RankStatus]:
     """What the driver is told about a rank whenever it changes."""
-    known = {"kind": "rank", "rank": rank, "node": socket.gethostname(), "pid": os.getpid()}
-    return lambda: {**known, "in": progress.describe(), "step": progress.step}
+    node, pid = socket.gethostname(), os.getpid()
+    return lambda: {
+        "kind": "rank",
+        "rank": rank,
+        "node": node,
+        "pid": pid,
+        "in": progress.describe(),
+        "step": progress.step,
+    }
 
 
 def _processes_of_this_host(rank: int) -> dict[int, int]:

@@ -46,7 +46,7 @@ def _finished(spec: RunSpec) -> bool:
 
 def _printed(call: Any, spec: RunSpec, *arguments: Any) -> tuple[Any, str]:
     console = Console(file=io.StringIO(), width=300)
-    job: Any = SimpleNamespace(spec=spec, plan={"train_iters": ITERS})
+    job: Any = SimpleNamespace(spec=spec, train_iters=ITERS)
     result = call(*arguments, job, _place(spec), console)
     return result, console.file.getvalue()  # type: ignore[attr-defined]
 

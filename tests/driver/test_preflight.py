@@ -192,11 +192,11 @@ def test_packed_rows_are_kept_in_a_layout_that_needs_less(
     first: int, then: int, checked: Callable[..., Preflight]
 ) -> None:
     before = checked(packing=True, **LAYOUTS[first])
-    assert (before.plan.sample_multiple, before.prepared.manifest["multiple"]) == (first, first)
+    assert (before.plan.layout.sample_multiple, before.prepared.manifest["multiple"]) == (first, first)
     begun(before)
     after = checked(packing=True, **LAYOUTS[then])
     assert after.prepared.path == before.prepared.path
-    assert after.plan.sample_multiple == then
+    assert after.plan.layout.sample_multiple == then
     for row in RowFile(after.prepared.path / "train.arrow"):  # samples padded to less fit
         inputs = row["lengths"].astype(np.int64) - 1
         assert (-(-inputs // then) * then).sum() <= 64

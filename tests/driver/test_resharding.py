@@ -10,7 +10,7 @@ import pytest
 from tests.conftest import QWEN2_4_LAYERS, QWEN3_MOE_4_LAYERS, resolved_job
 
 from raymb.checkpoints import manifest as checkpoint
-from raymb.checkpoints.format import check_format, layout_of, newest, optimizer_format
+from raymb.checkpoints.format import check_format, newest, optimizer_format, optimizer_layout
 from raymb.driver.resharding import described, reshaping, to_reshape
 from raymb.errors import RunDirError
 from raymb.model.shape import ModelShape
@@ -39,8 +39,8 @@ def _saved(job: Job, step: int, home: Path | None = None, **state: Any) -> Path:
     (directory / "__0_0.distcp").write_bytes(b"weights")
     known = {
         "step": step,
-        "layout": layout_of(job.plan),
-        "copies": job.plan["data_parallel_size"] * job.plan["context_parallel_size"],
+        "layout": optimizer_layout(job.layout),
+        "copies": job.layout.data_parallel_size * job.layout.context_parallel_size,
         "precision": "bf16",
         "any_layout": False,
     }
@@ -152,15 +152,12 @@ def test_the_job_that_writes_it_again(tmp_path: Path) -> None:
     directory = _saved(old, 10)
     job = _job(tmp_path, **{TP: 4, "num_workers": 4, "lr_warmup_iters": 5, "keep_last": 1})
     again = reshaping(job, directory)
-    assert layout_of(again.plan) == layout_of(old.plan)
-    assert (again.plan["num_workers"], again.plan["data_parallel_size"], again.plan["context_parallel_size"]) == (
-        4,
-        1,
-        1,
-    )
-    assert again.plan["micro_batch_size"] * again.plan["micro_batches"] * 1 == again.plan["global_batch_size"]
+    assert optimizer_layout(again.layout) == optimizer_layout(old.layout)
+    sizes = (again.layout.num_workers, again.layout.data_parallel_size, again.layout.context_parallel_size)
+    assert sizes == (4, 1, 1)
+    assert again.layout.micro_batch_size * again.layout.micro_batches * 1 == again.layout.global_batch_size
     assert (again.backend, again.task, again.load_dir) == ("cpu", "reshape", str(directory))
-    assert again.plan["train_iters"] == 10, "not a step is trained"
+    assert again.train_iters == 10, "not a step is trained"
     assert Path(again.checkpoint_dir) == Path(job.checkpoint_dir, "reshaped")
     assert again.spec.train.precision == "bf16", "the state is that of the run that wrote it, on a CPU, too"
     assert (again.spec.optimizer.lr_warmup_iters, again.spec.checkpoint.keep_last) == (0, None)
@@ -168,7 +165,9 @@ def test_the_job_that_writes_it_again(tmp_path: Path) -> None:
     assert (again.validation_rows, again.test_rows, again.spec.evaluation.eval_iters) == (0, 0, 0)
     assert again.of_size(4).plan == again.plan, "no plan of another size is in its way"
     assert Job.from_json(again.to_json()) == again
-    assert job.plan[TP] == 4 and job.spec.checkpoint.keep_last == 1, "the run's own job stays as it is"
+    assert job.layout.tensor_parallel_size == 4 and job.spec.checkpoint.keep_last == 1, (
+        "the run's own job stays as it is"
+    )
 
 
 EXPERTS = [
@@ -188,10 +187,10 @@ def test_experts_are_read_by_as_many_as_they_are_spread_over(
     tmp_path: Path, flags: dict[str, Any], workers: int
 ) -> None:
     old = _job(tmp_path, MOE, **flags)
-    plan = reshaping(_job(tmp_path, MOE, num_workers=4, **{EP: 4}), _saved(old, 10)).plan
-    pieces = plan["expert_tensor_parallel_size"] * plan["expert_parallel_size"] * plan["pipeline_parallel_size"]
-    assert plan["num_workers"] % pieces == 0, "Megatron's rule"
-    assert plan["num_workers"] == workers
+    layout = reshaping(_job(tmp_path, MOE, num_workers=4, **{EP: 4}), _saved(old, 10)).layout
+    pieces = layout.expert_tensor_parallel_size * layout.expert_parallel_size * layout.pipeline_parallel_size
+    assert layout.num_workers % pieces == 0, "Megatron's rule"
+    assert layout.num_workers == workers
 
 
 def test_a_layout_in_words(tmp_path: Path) -> None:

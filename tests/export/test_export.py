@@ -41,9 +41,11 @@ def _run(tmp_path: Path, *steps: int, **flags: Any) -> Path:
 def test_the_job_of_one_cpu_worker(tmp_path: Path) -> None:
     run = _run(tmp_path, 5, 10)
     job = exporting_job(checked_job(ExportRequest(run, dtype="bf16")))
-    sizes = [job.plan[f"{kind}_parallel_size"] for kind in ("tensor", "pipeline", "data", "expert", "context")]
-    assert sizes == [1] * 5 and job.plan["num_workers"] == 1 and job.backend == "cpu"
-    assert job.plan["padded_vocab_size"] == job.vocab_size == 305
+    sizes = [
+        getattr(job.layout, f"{kind}_parallel_size") for kind in ("tensor", "pipeline", "data", "expert", "context")
+    ]
+    assert sizes == [1] * 5 and job.layout.num_workers == 1 and job.backend == "cpu"
+    assert job.plan.padded_vocab_size == job.vocab_size == 305
     assert job.load_dir == iteration_dir(run / "checkpoints", 10)
     assert (job.hf_dir, job.spec.train.precision) == (str(run / "hf"), "bf16")
     assert checked_job(ExportRequest(run)).spec.checkpoint.export_dtype == "source"

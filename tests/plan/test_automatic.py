@@ -19,7 +19,7 @@ from raymb.plan.gpus import Gpu, gpu_named
 from raymb.plan.memory import estimate
 from raymb.plan.rules import broken_rules
 from raymb.plan.search import USABLE
-from raymb.plan.sizes import Layout
+from raymb.plan.sizes import DetailedLayout
 from raymb.plan.speed import step_time
 from raymb.plan.table import better_line, estimate_line, graphs_line, print_plan
 from raymb.spec import load_spec
@@ -90,20 +90,30 @@ LLAMA_405B, LLAMA_70B, LLAMA_8B = (
 ALL = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
-def layout_of(tensor: int = 1, pipeline: int = 1, data: int = 1, micro: int = 8, batch: int = 64, **more) -> Layout:
-    sizes = (tensor * pipeline * data, tensor, pipeline, None, 1, 1, 1, False, data, tensor > 1, None, None)
-    return replace(Layout(*sizes, micro, batch, 2048), **more)
+SHORT = {kind: f"{kind}_parallel_size" for kind in ("tensor", "pipeline", "context", "expert", "data")}
+SHORT |= {"virtual": "virtual_pipeline_parallel_size", "micro": "micro_batch_size", "batch": "global_batch_size"}
+ONE = {SHORT[kind]: 1 for kind in ("tensor", "pipeline", "context", "expert", "data")}
 
 
-def unfused(**sizes) -> Layout:
+def layout_of(**sizes) -> DetailedLayout:
+    """1 worker with micro batch 8 of a global batch of 64; a size may be given by a key of SHORT."""
+    given = {SHORT.get(name, name): value for name, value in sizes.items()}
+    values = ONE | {"micro_batch_size": 8, "global_batch_size": 64} | given
+    stages = dict.fromkeys(("num_layers_in_first_stage", "num_layers_in_last_stage", SHORT["virtual"]))
+    workers = values[SHORT["tensor"]] * values[SHORT["pipeline"]] * values[SHORT["data"]]
+    fixed = {"num_workers": workers, "expert_tensor_parallel_size": 1, "seq_length": 2048}
+    return DetailedLayout(**stages | fixed | {"sequence_parallel": values[SHORT["tensor"]] > 1} | values)
+
+
+def unfused(**sizes) -> DetailedLayout:
     return replace(layout_of(**sizes), fused_activation=False)
 
 
-LORA = {"adapter_rank": 16, "adapter_targets": ALL}
+LORA = {"lora_rank": 16, "adapter_targets": ALL}
 MEASURED_MEMORY = [
     (QWEN_05B, layout_of(batch=16), 35.2),
     (QWEN_05B, layout_of(data=4), 30.8),
-    (QWEN_05B, layout_of(batch=16, fused_loss=False), 49.1),
+    (QWEN_05B, layout_of(batch=16, fused_cross_entropy=False), 49.1),
     (QWEN_15B, layout_of(batch=16), 72.1),
     (QWEN_15B, layout_of(batch=16, fp8=True), 69.4),
     (QWEN_7B, layout_of(batch=8, micro=4, **LORA), 57.6),
@@ -116,15 +126,15 @@ MEASURED_MEMORY = [
     (QWEN_05B, unfused(data=4), 38.2),
     (QWEN_05B, unfused(data=4, micro=16), 71.8),
     (QWEN_05B, unfused(data=2, micro=16), 73.3),
-    (QWEN_05B, unfused(batch=16, fused_loss=False), 56.8),
-    (QWEN_05B, unfused(data=4, fused_loss=False), 53.1),
-    (QWEN_05B, unfused(data=2, fused_loss=False), 54.6),
+    (QWEN_05B, unfused(batch=16, fused_cross_entropy=False), 56.8),
+    (QWEN_05B, unfused(data=4, fused_cross_entropy=False), 53.1),
+    (QWEN_05B, unfused(data=2, fused_cross_entropy=False), 54.6),
     (QWEN_05B, layout_of(batch=16, recompute="full"), 20.0),
-    (QWEN_05B, layout_of(batch=16, recompute="full", recompute_method="block", recompute_layers=8), 30.2),
+    (QWEN_05B, layout_of(batch=16, recompute="full", recompute_method="block", recompute_num_layers=8), 30.2),
     (QWEN_05B, layout_of(batch=16, recompute="selective", recompute_modules=("mlp",)), 23.1),
     (QWEN_05B, layout_of(batch=16, optimizer_offload=0.5), 33.2),
     (QWEN_05B, layout_of(batch=16, optimizer_offload=1.0), 29.3),
-    (QWEN_05B, layout_of(batch=16, offloaded_layers=8), 30.0),
+    (QWEN_05B, layout_of(batch=16, activation_offload_layers=8), 30.0),
     (QWEN_05B, layout_of(batch=16, optimizer_moments="bf16"), 33.3),
     (QWEN_05B, layout_of(batch=16, gradient_bytes=2), 34.3),
     (QWEN_05B, layout_of(batch=16, **LORA), 29.6),
@@ -169,7 +179,7 @@ MEASURED_SECONDS = [
     (QWEN_05B, layout_of(batch=16, recompute="full"), 0.287),
     (QWEN_05B, layout_of(batch=16, recompute="selective", recompute_modules=("mlp",)), 0.267),
     (QWEN_05B, layout_of(batch=16, optimizer_offload=1.0), 1.054),
-    (QWEN_05B, layout_of(batch=16, offloaded_layers=8), 0.457),
+    (QWEN_05B, layout_of(batch=16, activation_offload_layers=8), 0.457),
     (QWEN_05B, layout_of(batch=16, **LORA), 0.378),
     (QWEN_15B, layout_of(data=2, micro=16, batch=32), 0.547),
     (QWEN_15B, layout_of(data=2, micro=1, batch=32), 1.692),
@@ -205,13 +215,17 @@ def plan_of(shape: ModelShape, gpu: str | Gpu, **flags: object) -> Plan:
 
 
 def sizes_of(plan: Plan) -> tuple[int, int, int]:
-    return plan.tensor_parallel_size, plan.pipeline_parallel_size, plan.data_parallel_size
+    return plan.layout.tensor_parallel_size, plan.layout.pipeline_parallel_size, plan.layout.data_parallel_size
 
 
 def test_a_small_model_is_copied() -> None:
     plan = plan_of(QWEN_05B, "h200", num_workers=4, global_batch_size=64, seq_length=2048)
-    assert sizes_of(plan) == (1, 1, 4) and plan.micro_batch_size >= 8
-    assert (plan.recompute, plan.optimizer_offload, plan.virtual_pipeline_parallel_size) == ("none", 0.0, None)
+    assert sizes_of(plan) == (1, 1, 4) and plan.layout.micro_batch_size >= 8
+    assert (plan.layout.recompute, plan.layout.optimizer_offload, plan.layout.virtual_pipeline_parallel_size) == (
+        "none",
+        0.0,
+        None,
+    )
     assert all("the fastest of" in reason for reason in plan.chosen.values())
 
 
@@ -230,14 +244,14 @@ def test_a_large_model_fits_and_obeys_the_rules(shape: ModelShape, workers: int,
     plan, gpu = plan_of(shape, "h100-80gb", **given), gpu_named("h100-80gb")
     assert plan.memory is not None and plan.memory["total"] <= USABLE * gpu.memory
     assert sum(plan.layers_per_stage) == shape.num_layers
-    assert plan.tensor_parallel_size <= 8
+    assert plan.layout.tensor_parallel_size <= 8
 
 
 def test_sixteen_thousand_gpus_in_two_seconds() -> None:
     began = time.process_time()
     plan = plan_of(LLAMA_405B, "h100-80gb", num_workers=16384, global_batch_size=2048, seq_length=8192, gpus_per_node=8)
     assert time.process_time() - began <= 2
-    assert plan.num_workers == plan.model_parallel_size * plan.data_parallel_size == 16384
+    assert plan.layout.num_workers == plan.layout.model_parallel_size * plan.layout.data_parallel_size == 16384
     assert plan.memory is not None and plan.memory["total"] <= USABLE * gpu_named("h100-80gb").memory
 
 
@@ -253,7 +267,7 @@ def test_every_layout_of_the_search_obeys_the_rules_and_the_first_is_the_fastest
 def test_what_is_given_stays() -> None:
     flags = {"num_workers": 8, "global_batch_size": 64, "tensor_parallel_size": 4, "recompute": "full"}
     plan = plan_of(LLAMA_8B, "h100-80gb", **flags)
-    assert (plan.tensor_parallel_size, plan.recompute) == (4, "full")
+    assert (plan.layout.tensor_parallel_size, plan.layout.recompute) == (4, "full")
     assert not {"tensor_parallel_size", "recompute"} & plan.chosen.keys()
 
 
@@ -274,17 +288,25 @@ def test_recomputation_and_offload_come_where_they_must() -> None:
     many = ModelShape.from_config(
         QWEN2_4_LAYERS | {"num_hidden_layers": 96, "hidden_size": 256, "intermediate_size": 1024}
     )
-    assert plan_of(many, "h100-80gb", **flags).recompute == "none"
-    assert plan_of(many, small, **flags).recompute == "full"
+    assert plan_of(many, "h100-80gb", **flags).layout.recompute == "none"
+    assert plan_of(many, small, **flags).layout.recompute == "full"
     plan = plan_of(LLAMA_8B, "h100-80gb", num_workers=1, global_batch_size=8, seq_length=512)
-    assert plan.optimizer_offload == 1.0
+    assert plan.layout.optimizer_offload == 1.0
 
 
 def test_an_elastic_run_has_one_layout_that_its_smallest_size_holds() -> None:
     spec = spec_of(num_workers="8:64", global_batch_size=64, seq_length=4096)
     plans = usable_plans(spec, LLAMA_8B, backend="cuda", gpu=gpu_named("h100-80gb"))
     assert len(plans) > 2
-    assert len({(plan.model_parallel_size, plan.recompute, plan.micro_batch_size) for plan in plans.values()}) == 1
+    assert (
+        len(
+            {
+                (plan.layout.model_parallel_size, plan.layout.recompute, plan.layout.micro_batch_size)
+                for plan in plans.values()
+            }
+        )
+        == 1
+    )
     for plan in plans.values():
         assert plan.memory is not None and plan.memory["total"] <= USABLE * gpu_named("h100-80gb").memory
 

@@ -68,7 +68,7 @@ def test_copies_and_workers_say_the_same(backend: str, tp: int, pp: int, cp: int
     sizes = {"tp": tp, "pp": pp, "cp": cp, "global_batch_size": 24}
     workers = tp * pp * cp * dp
     expected = plan_of(backend, workers=workers, **sizes)
-    assert (expected.num_workers, expected.data_parallel_size) == (workers, dp)
+    assert (expected.layout.num_workers, expected.layout.data_parallel_size) == (workers, dp)
     assert plan_of(backend, workers=workers, dp=dp, **sizes) == expected
     assert but_reasons(plan_of(backend, dp=dp, **sizes)) == but_reasons(expected)
     for others in (workers - 1, workers + 1, 2 * workers):
@@ -95,7 +95,7 @@ def test_copies_and_workers_say_the_same(backend: str, tp: int, pp: int, cp: int
 @pytest.mark.parametrize("backend", ["cpu", "cuda", "auto"])
 def test_without_workers_the_sizes_make_them(backend: str, flags: dict[str, Any], workers: int, copies: int) -> None:
     plan = plan_of(backend, **flags)
-    assert (plan.num_workers, plan.data_parallel_size, plan.elastic) == (workers, copies, None)
+    assert (plan.layout.num_workers, plan.layout.data_parallel_size, plan.elastic) == (workers, copies, None)
     assert worker_range(spec_of(**flags).parallel) == (workers, workers)
 
 
@@ -115,21 +115,31 @@ def test_sizes_that_are_auto_are_1_on_cpus_and_the_message_says_so() -> None:
         f"--num_workers 8 is not {FACTORS} = 1 x 1 x 1 x 2 = 2 (sizes that are auto are 1 on CPU workers); "
         "set --num_workers 2, or --data_parallel_size 8"
     )
-    assert plan_of(workers=2, dp=2).num_workers == 2 and plan_of(workers=8, dp=8).num_workers == 8
+    assert plan_of(workers=2, dp=2).layout.num_workers == 2 and plan_of(workers=8, dp=8).layout.num_workers == 8
 
 
 @pytest.mark.parametrize("copies", [1, 2, 4, 8, 16])
 def test_on_gpus_the_search_takes_the_best_layout_of_so_many_copies(copies: int) -> None:
     """Against the search among all of them."""
     flags = {"workers": 16, "global_batch_size": 64, "seq_length": 2048}
-    of_so_many = [one for one in searched(spec_of(**flags), QWEN, H200, 16) if one.layout.data == copies]
+    of_so_many = [one for one in searched(spec_of(**flags), QWEN, H200, 16) if one.layout.data_parallel_size == copies]
     fitting = [one for one in of_so_many if one.fits(H200)]
     fastest = min(one.time.total for one in fitting)
     best = min((one for one in fitting if one.time.total <= fastest * (1 + SAME)), key=lambda one: one.memory.total)
     plan = plan_of("cuda", QWEN, dp=copies, **flags)
-    assert plan.data_parallel_size == copies and f"the fastest of {len(fitting)} layouts" in str(plan.chosen)
-    assert (plan.tensor_parallel_size, plan.pipeline_parallel_size, plan.micro_batch_size, plan.recompute) == (
-        *(best.layout.tensor, best.layout.pipeline, best.layout.micro_batch_size, best.layout.recompute),
+    assert plan.layout.data_parallel_size == copies and f"the fastest of {len(fitting)} layouts" in str(plan.chosen)
+    assert (
+        plan.layout.tensor_parallel_size,
+        plan.layout.pipeline_parallel_size,
+        plan.layout.micro_batch_size,
+        plan.layout.recompute,
+    ) == (
+        *(
+            best.layout.tensor_parallel_size,
+            best.layout.pipeline_parallel_size,
+            best.layout.micro_batch_size,
+            best.layout.recompute,
+        ),
     )
 
 
@@ -157,9 +167,9 @@ def test_what_no_search_can_find_on_gpus_is_refused_with_the_reason(flags: dict[
 def test_an_expert_grid_that_the_copies_do_not_fill() -> None:
     text = problem_of(shape=MOE, ep=4, dp=2)
     assert "1 x 4 x 1 = 4; set --data_parallel_size to 4, with as many workers as that makes, or lower" in text
-    assert plan_of(shape=MOE, ep=4, dp=4).expert_data_parallel_size == 1
+    assert plan_of(shape=MOE, ep=4, dp=4).layout.expert_data_parallel_size == 1
     assert "2 x 8 x 1 = 16; set --data_parallel_size to 8, " in problem_of(shape=MOE, tp=2, ep=8, dp=2)
-    assert plan_of(shape=MOE, tp=2, ep=8, dp=8).num_workers == 16
+    assert plan_of(shape=MOE, tp=2, ep=8, dp=8).layout.num_workers == 16
     assert "set --num_workers to 4, or lower" in problem_of(shape=MOE, ep=4)
 
 
@@ -205,12 +215,12 @@ def test_a_usable_size_lies_in_both_ranges(data: st.DataObject) -> None:
 def test_on_gpus_the_layout_of_two_ranges_is_one_that_can_grow() -> None:
     """Copies alone would be faster at 4 workers, and could have no other size."""
     flags = {"workers": "4:16", "global_batch_size": 64, "seq_length": 2048}
-    assert plans_of("cuda", QWEN, **flags)[4].data_parallel_size == 4
+    assert plans_of("cuda", QWEN, **flags)[4].layout.data_parallel_size == 4
     plans = plans_of("cuda", QWEN, dp="1:4", **flags)
-    assert {size: plan.data_parallel_size for size, plan in plans.items()} == {4: 1, 8: 2, 16: 4}
+    assert {size: plan.layout.data_parallel_size for size, plan in plans.items()} == {4: 1, 8: 2, 16: 4}
     assert "and have the most sizes" in str(plans[4].chosen)
     free = plans_of("cuda", QWEN, dp="1:16", **flags)
-    assert {size: plan.data_parallel_size for size, plan in free.items()} == {4: 4, 8: 8, 16: 16}
+    assert {size: plan.layout.data_parallel_size for size, plan in free.items()} == {4: 4, 8: 8, 16: 16}
 
 
 def test_a_range_of_copies_alone_leaves_a_copy_on_one_gpu_and_is_refused_where_that_is_too_small() -> None:
@@ -218,7 +228,7 @@ def test_a_range_of_copies_alone_leaves_a_copy_on_one_gpu_and_is_refused_where_t
     shape = shape_of("meta-llama/Llama-3.1-70B")
     assert "DP4, micro batch 1, recompute full" in (text := problem_of("cuda", shape, dp="1:4"))
     assert "takes about" in text and "TP4" in text and "fits" in text
-    assert plans_of("cuda", shape, dp="1:4", workers="1:4")[4].tensor_parallel_size == 4
+    assert plans_of("cuda", shape, dp="1:4", workers="1:4")[4].layout.tensor_parallel_size == 4
 
 
 ELASTIC_REFUSED = [
@@ -298,17 +308,22 @@ def test_what_is_planned_multiplies_up_and_is_what_was_asked(backend: str, gpu: 
     assert plans
     low, high = worker_range(spec.parallel)
     for size, plan in plans.items():
-        product = plan.tensor_parallel_size * plan.pipeline_parallel_size * plan.context_parallel_size
-        assert product * plan.data_parallel_size == plan.num_workers == size and low <= size <= high
+        product = (
+            plan.layout.tensor_parallel_size * plan.layout.pipeline_parallel_size * plan.layout.context_parallel_size
+        )
+        assert product * plan.layout.data_parallel_size == plan.layout.num_workers == size and low <= size <= high
         if flags.get("dp"):
             least, _, most = str(flags["dp"]).partition(":")
-            assert int(least) <= plan.data_parallel_size <= int(most or least)
+            assert int(least) <= plan.layout.data_parallel_size <= int(most or least)
         elif not flags.get("workers"):
-            assert plan.data_parallel_size == 1
+            assert plan.layout.data_parallel_size == 1
         for name in ("tp", "pp", "cp"):
-            assert flags[name] in (None, getattr(plan, NAMES[name]))
-            assert flags[name] or flags.get("workers") or getattr(plan, NAMES[name]) == 1
-        assert plan.micro_batch_size * plan.data_parallel_size * plan.micro_batches == flags["global_batch_size"]
+            assert flags[name] in (None, getattr(plan.layout, NAMES[name]))
+            assert flags[name] or flags.get("workers") or getattr(plan.layout, NAMES[name]) == 1
+        assert (
+            plan.layout.micro_batch_size * plan.layout.data_parallel_size * plan.layout.micro_batches
+            == flags["global_batch_size"]
+        )
     assert plan.elastic == (list(plans) if ":" in f"{flags.get('dp')} {flags.get('workers')}" else None)
 
 

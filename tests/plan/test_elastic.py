@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import time
-from dataclasses import asdict
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -68,10 +67,10 @@ def test_usable_is_what_a_fixed_size_could_have(shape, flags, batch, micro):
     plans = plans_of(shape, num_workers="3:40", **flags)
     assert list(plans) == sorted(fixed)
     for size, plan in plans.items():
-        assert (plan.num_workers, plan.elastic) == (size, sorted(fixed))
-        assert size == plan.model_parallel_size * plan.data_parallel_size
-        assert batch == plan.micro_batch_size * plan.data_parallel_size * plan.micro_batches
-        assert plan.micro_batch_size == min(other.micro_batch_size for other in fixed.values())
+        assert (plan.layout.num_workers, plan.elastic) == (size, sorted(fixed))
+        assert size == plan.layout.model_parallel_size * plan.layout.data_parallel_size
+        assert batch == plan.layout.micro_batch_size * plan.layout.data_parallel_size * plan.layout.micro_batches
+        assert plan.layout.micro_batch_size == min(other.layout.micro_batch_size for other in fixed.values())
 
 
 @pytest.mark.parametrize(("shape", "flags"), LAYOUTS)
@@ -79,9 +78,9 @@ def test_usable_is_what_a_fixed_size_could_have(shape, flags, batch, micro):
 def test_sizes_differ_in_data_parallel_and_accumulation_only(shape, flags, backend):
     plans = list(plans_of(shape, backend=backend, rows=500, num_workers="1:64", global_batch_size=64, **flags).values())
     assert len(plans) > 2
-    first = {key: value for key, value in asdict(plans[0]).items() if key not in OF_A_SIZE}
+    first = {key: value for key, value in plans[0].to_dict().items() if key not in OF_A_SIZE}
     for plan in plans[1:]:
-        assert {key: value for key, value in asdict(plan).items() if key not in OF_A_SIZE} == first
+        assert {key: value for key, value in plan.to_dict().items() if key not in OF_A_SIZE} == first
 
 
 def test_a_fixed_size_has_one_plan_and_todays_errors():
@@ -94,7 +93,7 @@ def test_a_fixed_size_has_one_plan_and_todays_errors():
 
 def test_a_range_of_one_size_is_that_size():
     fixed, elastic = plans_of(num_workers=4)[4], plans_of(num_workers="4:4")[4]
-    assert asdict(elastic) == asdict(fixed) | {"elastic": [4]}
+    assert elastic.to_dict() == fixed.to_dict() | {"elastic": [4]}
 
 
 def test_without_a_size_the_plan_is_the_largest_usable_one():
@@ -115,7 +114,7 @@ def test_without_a_size_the_plan_is_the_largest_usable_one():
 @pytest.mark.parametrize(("batch", "expected", "of"), [(64, 4, 16), (24, 1, 8), (16, 1, 16)])
 def test_auto_micro_batch_is_the_least_of_the_sizes_choices_and_says_so(batch, expected, of):
     plans = plans_of(num_workers="4:16", global_batch_size=batch, backend="cuda")
-    assert {plan.micro_batch_size for plan in plans.values()} == {expected}
+    assert {plan.layout.micro_batch_size for plan in plans.values()} == {expected}
     (reason,) = {plan.chosen["micro_batch_size"] for plan in plans.values()}
     assert reason.startswith(f"{expected}: one for all sizes")
     assert f"that of {of} workers is the largest power of 2" in reason
@@ -123,7 +122,7 @@ def test_auto_micro_batch_is_the_least_of_the_sizes_choices_and_says_so(batch, e
 
 def test_a_micro_batch_that_was_given_is_kept_and_leaves_sizes_out():
     plans = plans_of(num_workers="1:8", global_batch_size=8, micro_batch_size=4)
-    assert [(plan.num_workers, plan.micro_batches) for plan in plans.values()] == [(1, 2), (2, 1)]
+    assert [(plan.layout.num_workers, plan.layout.micro_batches) for plan in plans.values()] == [(1, 2), (2, 1)]
     assert "micro_batch_size" not in plans[1].chosen
 
 

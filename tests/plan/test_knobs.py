@@ -139,7 +139,7 @@ def test_megatron_fsdp_has_no_stages_and_wants_bf16() -> None:
         make_plan(spec_of(**flags, pipeline_parallel_size=2), DENSE, backend="cuda")
     with pytest.raises(PlanError, match="--megatron_fsdp optim_grads_params needs bf16 weights"):
         make_plan(spec_of(**flags), DENSE, backend="cpu")
-    assert make_plan(spec_of(**flags, precision="bf16"), DENSE, backend="cpu").data_parallel_size == 4
+    assert make_plan(spec_of(**flags, precision="bf16"), DENSE, backend="cpu").layout.data_parallel_size == 4
 
 
 def test_megatron_fsdp_takes_less_memory_and_more_time() -> None:
@@ -151,7 +151,7 @@ def test_megatron_fsdp_takes_less_memory_and_more_time() -> None:
     assert gradients[0] == gradients[1] > gradients[2] == gradients[3]
     times = [(plan.step_time or {})["data"] for plan in plans]
     assert times[0] < times[1] <= times[2] < times[3]
-    assert [plan.megatron_fsdp for plan in plans] == list(kinds)
+    assert [plan.layout.megatron_fsdp for plan in plans] == list(kinds)
 
 
 def test_cuda_graphs_take_the_launching_out_of_a_step() -> None:
@@ -160,7 +160,7 @@ def test_cuda_graphs_take_the_launching_out_of_a_step() -> None:
     assert eager.step_time and graphed.step_time and eager.memory == graphed.memory
     assert eager.step_time["launch"] > 0.5 * eager.step_time["total"] > 2 * graphed.step_time["total"]
     assert seconds(**flags, peft="lora", cuda_graphs=True) > seconds(**flags, peft="lora") / 20
-    assert plan_of(**{**flags, "recompute": "auto"}, cuda_graphs=True).recompute == "none"
+    assert plan_of(**{**flags, "recompute": "auto"}, cuda_graphs=True).layout.recompute == "none"
 
 
 @pytest.mark.parametrize(
@@ -274,9 +274,9 @@ def test_gradients_and_moments_may_be_bf16_on_cpus_that_train_in_bf16() -> None:
 def test_auto_leaves_alone_what_excludes_its_means() -> None:
     """A small GPU, on which `auto` would recompute and offload."""
     free = {"recompute": "auto", "optimizer_offload": "auto", "num_workers": 1, "seq_length": 1024}
-    assert plan_of(activation_offload_layers=4, **free).recompute == "none"
-    assert plan_of(optimizer_moments="bf16", **free).optimizer_offload == 0.0
-    assert plan_of(distributed_optimizer=False, **free).optimizer_offload == 0.0
+    assert plan_of(activation_offload_layers=4, **free).layout.recompute == "none"
+    assert plan_of(optimizer_moments="bf16", **free).layout.optimizer_offload == 0.0
+    assert plan_of(distributed_optimizer=False, **free).layout.optimizer_offload == 0.0
 
 
 def test_mxfp8_is_for_blackwell_and_its_blocks_of_32() -> None:

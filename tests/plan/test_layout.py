@@ -47,13 +47,17 @@ def test_identities_hold_over_a_grid(tensor, pipeline, context, data, micro, ste
         rows=1000,
         train_iters=10,
     )
-    assert plan.data_parallel_size == data
-    assert plan.micro_batch_size * plan.data_parallel_size * plan.micro_batches == plan.global_batch_size == batch
+    assert plan.layout.data_parallel_size == data
+    assert (
+        plan.layout.micro_batch_size * plan.layout.data_parallel_size * plan.layout.micro_batches
+        == plan.layout.global_batch_size
+        == batch
+    )
     assert (len(plan.layers_per_stage), sum(plan.layers_per_stage)) == (pipeline, 4)
     assert plan.padded_vocab_size % tensor == 0 <= plan.padded_vocab_size - 305 < tensor
     assert (plan.samples, plan.tokens) == (10 * batch, 10 * batch * 512)
     assert plan.epochs == pytest.approx(plan.train_iters / plan.steps_per_epoch)
-    assert plan.sequence_parallel == (tensor > 1)
+    assert plan.layout.sequence_parallel == (tensor > 1)
 
 
 def test_workers_a_node_and_nodes():
@@ -71,14 +75,14 @@ def test_a_plan_is_made_exactly_where_the_arithmetic_allows_it(workers, batch):
     flags = {"num_workers": workers, "tensor_parallel_size": 2, "pipeline_parallel_size": 1, "global_batch_size": batch}
     if workers % 2 == 0 and batch % (workers // 2) == 0:
         plan = plan_of(**flags)
-        assert batch == plan.micro_batch_size * (workers // 2) * plan.micro_batches
+        assert batch == plan.layout.micro_batch_size * (workers // 2) * plan.layout.micro_batches
     else:
         assert problems_of(**flags)
 
 
 def test_auto_on_cpu():
     plan = plan_of(num_workers=4, tensor_parallel_size=2, backend="cpu", global_batch_size=8)
-    assert (plan.micro_batch_size, plan.sequence_parallel, plan.backend) == (1, True, "cpu")
+    assert (plan.layout.micro_batch_size, plan.layout.sequence_parallel, plan.backend) == (1, True, "cpu")
 
 
 def test_every_auto_is_explained_and_nothing_else():
@@ -96,14 +100,14 @@ def test_every_auto_is_explained_and_nothing_else():
     assert set(plan_of().chosen) == set(given)
     plan = plan_of(num_workers=2, **given)
     assert plan.chosen == {}
-    assert (plan.sequence_parallel, plan.micro_batch_size) == (False, 2)
+    assert (plan.layout.sequence_parallel, plan.layout.micro_batch_size) == (False, 2)
     assert set(plan_of(backend="cpu").chosen) < set(given)
 
 
 def test_experts_have_a_grid_of_their_own_and_are_no_factor_of_data_parallel():
     plan = plan_of(MOE, num_workers=8, expert_parallel_size=4, tensor_parallel_size=2, expert_tensor_parallel_size=1)
-    assert (plan.data_parallel_size, plan.expert_data_parallel_size) == (4, 2)
-    assert plan_of(MOE, num_workers=8, tensor_parallel_size=2).expert_tensor_parallel_size == 2
+    assert (plan.layout.data_parallel_size, plan.layout.expert_data_parallel_size) == (4, 2)
+    assert plan_of(MOE, num_workers=8, tensor_parallel_size=2).layout.expert_tensor_parallel_size == 2
 
 
 @pytest.mark.parametrize(
@@ -129,11 +133,11 @@ def test_epochs_become_steps_once_the_rows_are_known():
 
 def test_packed_rows_and_their_multiple():
     plan = plan_of(packing=True, num_workers=8, tensor_parallel_size=2, context_parallel_size=2, rows=50)
-    assert (plan.micro_batch_size, plan.sample_multiple) == (1, 8)
+    assert (plan.layout.micro_batch_size, plan.layout.sample_multiple) == (1, 8)
     assert "50 packed rows" in dict(plan_rows(plan, DENSE, "m"))["data"]
-    assert plan_of(packing=True, num_workers=2, context_parallel_size=2).sample_multiple == 4
-    assert plan_of(packing=True, num_workers=2, tensor_parallel_size=2).sample_multiple == 1
-    assert plan_of(num_workers=2, context_parallel_size=2).sample_multiple == 1
+    assert plan_of(packing=True, num_workers=2, context_parallel_size=2).layout.sample_multiple == 4
+    assert plan_of(packing=True, num_workers=2, tensor_parallel_size=2).layout.sample_multiple == 1
+    assert plan_of(num_workers=2, context_parallel_size=2).layout.sample_multiple == 1
     (problem,) = problems_of(packing=True, micro_batch_size=2)
     assert "--micro_batch_size 2 must be 1 with --packing" in problem
     given = {"packing": True, "num_workers": 4, "tensor_parallel_size": 2, "context_parallel_size": 2}
@@ -143,13 +147,13 @@ def test_packed_rows_and_their_multiple():
 
 
 def test_key_value_groups_may_be_a_divisor_of_tensor_parallel():
-    assert plan_of(num_workers=8, tensor_parallel_size=8).tensor_parallel_size == 8
+    assert plan_of(num_workers=8, tensor_parallel_size=8).layout.tensor_parallel_size == 8
 
 
 def test_one_virtual_chunk_is_the_plain_schedule():
     flags = {"num_workers": 2, "pipeline_parallel_size": 2, "micro_batch_size": 1}
-    assert plan_of(**flags, virtual_pipeline_parallel_size=1).virtual_pipeline_parallel_size is None
-    assert plan_of(**flags, virtual_pipeline_parallel_size=2).virtual_pipeline_parallel_size == 2
+    assert plan_of(**flags, virtual_pipeline_parallel_size=1).layout.virtual_pipeline_parallel_size is None
+    assert plan_of(**flags, virtual_pipeline_parallel_size=2).layout.virtual_pipeline_parallel_size == 2
 
 
 BROKEN = [
@@ -256,7 +260,7 @@ def test_what_one_family_cannot_split(architecture, flag):
 
 def test_experts_with_biases_are_not_split_by_default():
     shape = ModelShape.from_config(QWEN3_MOE_4_LAYERS | {"architectures": ["GptOssForCausalLM"]})
-    assert plan_of(shape, num_workers=2, tensor_parallel_size=2).expert_tensor_parallel_size == 1
+    assert plan_of(shape, num_workers=2, tensor_parallel_size=2).layout.expert_tensor_parallel_size == 1
 
 
 def test_all_broken_rules_come_at_once():
@@ -305,11 +309,11 @@ def test_padding_is_the_least_multiple_of_tensor_parallel():
 )
 def test_a_validation_has_a_batch_that_its_rows_fill(rows, expected):
     flags = {"tensor_parallel_size": 1, "pipeline_parallel_size": 1}
-    plan = plan_of(num_workers=4, global_batch_size=64, micro_batch_size=8, **flags).to_dict()
-    assert evaluation_batch(plan, 4, rows) == expected
+    plan = plan_of(num_workers=4, global_batch_size=64, micro_batch_size=8, **flags)
+    assert evaluation_batch(plan.layout, 4, rows) == expected
 
 
 def test_a_validation_of_virtual_stages_fills_the_pipeline():
     flags = {"pipeline_parallel_size": 2, "virtual_pipeline_parallel_size": 2, "micro_batch_size": 2}
-    plan = plan_of(num_workers=2, global_batch_size=16, **flags).to_dict()
-    assert [evaluation_batch(plan, 1, rows) for rows in (16, 7, 3, 1)] == [(2, 16), (2, 4), (1, 2), (1, 0)]
+    plan = plan_of(num_workers=2, global_batch_size=16, **flags)
+    assert [evaluation_batch(plan.layout, 1, rows) for rows in (16, 7, 3, 1)] == [(2, 16), (2, 4), (1, 2), (1, 0)]

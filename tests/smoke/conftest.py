@@ -165,7 +165,9 @@ def make_job(storage: Path, **flags: Any) -> Path:
     place = RunDir.of(checked.spec, "run")
     place.path.mkdir(parents=True)
     place.job.write_text(
-        launch.job_of(checked, {checked.plan.num_workers: checked.plan}, "cpu", Resources(1.0, 0, 1), place).to_json()
+        launch.job_of(
+            checked, {checked.plan.layout.num_workers: checked.plan}, "cpu", Resources(1.0, 0, 1), place
+        ).to_json()
     )
     return place.job
 

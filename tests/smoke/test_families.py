@@ -20,7 +20,7 @@ from tests.smoke.conftest import MAIN_FLAGS, batches_of, read_metrics, worst_dev
 pytestmark = [pytest.mark.smoke, pytest.mark.slow, pytest.mark.timeout(600)]
 STEPS = 3
 TABLE = Path(__file__).parents[2] / "docs" / "families.md"
-NO_TENSOR_PARALLEL = {name for name in FAMILIES if "tensor" in family_of(architecture(name)).must_be_one}
+NO_TENSOR_PARALLEL = {name for name in FAMILIES if "tensor_parallel_size" in family_of(architecture(name)).must_be_one}
 """Trained at PP 2 x EP 2 instead; `raymb plan` refuses more tensor parallel workers (see NOTES)."""
 
 

@@ -49,8 +49,8 @@ class Driver:
         self.place = RunDir.of(spec, "")
         self.place.logs.mkdir(parents=True)
         self.hub, self.screen = Hub(), io.StringIO()
-        plan = {"data_parallel_size": 2, "num_workers": 2, "train_iters": 40}
-        job: Any = SimpleNamespace(spec=spec, plan=plan, backend="cpu", task="train")
+        layout = SimpleNamespace(data_parallel_size=2, num_workers=2)
+        job: Any = SimpleNamespace(spec=spec, layout=layout, train_iters=40, backend="cpu", task="train")
         self.lost = threading.Event()
         self.monitor = Monitor(self.hub, job, self.place, Console(file=self.screen, width=200), self.lost)
 

@@ -19,6 +19,7 @@ from raymb.spec import load_spec
 from raymb.telemetry.trackers import InBackground, check_trackers, trackers
 
 SECRET = "swordfish-1234"
+PLAN = {"num_workers": 2, "train_iters": 6}
 
 
 @pytest.fixture(autouse=True)
@@ -44,7 +45,7 @@ class Run:
 
     def drive(self, steps: range, code: int, task: str = "train") -> None:
         """One driver: a train record a step, a validation after every second one."""
-        job: Any = SimpleNamespace(spec=self.spec, plan={"num_workers": 2, "train_iters": 6}, task=task)
+        job: Any = SimpleNamespace(spec=self.spec, plan=SimpleNamespace(to_dict=lambda: PLAN), task=task)
         made = trackers(job, self.place, self.said.append)
         for step in steps:
             for one in made:
@@ -227,7 +228,7 @@ def test_not_a_number_is_sent(tmp_path: Path) -> None:
     from mlflow import MlflowClient
 
     run = Run(tmp_path / "runs", mlflow_experiment="tuning", mlflow_tracking_uri=str(tmp_path / "store"))
-    job: Any = SimpleNamespace(spec=run.spec, plan={}, task="train")
+    job: Any = SimpleNamespace(spec=run.spec, plan=SimpleNamespace(to_dict=dict), task="train")
     (tracker,) = trackers(job, run.place, run.said.append)
     tracker.write({"kind": "train", "step": 1, "time": 1.0, "loss": math.nan})
     tracker.end(0)

@@ -63,7 +63,7 @@ class Adapters(PEFT):
 
 def make_adapters(job: Job) -> Adapters | None:
     """The adapters of a job; None for a run that trains the whole model."""
-    targets, peft = job.plan["adapters"], job.spec.peft
+    targets, peft = job.plan.adapters, job.spec.peft
     if targets is None:
         return None
     return Adapters(
@@ -71,8 +71,8 @@ def make_adapters(job: Job) -> Adapters | None:
         dim=peft.lora_rank,
         alpha=peft.lora_alpha,
         dropout=peft.lora_dropout,
-        split=targets["split"],
-        whole=targets["whole"],
+        split=targets.split,
+        whole=targets.whole,
         seed=job.spec.train.seed,
     )
 

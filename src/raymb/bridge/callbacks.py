@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import torch
 from megatron.bridge.models.conversion.auto_bridge import AutoBridge
@@ -28,7 +28,7 @@ from raymb.rank.stopping import StopTogether
 from raymb.run.job import Job
 from raymb.run.unverified import UnverifiedExport
 from raymb.spec.values import bounds
-from raymb.telemetry.records import Emit
+from raymb.telemetry.records import Emit, HeldOutLoss, LossPart, Part
 
 
 def make_callbacks(
@@ -40,13 +40,13 @@ def make_callbacks(
     stop: StopTogether,
 ) -> list[Callback]:
     """The callbacks of a run, in firing order."""
-    interval, last = job.spec.checkpoint.save_interval, job.plan["train_iters"]
+    interval, last = job.spec.checkpoint.save_interval, job.train_iters
 
     def saves_after(step: int) -> bool:
         return step == last or bool(interval and step % interval == 0)
 
     # Megatron counts six operations a weight and token; frozen weights have no gradients of their own, which take two.
-    metrics = Metrics(counter, emit, job.plan["num_workers"], saves_after, 4 / 6 if job.plan["adapters"] else 1.0)
+    metrics = Metrics(counter, emit, job.layout.num_workers, saves_after, 4 / 6 if job.plan.adapters else 1.0)
     saving.before, saving.train_loss = metrics.flush, metrics.last_loss
     resilience = job.spec.resilience
     guard = BadLossGuard(
@@ -57,7 +57,7 @@ def make_callbacks(
         partial(_leave_out, job),
     )
     callbacks: list[Callback] = [Phases(saving.progress), metrics, guard, Validations(job, saving, emit), Stops(stop)]
-    if job.plan["adapters"]:
+    if job.plan.adapters:
         callbacks.append(TellAdapters(job, emit))
     performance = job.spec.performance
     if performance.profile_steps and performance.profiler == "nsys":
@@ -109,10 +109,19 @@ class TellAdapters(Callback):
         self.job, self.emit = job, emit
 
     def on_train_start(self, context: CallbackContext) -> None:
-        count, whole = trainable_parameters(context.model), self.job.plan["parameters"]
+        count, whole = trainable_parameters(context.model), self.job.plan.parameters
         if torch.distributed.get_rank() == 0:
             text = f"{count:,} parameters of adapters to train, {count / whole:.2%} of the model's {whole:,}"
             self.emit({"kind": "phase", "text": text})
+
+
+class Counted(NamedTuple):
+    """What a rank has counted in a step that is over."""
+
+    step: int
+    tokens: int
+    trained_tokens: int
+    skipped: bool
 
 
 class Metrics(Callback):
@@ -142,7 +151,7 @@ class Metrics(Callback):
         self.emit = emit
         self.world_size = world_size
         self.saves_after = saves_after
-        self.pending: dict[str, Any] | None = None
+        self.pending: Counted | None = None
 
     def on_train_start(self, context: CallbackContext) -> None:
         on_first_of_its_copy = (
@@ -174,15 +183,7 @@ class Metrics(Callback):
         tokens, trained_tokens = self.counter.take()
         if self.counts_tokens:
             step = context.state.train_state.step + 1
-            self.pending = {
-                "kind": "part",
-                "step": step,
-                "copy": self.copy,
-                "tokens": tokens,
-                "trained_tokens": trained_tokens,
-            }
-            if context.skipped_iter:
-                self.pending["skipped"] = True
+            self.pending = Counted(step, tokens, trained_tokens, bool(context.skipped_iter))
             self.loss, self.grad_norm = context.loss_dict.get("lm loss"), context.grad_norm  # type: ignore[union-attr]
 
     def on_eval_start(self, context: CallbackContext) -> None:
@@ -206,12 +207,22 @@ class Metrics(Callback):
         """Send the last step's record; before a checkpoint, too, whose context has the same state."""
         if self.pending is None:
             return
-        record, self.pending = self.pending, None
-        record["memory_bytes"] = torch.cuda.max_memory_allocated()
+        counted, self.pending = self.pending, None
+        part: Part | LossPart = {
+            "kind": "part",
+            "step": counted.step,
+            "copy": self.copy,
+            "tokens": counted.tokens,
+            "trained_tokens": counted.trained_tokens,
+            "memory_bytes": torch.cuda.max_memory_allocated(),
+        }
+        if counted.skipped:
+            part["skipped"] = True
         if self.knows_loss:
-            seconds = (self.ended if self.saves_after(record["step"]) else time.perf_counter()) - self.started
+            seconds = (self.ended if self.saves_after(counted.step) else time.perf_counter()) - self.started
             flops = context.state.train_state.floating_point_operations_so_far - self.flops_before
-            record |= {
+            part = {
+                **part,
                 "time": time.time(),
                 "loss": float(self.loss),  # type: ignore[arg-type]
                 "grad_norm": self.grad_norm,
@@ -219,10 +230,10 @@ class Metrics(Callback):
                 "step_seconds": seconds,
                 "tflops_per_worker": self.flops_share * flops / seconds / self.world_size / 1e12,
             }
-        self.emit(record)
+        self.emit(part)
 
 
-def _loss_record(kind: str, step: int, loss: float) -> dict[str, Any]:
+def _loss_record(kind: Literal["validation", "test"], step: int, loss: float) -> HeldOutLoss:
     return {"kind": kind, "step": step, "time": time.time(), "loss": loss}
 
 
@@ -294,6 +305,6 @@ class HuggingFaceExport(Callback):
         if self.job.spec.checkpoint.export_checkpoint == "best" or self.job.spec.parallel.fsdp:
             return  # the last validation is still to come; no worker has whole weights, but their checkpoint has
         if torch.distributed.get_rank() == 0:
-            what = "model" if self.job.plan["adapters"] is None else "adapter"
+            what = "model" if self.job.plan.adapters is None else "adapter"
             self.emit({"kind": "phase", "text": f"writing the Hugging Face {what}"})
         self.written = export.write_results(self.hf_bridge, context.model, self.job)

@@ -72,9 +72,9 @@ def build_config(
         # Bridge itself loads the model that adapters are put on, also where their own weights come from a checkpoint.
         model=_model(job, hf_bridge, accelerator, precision, load_weights=load_dir is None and adapters is None),
         train=TrainingConfig(
-            train_iters=job.plan["train_iters"],
+            train_iters=job.train_iters,
             global_batch_size=job.spec.train.global_batch_size,
-            micro_batch_size=job.plan["micro_batch_size"],
+            micro_batch_size=job.layout.micro_batch_size,
             iterations_to_skip=left_out(job.checkpoint_dir),
         ),
         validation=validation,
@@ -112,27 +112,27 @@ def _model(job: Job, hf_bridge: AutoBridge, accelerator: Accelerator, precision:
     if seeing(job.architecture):
         models.pass_on_mrope_sections(hf_bridge.hf_pretrained.config, provider)
         collectives.lay_out_embeddings()
-    plan = job.plan
+    layout = job.layout
     settings = {
         "seq_length": job.spec.data.seq_length,
-        "tensor_model_parallel_size": plan["tensor_parallel_size"],
-        "pipeline_model_parallel_size": plan["pipeline_parallel_size"],
-        "virtual_pipeline_model_parallel_size": plan["virtual_pipeline_parallel_size"],
-        "context_parallel_size": plan["context_parallel_size"],
-        "expert_model_parallel_size": plan["expert_parallel_size"],
-        "expert_tensor_parallel_size": plan["expert_tensor_parallel_size"],
-        "sequence_parallel": plan["sequence_parallel"],
-        "num_layers_in_first_pipeline_stage": plan["num_layers_in_first_stage"],
-        "num_layers_in_last_pipeline_stage": plan["num_layers_in_last_stage"],
+        "tensor_model_parallel_size": layout.tensor_parallel_size,
+        "pipeline_model_parallel_size": layout.pipeline_parallel_size,
+        "virtual_pipeline_model_parallel_size": layout.virtual_pipeline_parallel_size,
+        "context_parallel_size": layout.context_parallel_size,
+        "expert_model_parallel_size": layout.expert_parallel_size,
+        "expert_tensor_parallel_size": layout.expert_tensor_parallel_size,
+        "sequence_parallel": layout.sequence_parallel,
+        "num_layers_in_first_pipeline_stage": layout.num_layers_in_first_stage,
+        "num_layers_in_last_pipeline_stage": layout.num_layers_in_last_stage,
         # The loss is the mean over the global batch's trained tokens, so it does not depend on how the batch is cut
         # into micro batches and data-parallel ranks.
         "calculate_per_token_loss": True,
         # Bridge 0.6.2 pads a vocabulary only if the model's config leaves its size open, which it never does.
-        "vocab_size": plan["padded_vocab_size"],
+        "vocab_size": job.plan.padded_vocab_size,
         **fusion_settings(provider, job.spec.performance, precision, job.spec.parallel.fsdp),
         **_precision(precision),
-        **_interleaving(plan["virtual_pipeline_parallel_size"]),
-        **_recompute(plan.get("recompute", "none"), job.spec.train),
+        **_interleaving(layout.virtual_pipeline_parallel_size),
+        **_recompute(layout.recompute, job.spec.train),
         **_activation_offload(job.spec.train.activation_offload_layers),
         **_cuda_graphs(job.spec.performance.cuda_graphs),
         # 13 % less step time at a vocabulary of 152,000, and no second copy of the logits.
@@ -142,7 +142,7 @@ def _model(job: Job, hf_bridge: AutoBridge, accelerator: Accelerator, precision:
     }
     if getattr(provider, "num_moe_experts", None):
         settings |= moe_settings(job.spec.moe, job.spec.train)
-    if plan["adapters"] and getattr(provider, "moe_router_enable_expert_bias", False):
+    if job.plan.adapters and getattr(provider, "moe_router_enable_expert_bias", False):
         settings["moe_router_bias_update_rate"] = 0.0  # part of the model, which is frozen and not exported
     for name, value in settings.items():
         setattr(provider, name, value)
@@ -187,11 +187,11 @@ def _cuda_graphs(wanted: bool) -> dict[str, Any]:
 def _validation(job: Job) -> ValidationConfig:
     """Validation and test as asked, with a micro and a global batch that the held-out rows can fill, and as many
     batches as there are rows for; none where they cannot."""
-    evaluation, plan = job.spec.evaluation, job.plan
+    evaluation, layout = job.spec.evaluation, job.layout
     # Of an elastic run the largest size's, so that all sizes validate on the same rows.
-    copies = max((size["data_parallel_size"] for size in job.plans.values()), default=plan["data_parallel_size"])
+    copies = max(plan.layout.data_parallel_size for plan in [job.plan, *job.plans.values()])
     held_out = [rows for rows in (job.validation_rows, job.test_rows) if rows]
-    micro, batch = evaluation_batch(plan, copies, min(held_out, default=0))
+    micro, batch = evaluation_batch(layout, copies, min(held_out, default=0))
     if not batch or not evaluation.eval_iters or not (evaluation.eval_interval or job.test_rows):
         return ValidationConfig(eval_interval=None, eval_iters=0)
     return ValidationConfig(
@@ -215,7 +215,7 @@ def _optimizer(job: Job, precision: str) -> OptimizerConfig:
         clip_grad=optimizer.clip_grad,
         use_distributed_optimizer=optimizer.distributed_optimizer,
         **_moments(optimizer.optimizer_moments),
-        **_offload(job.plan.get("optimizer_offload", 0.0), optimizer),
+        **_offload(job.layout.optimizer_offload, optimizer),
         bf16=precision == "bf16",
     )
 
@@ -247,7 +247,7 @@ def _scheduler(job: Job) -> SchedulerConfig:
     optimizer = job.spec.optimizer
     return SchedulerConfig(
         lr_decay_style=optimizer.lr_decay_style,
-        lr_decay_iters=job.plan["train_iters"],
+        lr_decay_iters=job.train_iters,
         lr_warmup_iters=optimizer.lr_warmup_iters,
         start_weight_decay=optimizer.weight_decay,
         end_weight_decay=optimizer.weight_decay,
@@ -289,7 +289,7 @@ def _dataset(job: Job, validation: ValidationConfig) -> PreparedRowsConfig:
         validation=shown if job.validation_rows else 0,
         test=job.test_rows > 0,
         enable_offline_packing=job.spec.data.packing,
-        sample_multiple=job.plan["sample_multiple"],
+        sample_multiple=job.layout.sample_multiple,
         architecture=seeing(job.architecture),
         model_path=job.model_path,
         revision=job.spec.model.hf_revision,
@@ -310,7 +310,7 @@ def _checkpoint(job: Job, load_dir: str | None, load_random_state: bool) -> Chec
     return CheckpointConfig(
         save=job.checkpoint_dir,
         load=load_dir,
-        pretrained_checkpoint=job.base_files() if job.plan["adapters"] else None,
+        pretrained_checkpoint=job.base_files() if job.plan.adapters else None,
         load_rng=load_random_state,
         # 0 would switch the last step's save off, too.
         save_interval=job.spec.checkpoint.save_interval or None,

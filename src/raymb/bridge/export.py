@@ -37,7 +37,7 @@ def write_results(hf_bridge: AutoBridge, model: list[Any], job: Job) -> Unverifi
     Raises:
         RunFailed: the file system does not take it; nothing is left then.
     """
-    whole = job.plan["adapters"] is None
+    whole = job.plan.adapters is None
     wanted = [*([] if whole else [job.adapter_dir]), *([job.hf_dir] if whole or job.spec.checkpoint.merge else [])]
     directories = {path: path.with_name(f".{path.name}.partial") for path in map(Path, wanted)}
     first = next(iter(directories.values()))
@@ -119,7 +119,7 @@ def _write_model(hf_bridge: AutoBridge, model: list[Any], job: Job, partial: Pat
     types = tensor_types(Path(job.base_files()))
     for name, tensor in hf_bridge.export_hf_weights(model, cpu=True, show_progress=False):
         if files is not None:
-            whole = trimmed(name, tensor, job.plan["padded_vocab_size"], job.vocab_size)
+            whole = trimmed(name, tensor, job.plan.padded_vocab_size, job.vocab_size)
             files.add(name, converted(whole, job.spec.checkpoint.export_dtype, types.get(name)))
     if files is not None:
         files.close()

@@ -31,7 +31,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from raymb.bridge.collectives import largest_of_all, some_rank
 from raymb.bridge.patches.checkpoint_writing import write_with
 from raymb.checkpoints import manifest as checkpoint
-from raymb.checkpoints.format import layout_of, optimizer_format
+from raymb.checkpoints.format import optimizer_format, optimizer_layout
 from raymb.checkpoints.remote import RemoteCheckpoints
 from raymb.errors import RunFailed
 from raymb.rank.accelerator import precision_of
@@ -132,8 +132,8 @@ class Saving:
                 "step": step,
                 "metric": metric,
                 "validation_losses": self.losses,
-                "layout": layout_of(self.job.plan),
-                "copies": self.job.plan["data_parallel_size"] * self.job.plan["context_parallel_size"],
+                "layout": optimizer_layout(self.job.layout),
+                "copies": self.job.layout.data_parallel_size * self.job.layout.context_parallel_size,
                 "precision": precision_of(self.job),
                 "any_layout": self.job.task == "reshape",
                 "optimizer_format": optimizer_format(self.job.spec),
@@ -151,7 +151,7 @@ class Saving:
         if dist.get_rank() == 0:
             shutil.rmtree(self.directory(step), ignore_errors=True)
             self.warn(f"no checkpoint at step {step}: {reason}")
-        if step >= self.job.plan["train_iters"]:
+        if step >= self.job.train_iters:
             raise RunFailed(
                 f"the last checkpoint, at step {step}, could not be written: {reason}",
                 "make room at --storage_path (or --output_dir); the same command goes on from the checkpoint before",

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from raymb.checkpoints import manifest as checkpoint
 from raymb.errors import RunDirError
+from raymb.plan import Layout, Plan
 from raymb.spec.sections import Model, RunSpec
 
 _USUAL = RunSpec(model=Model(hf_model_path="any"))
@@ -21,9 +23,9 @@ _LAYOUT = (
 )
 
 
-def layout_of(plan: dict[str, Any]) -> dict[str, Any]:
+def optimizer_layout(layout: Layout) -> dict[str, Any]:
     """What decides how the optimizer's state is cut into pieces, copies left out."""
-    return {name: plan[name] for name in _LAYOUT}
+    return {name: getattr(layout, name) for name in _LAYOUT}
 
 
 def optimizer_format(spec: RunSpec) -> dict[str, bool]:
@@ -60,19 +62,19 @@ def newest(checkpoint_dir: str | Path, resume: str, remote: bool = False) -> Pat
     return None
 
 
-def smallest_plan(plan: dict[str, Any], manifest: dict[str, Any]) -> dict[str, Any]:
+def smallest_plan(plan: Plan, manifest: dict[str, Any]) -> Plan:
     """The plan with as few workers as hold a checkpoint's model in its own pieces: one for each, or as many as there
     were where experts are spread over the copies (data and context parallel)."""
-    plan = {**plan, **manifest["layout"]}
-    copies = 1 if plan["expert_parallel_size"] == 1 else manifest["copies"]
-    return {
-        **plan,
-        "num_workers": plan["tensor_parallel_size"] * plan["pipeline_parallel_size"] * copies,
-        "data_parallel_size": copies,
-        "context_parallel_size": 1,
-        "micro_batch_size": 1,
-        "micro_batches": plan["global_batch_size"] // copies,
-        "sequence_parallel": False,
-        "recompute": "none",
-        "optimizer_offload": 0.0,
-    }
+    layout = replace(plan.layout, **manifest["layout"])
+    copies = 1 if layout.expert_parallel_size == 1 else manifest["copies"]
+    layout = replace(
+        layout,
+        num_workers=layout.tensor_parallel_size * layout.pipeline_parallel_size * copies,
+        data_parallel_size=copies,
+        context_parallel_size=1,
+        micro_batch_size=1,
+        sequence_parallel=False,
+        recompute="none",
+        optimizer_offload=0.0,
+    )
+    return replace(plan, layout=layout, train_iters=manifest["step"])

@@ -6,7 +6,6 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
@@ -17,9 +16,10 @@ from raymb.export.later import ExportRequest, checked_job, export_alone, exporti
 from raymb.run import directory as run_dir
 from raymb.run.job import Job
 from raymb.telemetry.export_line import exported_line
+from raymb.telemetry.records import Findings
 
 
-def export(request: ExportRequest, console: Console) -> dict[str, Any]:
+def export(request: ExportRequest, console: Console) -> Findings:
     """Write the directories, verified, with a model card.
 
     Returns:
@@ -40,7 +40,7 @@ def export(request: ExportRequest, console: Console) -> dict[str, Any]:
     return findings
 
 
-def _on_ray(job: Job, request: ExportRequest, console: Console) -> dict[str, Any]:
+def _on_ray(job: Job, request: ExportRequest, console: Console) -> Findings:
     """The same by CPU workers of a Ray cluster, in the checkpoint's layout: no process has the whole model."""
     from raymb.driver.cluster import connect
     from raymb.driver.outcome import reason_of
@@ -50,7 +50,7 @@ def _on_ray(job: Job, request: ExportRequest, console: Console) -> dict[str, Any
 
     manifest = checkpoint.read_manifest(job.load_dir) or {}
     home = run_dir.RunDir(request.run.expanduser().absolute() / ".export", Path(job.checkpoint_dir))
-    plan = {**smallest_plan(job.plan, manifest), "train_iters": manifest["step"]}
+    plan = smallest_plan(job.plan, manifest)
     job = replace(
         in_export_type(job).on_cpus(),
         task="export",
@@ -60,8 +60,8 @@ def _on_ray(job: Job, request: ExportRequest, console: Console) -> dict[str, Any
         log_dir=str(home.logs),
     )
     with connect(job.spec, console) as cluster:
-        resources = cluster.resources_of_a_worker("cpu", job.spec.cluster.cpus_per_worker, plan["num_workers"])
-        wait_for(resources, plan["num_workers"], job.spec.cluster.wait_for_resources, console)
+        resources = cluster.resources_of_a_worker("cpu", job.spec.cluster.cpus_per_worker, job.layout.num_workers)
+        wait_for(resources, job.layout.num_workers, job.spec.cluster.wait_for_resources, console)
         home.logs.mkdir(parents=True, exist_ok=True)
         trainer = make_trainer(job, cluster, resources, home)
         monitor = Monitor(trainer.hub, job, home, console)

@@ -135,17 +135,13 @@ def conclude(job: Job, place: RunDir, console: Console) -> None:
     _write_cards(place)
     step, best = newest_step(place) or 0, None if _elsewhere(place) else best_step(place.checkpoints)
     stopped_early = _stopped_early(job.spec, place, step)
-    if stopped_early and step < job.plan["train_iters"]:
+    if stopped_early and step < job.train_iters:
         losses = _losses(place, step)
         at, loss = min(losses, key=lambda pair: pair[1])
         console.print(f"stopped early at step {step}: the best validation loss is {loss:.4f}, at step {at:g}")
-    elif step < job.plan["train_iters"]:
-        console.print(f"stopped at step {step} of {job.plan['train_iters']}; the same command goes on from there")
-    if (
-        job.spec.run.sample_prompt
-        and _is_exported(job.spec, place)
-        and (stopped_early or step >= job.plan["train_iters"])
-    ):
+    elif step < job.train_iters:
+        console.print(f"stopped at step {step} of {job.train_iters}; the same command goes on from there")
+    if job.spec.run.sample_prompt and _is_exported(job.spec, place) and (stopped_early or step >= job.train_iters):
         from raymb.inference.sample import print_sample
 
         for name, directory in {"hf": place.hf, "adapter": place.adapter}.items():

@@ -11,6 +11,7 @@ from ray.exceptions import RayError
 from raymb.errors import ClusterError
 from raymb.plan.placement import HINT, placed_problem, ranks_of_nodes
 from raymb.runtime.ray_internals import WorkerGroupCallback
+from raymb.telemetry.records import Record
 
 _SECONDS_TO_TELL = 10.0
 
@@ -36,7 +37,7 @@ class PlacementCallback(WorkerGroupCallback):
             raise ClusterError(problem, HINT)
         self.begun = True
         if problem:
-            record = {"kind": "warning", "text": problem}
+            record: Record = {"kind": "warning", "text": problem}
         elif len(set(nodes)) > 1:
             record = {"kind": "phase", "text": f"placed: {ranks_of_nodes(nodes)}"}
         else:

@@ -79,7 +79,7 @@ def prepared_rows(
     from raymb.data.prepare import prepare
 
     chat = shape.has_chat_template or spec.data.chat_template is not None
-    multiple = multiple or plan.sample_multiple
+    multiple = multiple or plan.layout.sample_multiple
     return prepare(
         spec,
         model_path(spec),
@@ -94,12 +94,12 @@ def rows_multiple(run: run_dir.RunDir, spec: RunSpec, plan: Plan) -> int:
     """What the samples of packed rows leave room for: a multiple of what the layout needs.
 
     A run that resumes in another layout keeps its rows, so that it sees the same samples in the same order. Samples
-    padded to the layout's own need (`plan.sample_multiple`) fit into rows that were packed for a multiple of it.
+    padded to the layout's own need (`plan.layout.sample_multiple`) fit into rows that were packed for a multiple of it.
 
     Raises:
         RunDirError: they were packed for another number.
     """
-    need, former = plan.sample_multiple, run_dir.read_object(run.data) or {}
+    need, former = plan.layout.sample_multiple, run_dir.read_object(run.data) or {}
     begun_so = former.get("packing") and former.get("seq_length") == spec.data.seq_length
     if not spec.data.packing or spec.checkpoint.overwrite or not begun_so:
         return need  # where that changes the rows, the fingerprint tells
@@ -108,11 +108,11 @@ def rows_multiple(run: run_dir.RunDir, spec: RunSpec, plan: Plan) -> int:
         return packed_for
     if "data" in spec.checkpoint.accept_changes:
         return need
-    tensor = f" x --tensor_parallel_size {plan.tensor_parallel_size}" if plan.sequence_parallel else ""
+    tensor = f" x --tensor_parallel_size {plan.layout.tensor_parallel_size}" if plan.layout.sequence_parallel else ""
     raise RunDirError(
         f"{run.path} has packed rows whose samples are padded to multiples of {packed_for}, and this layout needs "
-        f"multiples of 2 x --context_parallel_size {plan.context_parallel_size}{tensor} = {need}, which must divide "
-        f"{packed_for}",
+        f"multiples of 2 x --context_parallel_size {plan.layout.context_parallel_size}{tensor} = {need}, which must "
+        f"divide {packed_for}",
         "ways out: another --context_parallel_size or --tensor_parallel_size; --accept_changes data to pack the rows "
         "again, in another order from there on; --experiment_name NEW_NAME for a new run",
     )
@@ -122,9 +122,9 @@ def as_packed(spec: RunSpec, plan: Plan) -> RunSpec:
     """The spec with the sizes fixed that packed rows have been prepared for; what GPUs there are may be known now."""
     if not spec.data.packing:
         return spec
-    sizes = {"context_parallel_size": plan.context_parallel_size}
-    if plan.context_parallel_size > 1:
-        sizes["tensor_parallel_size"] = plan.tensor_parallel_size
+    sizes = {"context_parallel_size": plan.layout.context_parallel_size}
+    if plan.layout.context_parallel_size > 1:
+        sizes["tensor_parallel_size"] = plan.layout.tensor_parallel_size
     return spec.model_copy(update={"parallel": spec.parallel.model_copy(update=sizes)})
 
 
@@ -184,14 +184,14 @@ def run_name(checked: Preflight) -> str:
 
 
 def _name(spec: RunSpec, plan: Plan) -> str:
-    copies = [size // plan.model_parallel_size for size in plan.elastic or [plan.num_workers]]
+    copies = [size // plan.layout.model_parallel_size for size in plan.elastic or [plan.layout.num_workers]]
     sizes = {
-        "tp": plan.tensor_parallel_size,
-        "pp": plan.pipeline_parallel_size,
+        "tp": plan.layout.tensor_parallel_size,
+        "pp": plan.layout.pipeline_parallel_size,
         # Of all sizes that an elastic run may have, so that it does not matter which one it has now.
         "dp": f"{copies[0]}-{copies[-1]}" if len(copies) > 1 else copies[0],
-        **({"cp": plan.context_parallel_size} if plan.context_parallel_size > 1 else {}),
-        **({"ep": plan.expert_parallel_size} if plan.expert_parallel_size > 1 else {}),
+        **({"cp": plan.layout.context_parallel_size} if plan.layout.context_parallel_size > 1 else {}),
+        **({"ep": plan.layout.expert_parallel_size} if plan.layout.expert_parallel_size > 1 else {}),
     }
     return "-".join([Path(model_path(spec)).name, *(f"{name}{size}" for name, size in sizes.items())])
 

@@ -23,6 +23,7 @@ from raymb.runtime.ray_internals import (
     NoopDecision,
     ResizeDecision,
 )
+from raymb.telemetry.records import Failed
 
 _WOULD_COME_AGAIN = (
     "ArithmeticError",
@@ -104,7 +105,7 @@ class RestartPolicy(DefaultFailurePolicy):
 
     def _decided(self, decision: FailureDecision, failures: dict[int, Any], text: str, futile: str) -> FailureDecision:
         rank = first_cause(failures)[0] if failures else None
-        record = {
+        record: Failed = {
             "kind": "failure",
             "time": time.time(),
             "rank": rank,

@@ -13,16 +13,16 @@ from dataclasses import replace
 from pathlib import Path
 
 from raymb.checkpoints import manifest as checkpoint
-from raymb.checkpoints.format import layout_of, newest, smallest_plan
+from raymb.checkpoints.format import newest, optimizer_layout, smallest_plan
 from raymb.rank.accelerator import precision_of
 from raymb.run.job import Job
 
 
 def described(job: Job) -> str:
     """TP 2 x PP 1 in bf16."""
-    plan = job.plan
-    experts = f" x EP {plan['expert_parallel_size']}" if plan["expert_parallel_size"] > 1 else ""
-    return f"TP {plan['tensor_parallel_size']} x PP {plan['pipeline_parallel_size']}{experts} in {precision_of(job)}"
+    layout = job.layout
+    experts = f" x EP {layout.expert_parallel_size}" if layout.expert_parallel_size > 1 else ""
+    return f"TP {layout.tensor_parallel_size} x PP {layout.pipeline_parallel_size}{experts} in {precision_of(job)}"
 
 
 def to_reshape(job: Job, remote: bool = False) -> Path | None:
@@ -35,7 +35,7 @@ def to_reshape(job: Job, remote: bool = False) -> Path | None:
     manifest = checkpoint.read_manifest(directory) if directory else None
     if manifest is None or "layout" not in manifest or manifest["any_layout"] or job.spec.parallel.fsdp:
         return None  # Megatron-FSDP's have whole tensors, which any layout reads its parts of
-    same = manifest["layout"] == layout_of(job.plan) and manifest["precision"] == precision_of(job)
+    same = manifest["layout"] == optimizer_layout(job.layout) and manifest["precision"] == precision_of(job)
     return None if same else directory
 
 
@@ -43,7 +43,7 @@ def reshaping(job: Job, directory: Path) -> Job:
     """The job that writes a checkpoint again, in its own layout, on CPU workers."""
     job, manifest = job.on_cpus(), checkpoint.read_manifest(directory)
     assert manifest is not None
-    plan = {**smallest_plan(job.plan, manifest), "train_iters": manifest["step"]}
+    plan = smallest_plan(job.plan, manifest)
     train = job.spec.train.model_copy(update={"precision": manifest["precision"]})
     evaluation = job.spec.evaluation.model_copy(update={"eval_iters": 0})
     settings = job.spec.checkpoint.model_copy(

@@ -135,11 +135,11 @@ def _has_api_server() -> bool:
 
 def _group(job: Job) -> int:
     """Ranks that belong on one node; what passes over a checkpoint once does not mind."""
-    return job.plan["tensor_parallel_size"] if job.task == "train" else 1
+    return job.layout.tensor_parallel_size if job.task == "train" else 1
 
 
 def _sizes(job: Job) -> list[int]:
-    return sorted(int(size) for size in job.plans)
+    return sorted(job.plans)
 
 
 def _failures(job: Job) -> FailureConfig:
@@ -153,7 +153,7 @@ def _failures(job: Job) -> FailureConfig:
 def _scaling(job: Job, resources: Resources) -> ScalingConfig:
     sizes = _sizes(job)
     return ScalingConfig(
-        num_workers=(sizes[0], sizes[-1]) if len(sizes) > 1 else job.plan["num_workers"],
+        num_workers=(sizes[0], sizes[-1]) if len(sizes) > 1 else job.layout.num_workers,
         use_gpu=resources.gpus > 0,
         resources_per_worker=resources.to_dict(),
         elastic_resize_monitor_interval_s=SECONDS_BETWEEN_RESIZES,

@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from raymb.checkpoints import manifest as checkpoint
 from raymb.checkpoints.remote import RemoteCheckpoints
@@ -17,7 +16,7 @@ from raymb.export.finishing import finish
 from raymb.run.job import Job
 from raymb.run.unverified import UnverifiedExport
 from raymb.runtime.child import Child
-from raymb.telemetry.records import Emit
+from raymb.telemetry.records import Emit, Findings
 
 
 def directories_of_step(job: Job, step: int) -> tuple[str, str]:
@@ -110,7 +109,7 @@ class Exports:
         log.unlink(missing_ok=True)  # of a former start
         self._done(step, findings)
 
-    def _done(self, step: int, findings: dict[str, Any]) -> None:
+    def _done(self, step: int, findings: Findings) -> None:
         if self.remote is not None:
             for place in findings["directories"]:
                 self.remote.upload_model(Path(place))

@@ -7,16 +7,16 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from raymb.errors import RunFailed, last_line
 from raymb.run.unverified import UnverifiedExport
 from raymb.runtime.child import Child
+from raymb.telemetry.records import Findings
 
 FAILED = "VERIFICATION_FAILED.txt"
 
 
-def finish(written: UnverifiedExport, beat: Callable[[], None]) -> dict[str, Any]:
+def finish(written: UnverifiedExport, beat: Callable[[], None]) -> Findings:
     """Verify in a fresh process, and put the directories into their places, where they replace older ones.
 
     Args:
@@ -31,9 +31,9 @@ def finish(written: UnverifiedExport, beat: Callable[[], None]) -> dict[str, Any
     began = time.monotonic()
     verifying = Child("raymb.export.verify", {"OMP_NUM_THREADS": str(written.threads)})
     findings, errors = verifying.result(written.request.to_json(), beat)
-    findings = findings or {"problems": [f"it cannot be loaded: {last_line(errors)}"]}
+    problems = findings["problems"] if findings else [f"it cannot be loaded: {last_line(errors)}"]
     Path(written.request.reference).unlink(missing_ok=True)
-    if problems := findings["problems"]:
+    if findings is None or problems:
         raise RunFailed(
             f"the export is not what it should be: {'; '.join(problems)}",
             f"it is left in {', '.join(_mark(written, problems))}",
@@ -41,7 +41,7 @@ def finish(written: UnverifiedExport, beat: Callable[[], None]) -> dict[str, Any
     for target, partial in written.directories.items():
         _move(partial, target)
     seconds = round(time.monotonic() - began, 1)
-    return {**findings, "seconds": seconds, "directories": [str(target) for target in written.directories]}
+    return Findings(**findings, seconds=seconds, directories=list(map(str, written.directories)))
 
 
 def _mark(written: UnverifiedExport, problems: list[str]) -> list[str]:

@@ -8,11 +8,11 @@ import json
 import logging
 import os
 import sys
+import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from raymb.checkpoints import manifest as checkpoint
 from raymb.data.store import read_manifest
@@ -24,6 +24,7 @@ from raymb.run import directory as run_dir
 from raymb.run.fingerprint import described, differences, model_group
 from raymb.run.job import Job
 from raymb.run.unverified import UnverifiedExport
+from raymb.telemetry.records import Export, Findings
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class ExportRequest:
     ray_address: str | None = None
 
 
-def export_alone(job: Job, say: Callable[[str], None]) -> dict[str, Any]:
+def export_alone(job: Job, say: Callable[[str], None]) -> Findings:
     """In this process."""
     say("loading the checkpoint and writing")
     written = _write_alone(job)
@@ -61,10 +62,11 @@ def export_alone(job: Job, say: Callable[[str], None]) -> dict[str, Any]:
     return findings
 
 
-def write_cards(job: Job, findings: dict[str, Any]) -> None:
+def write_cards(job: Job, findings: Findings) -> None:
     step = (checkpoint.read_manifest(job.load_dir) or {}).get("step", 0)
+    export: Export = {**findings, "kind": "export", "step": step, "time": time.time()}
     for directory in findings["directories"]:
-        write_card(Path(directory), Path(job.run_dir), {**findings, "step": step}, adapter=directory == job.adapter_dir)
+        write_card(Path(directory), Path(job.run_dir), export, adapter=directory == job.adapter_dir)
 
 
 def _write_alone(job: Job) -> UnverifiedExport:
@@ -97,7 +99,7 @@ def checked_job(request: ExportRequest) -> Job:
     """The run's job as one that exports; nothing is written."""
     run = request.run.expanduser().absolute()
     job = _job_of(run)
-    has_adapters = job.plan["adapters"] is not None
+    has_adapters = job.plan.adapters is not None
     if request.merge and not has_adapters:
         raise RunDirError(f"--merge: {request.run} trained the whole model and has no adapters", "leave --merge out")
     if request.ray and job.spec.parallel.fsdp:
@@ -130,7 +132,7 @@ def in_export_type(job: Job) -> Job:
     """The job with its weights in no larger type than what is to be written."""
     manifest = checkpoint.read_manifest(job.load_dir) or {}
     asked, precision = job.spec.checkpoint.export_dtype, manifest.get("precision", "fp32")
-    if job.plan["adapters"] is None:
+    if job.plan.adapters is None:
         stored = set(tensor_types(Path(job.base_files())).values()) if asked == "source" else set()
         precision = "bf16" if asked == "bf16" or stored == {"BF16"} else "fp32"
     train = job.spec.train.model_copy(update={"precision": precision})

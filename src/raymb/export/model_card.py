@@ -12,6 +12,7 @@ from raymb.model.files import HUB_ID
 from raymb.model.vision import PROCESSOR_FILES
 from raymb.run.directory import read_object
 from raymb.run.fingerprint import installed_version
+from raymb.telemetry.records import Export
 
 CARD, CURVE = "README.md", "loss.png"
 _SAMPLE = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -19,7 +20,7 @@ _SAMPLE = "HuggingFaceTB/SmolLM2-135M-Instruct"
 Row = tuple[str, object]
 
 
-def write_card(directory: Path, run: Path, export: dict[str, Any], *, adapter: bool) -> None:
+def write_card(directory: Path, run: Path, export: Export, *, adapter: bool) -> None:
     """Write README.md and loss.png from what the run directory holds; without its metrics there is no curve.
 
     Args:
@@ -73,7 +74,7 @@ def _metadata(base: str, spec: dict[str, Any], adapter: bool) -> str:
     return data.to_yaml()
 
 
-def _results(records: list[dict[str, Any]], export: dict[str, Any]) -> Iterator[Row]:
+def _results(records: list[dict[str, Any]], export: Export) -> Iterator[Row]:
     yield "step", export["step"]
     for kind, words in (("train", "training loss"), ("validation", "validation loss"), ("test", "test loss")):
         losses = [(one["step"], one["loss"]) for one in records if one["kind"] == kind and one["loss"] is not None]

@@ -50,7 +50,7 @@ class Family:
     peft_loads_experts: bool = False
     """Whether PEFT loads adapters of a MoE model's experts as they were trained (docs/adapters.md)."""
     must_be_one: Mapping[str, str] = field(default_factory=dict)
-    """Parallel sizes (`tensor`, `context`, `expert_tensor`: --NAME_parallel_size) that must be 1, each with why."""
+    """Flags of parallel sizes that must be 1, each with why."""
     no_packing: str = ""
     """Why its rows cannot be packed; "" where they can."""
     cuda_graphs: bool = False
@@ -79,7 +79,9 @@ FAMILIES = (
         qkv_bias=True,
         exact_count=True,
         tied_by_default=False,
-        must_be_one={"context": "Bridge 0.6.2 does not cut its images along the sequence (modeling_qwen25_vl.py)"},
+        must_be_one={
+            "context_parallel_size": "Bridge 0.6.2 does not cut its images along the sequence (modeling_qwen25_vl.py)"
+        },
         vision=VisionLanguage(
             step="vlm_step",
             mark="<|image_pad|>",
@@ -115,13 +117,15 @@ FAMILIES = (
         ("olmoe",),
         tied_by_default=False,
         peft_loads_experts=True,
-        must_be_one={"tensor": "Bridge 0.6.2 norms its queries and keys over all heads (olmoe_provider.py)"},
+        must_be_one={
+            "tensor_parallel_size": "Bridge 0.6.2 norms its queries and keys over all heads (olmoe_provider.py)"
+        },
     ),
     Family(
         "Gemma 2",
         ("Gemma2ForCausalLM",),
         ("gemma2",),
-        must_be_one={"context": _OWN_ATTENTION},
+        must_be_one={"context_parallel_size": _OWN_ATTENTION},
         no_packing=_OWN_ATTENTION,
         cuda_graphs=True,
     ),
@@ -135,7 +139,7 @@ FAMILIES = (
         # transformers 5.12.1 does not tie by default. It writes the setting into every config.json, so that this
         # matters only for one written by hand; raymb has taken such a model for tied so far.
         tied_by_default=True,
-        must_be_one={"expert_tensor": "its experts have biases, which Megatron-Core 0.19 does not split"},
+        must_be_one={"expert_tensor_parallel_size": "its experts have biases, which Megatron-Core 0.19 does not split"},
     ),
     Family("GLM-4.5", ("Glm4MoeForCausalLM",), ("glm4_moe",), tied_by_default=False),
     Family("GLM-4.7-Flash", ("Glm4MoeLiteForCausalLM",), ("glm4_moe_lite",), tied_by_default=False),

@@ -4,5 +4,6 @@ May import model, spec and what is below them; no framework.
 """
 
 from raymb.plan.layout import Plan, make_plan, usable_plans
+from raymb.plan.sizes import Layout
 
-__all__ = ["Plan", "make_plan", "usable_plans"]
+__all__ = ["Layout", "Plan", "make_plan", "usable_plans"]

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from raymb.model.shape import ModelShape
-from raymb.plan.choose import resolve
+from raymb.plan.choose import Chosen, choose_layout
 from raymb.plan.elastic import is_elastic
 from raymb.plan.gpus import GIB, Gpu
 from raymb.plan.memory import estimate
@@ -23,20 +23,20 @@ ERROR = 0.15
 """Of the estimate, at most."""
 _MOST_SIZES = 64
 """Sizes of an elastic run that are tried."""
-_FIELDS = {
-    "tensor_parallel_size": "tensor",
-    "pipeline_parallel_size": "pipeline",
-    "virtual_pipeline_parallel_size": "virtual",
-    "context_parallel_size": "context",
-    "expert_parallel_size": "expert",
-    "sequence_parallel": "sequence_parallel",
-    "micro_batch_size": "micro_batch_size",
-    "recompute": "recompute",
-    "optimizer_offload": "optimizer_offload",
-}
-"""Flag to the layout's field."""
+_CHOSEN = (
+    "tensor_parallel_size",
+    "pipeline_parallel_size",
+    "virtual_pipeline_parallel_size",
+    "context_parallel_size",
+    "expert_parallel_size",
+    "sequence_parallel",
+    "micro_batch_size",
+    "recompute",
+    "optimizer_offload",
+)
+"""What the search chooses where it is `auto`."""
 _SECTIONS = {"micro_batch_size": "train", "recompute": "train", "optimizer_offload": "optimizer"}
-_OF_EVERY_SIZE = [flag for flag in _FIELDS if flag != "micro_batch_size"]
+_OF_EVERY_SIZE = [flag for flag in _CHOSEN if flag != "micro_batch_size"]
 
 
 def per_node(spec: RunSpec, workers: int) -> int:
@@ -45,7 +45,7 @@ def per_node(spec: RunSpec, workers: int) -> int:
 
 def searched(spec: RunSpec, shape: ModelShape, gpu: Gpu, workers: int) -> list[Candidate]:
     """Every layout of so many workers, the best first (raymb.plan.search.candidates)."""
-    start = resolve(spec, shape, "cuda", workers)[0]
+    start = choose_layout(spec, shape, "cuda", workers)[0]
     return candidates(spec, start, shape, gpu, per_node(spec, workers))
 
 
@@ -76,7 +76,7 @@ def automatic(spec: RunSpec, shape: ModelShape, gpu: Gpu) -> Automatic:
         if spec.parallel.virtual_pipeline_parallel_size == "auto":
             fixed["virtual_pipeline_parallel_size"] = 1  # chunks would rule sizes out
         spec = _with(spec, fixed)
-    flags = _OF_EVERY_SIZE if elastic else list(_FIELDS)
+    flags = _OF_EVERY_SIZE if elastic else list(_CHOSEN)
     open_flags = [flag for flag in flags if getattr(_section(spec, flag), flag) == "auto"]
     found: list[Candidate] = []
     for workers in range(low, min(high, low + _MOST_SIZES) + 1):
@@ -86,11 +86,11 @@ def automatic(spec: RunSpec, shape: ModelShape, gpu: Gpu) -> Automatic:
     if not found or not open_flags:
         return Automatic(spec, reasons, found[0].layout.micro_batch_size if found else None)
     best, count = found[0], sum(one.fits(gpu) for one in found)
-    values = {flag: getattr(best.layout, _FIELDS[flag]) for flag in open_flags}
+    values = {flag: getattr(best.layout, flag) for flag in open_flags}
     values = {flag: 1 if value is None else value for flag, value in values.items()}
-    if spec.parallel.pipeline_parallel_size == "auto" and best.layout.first_stage and not _uneven(spec):
-        values["num_layers_in_first_stage"] = best.layout.first_stage
-        values["num_layers_in_last_stage"] = best.layout.last_stage
+    if spec.parallel.pipeline_parallel_size == "auto" and best.layout.num_layers_in_first_stage and not _uneven(spec):
+        values["num_layers_in_first_stage"] = best.layout.num_layers_in_first_stage
+        values["num_layers_in_last_stage"] = best.layout.num_layers_in_last_stage
     fits = f"the fastest of {count} layouts that fit into {gpu.name}" if count > 1 else f"the one that fits {gpu.name}"
     if count > 1 and _has_two_ranges(spec):
         fits += " and have the most sizes"
@@ -114,7 +114,7 @@ def _that_can_grow(spec: RunSpec, found: list[Candidate], gpu: Gpu) -> list[Cand
     copies = [count for count in divisors(spec.train.global_batch_size) if least <= count <= most]
 
     def sizes(one: Candidate) -> int:
-        return sum(low <= one.layout.model_parallel * count <= high for count in copies)
+        return sum(low <= one.layout.model_parallel_size * count <= high for count in copies)
 
     fitting = [one for one in found if one.fits(gpu)] or found
     largest = max(map(sizes, fitting))
@@ -129,9 +129,7 @@ def _uneven(spec: RunSpec) -> bool:
     return spec.parallel.num_layers_in_first_stage is not None or spec.parallel.num_layers_in_last_stage is not None
 
 
-def too_large(
-    spec: RunSpec, shape: ModelShape, gpu: Gpu, layouts: dict[int, tuple[Layout, dict[str, Reason]]]
-) -> list[str]:
+def too_large(spec: RunSpec, shape: ModelShape, gpu: Gpu, layouts: dict[int, Chosen]) -> list[str]:
     """A sentence if not even the largest of these sizes can hold the model, whatever the estimate's error."""
     if not layouts:
         return []
@@ -152,7 +150,7 @@ def too_large(
 def with_auto(spec: RunSpec) -> RunSpec:
     """The spec with `auto` for everything that the search chooses."""
     stages = {"num_layers_in_first_stage": None, "num_layers_in_last_stage": None}
-    return _with(spec, {**dict.fromkeys((*_FIELDS, "data_parallel_size"), "auto"), **stages})
+    return _with(spec, {**dict.fromkeys((*_CHOSEN, "data_parallel_size"), "auto"), **stages})
 
 
 def _section(spec: RunSpec, flag: str) -> object:
@@ -170,9 +168,9 @@ def _with(spec: RunSpec, values: Mapping[str, object]) -> RunSpec:
 
 def flags_of(layout: Layout) -> str:
     """The flags that ask for a layout, and leave nothing to `auto`."""
-    values = {flag: getattr(layout, name) for flag, name in _FIELDS.items()}
-    values |= {"num_layers_in_first_stage": layout.first_stage, "num_layers_in_last_stage": layout.last_stage}
-    values["virtual_pipeline_parallel_size"] = layout.virtual or 1
+    flags = (*_CHOSEN, "num_layers_in_first_stage", "num_layers_in_last_stage")
+    values = {flag: getattr(layout, flag) for flag in flags}
+    values["virtual_pipeline_parallel_size"] = layout.virtual_pipeline_parallel_size or 1
     return " ".join(f"--{flag} {str(value).lower()}" for flag, value in values.items() if value is not None)
 
 
@@ -182,10 +180,16 @@ def _shown(value: object) -> str:
 
 def described(layout: Layout) -> str:
     """A layout in a few words."""
-    sizes = {"TP": layout.tensor, "PP": layout.pipeline, "CP": layout.context, "EP": layout.expert, "DP": layout.data}
+    sizes = {
+        "TP": layout.tensor_parallel_size,
+        "PP": layout.pipeline_parallel_size,
+        "CP": layout.context_parallel_size,
+        "EP": layout.expert_parallel_size,
+        "DP": layout.data_parallel_size,
+    }
     words = [f"{short}{size}" for short, size in sizes.items() if size > 1] or ["DP1"]
-    if layout.virtual:
-        words.append(f"VPP{layout.virtual}")
+    if layout.virtual_pipeline_parallel_size:
+        words.append(f"VPP{layout.virtual_pipeline_parallel_size}")
     words = [" x ".join(words), f"micro batch {layout.micro_batch_size}"]
     if layout.recompute != "none":
         words.append(f"recompute {layout.recompute}")

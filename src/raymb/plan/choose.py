@@ -8,7 +8,7 @@ from raymb.model.shape import ModelShape
 from raymb.plan.adapters import targets_of
 from raymb.plan.reason import Reason
 from raymb.plan.rules.family import has_whole_experts
-from raymb.plan.sizes import Layout
+from raymb.plan.sizes import DetailedLayout
 from raymb.spec.sections import RunSpec
 from raymb.spec.training import Parallel, data_range
 
@@ -17,8 +17,12 @@ TOKENS_IN_A_MICRO_BATCH = 16384
 LARGEST_AUTO_MICRO_BATCH = 8
 
 
-def resolve(spec: RunSpec, shape: ModelShape, backend: str, num_workers: int) -> tuple[Layout, dict[str, Reason]]:
-    """(layout of that many workers without `auto`, reason of every choice by flag). Rules are not checked here."""
+Chosen = tuple[DetailedLayout, dict[str, Reason]]
+"""A layout without `auto`, and the reason of every choice by flag."""
+
+
+def choose_layout(spec: RunSpec, shape: ModelShape, backend: str, num_workers: int) -> Chosen:
+    """The layout of that many workers. Rules are not checked here."""
     parallel = spec.parallel
     chosen: dict[str, Reason] = {}
 
@@ -46,39 +50,39 @@ def resolve(spec: RunSpec, shape: ModelShape, backend: str, num_workers: int) ->
     micro_batch_size, why = _micro_batch_size(spec, data, pipeline, virtual, backend)
     if why:
         chosen["micro_batch_size"] = why
-    layout = Layout(
+    layout = DetailedLayout(
         num_workers=num_workers,
-        tensor=tensor,
-        pipeline=pipeline,
-        virtual=virtual,
-        context=context,
-        expert=expert,
-        expert_tensor=expert_tensor or default_expert_tensor(shape, tensor, adapters),
+        tensor_parallel_size=tensor,
+        pipeline_parallel_size=pipeline,
+        virtual_pipeline_parallel_size=virtual,
+        context_parallel_size=context,
+        expert_parallel_size=expert,
+        expert_tensor_parallel_size=expert_tensor or default_expert_tensor(shape, tensor, adapters),
         expert_tensor_given=expert_tensor is not None,
-        data=data,
+        data_parallel_size=data,
         sequence_parallel=in_sequence,
-        first_stage=parallel.num_layers_in_first_stage,
-        last_stage=parallel.num_layers_in_last_stage,
+        num_layers_in_first_stage=parallel.num_layers_in_first_stage,
+        num_layers_in_last_stage=parallel.num_layers_in_last_stage,
         micro_batch_size=micro_batch_size,
         global_batch_size=spec.train.global_batch_size,
         seq_length=spec.data.seq_length,
         packing=spec.data.packing,
         recompute="none" if spec.train.recompute == "auto" else spec.train.recompute,
         recompute_method=spec.train.recompute_method or "uniform",
-        recompute_layers=spec.train.recompute_num_layers or 1,
+        recompute_num_layers=spec.train.recompute_num_layers or 1,
         recompute_modules=tuple(spec.train.recompute_modules),
-        offloaded_layers=spec.train.activation_offload_layers,
+        activation_offload_layers=spec.train.activation_offload_layers,
         optimizer_offload=0.0 if spec.optimizer.optimizer_offload == "auto" else spec.optimizer.optimizer_offload,
         optimizer_moments=spec.optimizer.optimizer_moments,
         distributed_optimizer=spec.optimizer.distributed_optimizer,
-        fsdp=parallel.megatron_fsdp,
+        megatron_fsdp=parallel.megatron_fsdp,
         number_bytes=4 if spec.train.precision == "fp32" else 2,
         gradient_bytes=4 if spec.performance.grad_reduce_in_fp32 else 2,
-        fused_loss=spec.performance.fused_cross_entropy,
+        fused_cross_entropy=spec.performance.fused_cross_entropy,
         fused_activation=spec.performance.fused_activation,
         fp8="fp8" in spec.train.precision,
         cuda_graphs=spec.performance.cuda_graphs,
-        adapter_rank=spec.peft.lora_rank if adapters else None,
+        lora_rank=spec.peft.lora_rank if adapters else None,
         adapter_targets=tuple(targets_of(spec.peft, shape).hugging_face) if adapters else (),
         asked_data=data_range(parallel),
         assumed=assumed,
@@ -87,7 +91,7 @@ def resolve(spec: RunSpec, shape: ModelShape, backend: str, num_workers: int) ->
 
 
 def _assumed(parallel: Parallel, backend: str) -> Literal["", "one", "open"]:
-    """Layout.assumed."""
+    """DetailedLayout.assumed."""
     sizes = (parallel.tensor_parallel_size, parallel.pipeline_parallel_size, parallel.context_parallel_size)
     if "auto" not in sizes:
         return ""

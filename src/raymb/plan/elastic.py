@@ -8,21 +8,17 @@ from dataclasses import replace
 from itertools import islice
 
 from raymb.model.shape import ModelShape
-from raymb.plan.choose import resolve
+from raymb.plan.choose import Chosen, choose_layout
 from raymb.plan.multiples import divisors
 from raymb.plan.reason import Reason
 from raymb.plan.rules import broken_rules, broken_size_rules
-from raymb.plan.sizes import Layout
 from raymb.spec.sections import RunSpec
 from raymb.spec.training import data_range, worker_flag, worker_range
-
-Resolved = tuple[Layout, dict[str, Reason]]
-"""A layout without `auto`, and the reason of every choice by flag."""
 
 
 def usable_layouts(
     spec: RunSpec, shape: ModelShape, backend: str, largest: int | None = None
-) -> tuple[dict[int, Resolved], list[str]]:
+) -> tuple[dict[int, Chosen], list[str]]:
     """({workers: layout that breaks no rule}, the broken rules where there is none); the smallest size comes first.
 
     Args:
@@ -30,14 +26,14 @@ def usable_layouts(
     """
     low, high = worker_range(spec.parallel)
     if not is_elastic(spec):
-        resolved = resolve(spec, shape, backend, high)
-        problems = broken_rules(resolved[0], shape)
-        return ({} if problems else {high: resolved}), problems
+        chosen = choose_layout(spec, shape, backend, high)
+        problems = broken_rules(chosen[0], shape)
+        return ({} if problems else {high: chosen}), problems
     candidates = _candidates(spec, shape, backend)
     usable = {
-        size: resolved
-        for size, resolved in candidates.items()
-        if low <= size <= high and not broken_rules(resolved[0], shape)
+        size: chosen
+        for size, chosen in candidates.items()
+        if low <= size <= high and not broken_rules(chosen[0], shape)
     }
     if usable:
         return _with_one_micro_batch_size(usable, largest), []
@@ -49,14 +45,14 @@ def is_elastic(spec: RunSpec) -> bool:
     return any(":" in str(asked) for asked in (spec.parallel.num_workers, spec.parallel.data_parallel_size))
 
 
-def _candidates(spec: RunSpec, shape: ModelShape, backend: str) -> dict[int, Resolved]:
+def _candidates(spec: RunSpec, shape: ModelShape, backend: str) -> dict[int, Chosen]:
     """Every size at which workers and global batch divide: few, however wide the range is."""
-    one = resolve(spec, shape, backend, 1)[0]
-    sizes = (one.model_parallel * data for data in divisors(spec.train.global_batch_size))
-    return {size: resolve(spec, shape, backend, size) for size in sizes}
+    one = choose_layout(spec, shape, backend, 1)[0]
+    sizes = (one.model_parallel_size * data for data in divisors(spec.train.global_batch_size))
+    return {size: choose_layout(spec, shape, backend, size) for size in sizes}
 
 
-def _with_one_micro_batch_size(usable: dict[int, Resolved], largest: int | None) -> dict[int, Resolved]:
+def _with_one_micro_batch_size(usable: dict[int, Chosen], largest: int | None) -> dict[int, Chosen]:
     """Where it was `auto`, every size takes the least of their choices: a power of 2, so it suits all of them."""
     reasons = {size: chosen["micro_batch_size"] for size, (_, chosen) in usable.items() if "micro_batch_size" in chosen}
     least = min(layout.micro_batch_size for layout, _ in usable.values())
@@ -88,7 +84,7 @@ def _why_none(spec: RunSpec, shape: ModelShape, backend: str) -> list[str]:
     if spec.parallel.workers_follow:
         unit = spec.parallel.model_parallel_size
         spec = _with(spec, num_workers=f"{low}:{high}", data_parallel_size="auto")
-    layout = resolve(spec, shape, backend, low)[0]
+    layout = choose_layout(spec, shape, backend, low)[0]
     of_size = broken_size_rules(layout, shape)
     problems = [text for text in broken_rules(layout, shape) if text not in of_size]
     fitting = _fitting(spec, shape, backend)
@@ -99,9 +95,9 @@ def _why_none(spec: RunSpec, shape: ModelShape, backend: str) -> list[str]:
     ways = [f"{asked.partition(' ')[0]} a range that holds a usable size, the nearest {nearest}"] if nearest else []
     if data_range(spec.parallel):
         free = _fitting(_with(spec, data_parallel_size="auto"), shape, backend)
-        copies = [size // layout.model_parallel for size in free if low <= size <= high]
+        copies = [size // layout.model_parallel_size for size in free if low <= size <= high]
         ways += [f"--data_parallel_size a range that holds {' or '.join(map(str, copies[:12]))}"] if copies else []
-    for size, text in _examples(spec, shape, backend, layout.model_parallel):
+    for size, text in _examples(spec, shape, backend, layout.model_parallel_size):
         subject = "" if text.startswith("--num_workers") else f"at size {size // unit} "
         rule, _, way_out = text.partition("; ")
         way_out = f"give {', or '.join(ways)}" if ways else way_out
@@ -134,7 +130,7 @@ def _examples(spec: RunSpec, shape: ModelShape, backend: str, model_parallel: in
     multiples = range(-(-low // model_parallel) * model_parallel, high + 1, model_parallel)
     seen: set[str] = set()
     for size in dict.fromkeys([low, *islice(multiples, 100)]):
-        for text in broken_size_rules(resolve(spec, shape, backend, size)[0], shape):
+        for text in broken_size_rules(choose_layout(spec, shape, backend, size)[0], shape):
             rule = re.sub(r"\d+", "", text.partition("; ")[0])  # the same rule with other values is the same rule
             if rule not in seen:
                 seen.add(rule)

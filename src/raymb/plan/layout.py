@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from raymb.errors import PlanError
@@ -16,51 +16,43 @@ from raymb.plan.memory import estimate
 from raymb.plan.multiples import divisors
 from raymb.plan.reason import Reason
 from raymb.plan.rules import Run, broken_run_rules
-from raymb.plan.sizes import Layout, layers_per_stage, sample_multiple
+from raymb.plan.sizes import DetailedLayout, Layout, layers_per_stage
 from raymb.plan.speed import step_time
 from raymb.spec.sections import RunSpec
 from raymb.spec.training import Parallel, worker_flag, worker_range
 
+_DERIVED = ("expert_data_parallel_size", "micro_batches", "sample_multiple")
+"""What to_dict says of a layout besides its fields."""
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, kw_only=True)
 class Plan:
-    """The resolved layout. Sizes are counts of workers, batches are samples, lengths are tokens.
+    """A run's layout and what follows from it.
 
-    num_workers = tensor x pipeline x context x data parallel. Experts have a grid of their own over the same workers:
-    num_workers = expert tensor x expert x pipeline x expert data parallel. micro_batches are those of one worker in one
-    step. tokens counts padding. rows (packed ones, with packing), steps_per_epoch and epochs are None until the data
-    has been prepared; so are train_iters, samples and tokens where --num_epochs decides them. Each sample of a packed
-    row is padded to sample_multiple tokens. reasons has one for every flag that was `auto`, except for
-    data_parallel_size, which follows from the others. workers_per_node and nodes are None unless --gpus_per_node was
-    given. elastic holds every usable size of an elastic run, ascending, and num_workers is one of them; None where the
-    size is fixed. adapters: which matrices have one; None without --peft. backend is `auto` while nobody has looked at
-    the cluster. gpu: what memory (raymb.plan.memory.Memory, bytes of the fullest GPU) and step_time
-    (raymb.plan.speed.StepTime, seconds) are estimated for; all three None on CPUs.
+    Args:
+        layout: the sizes, with `auto` resolved.
+        backend: cuda or cpu; auto while nobody has looked at the cluster.
+        elastic: every usable size of an elastic run, ascending, layout.num_workers among them; None where it is fixed.
+        workers_per_node, nodes: None unless --gpus_per_node was given.
+        layers_per_stage: transformer layers, first stage to last.
+        train_iters, samples, tokens: of the run, padding counted; None where --num_epochs decides and no row has been
+            prepared yet.
+        rows, steps_per_epoch, epochs: packed rows, with packing; None until the data has been prepared.
+        padded_vocab_size: rows of the embedding, a multiple of the tensor parallel size.
+        parameters: of the model.
+        gpu, memory, step_time: the GPU that memory (raymb.plan.memory.Memory, bytes of the fullest GPU) and step_time
+            (raymb.plan.speed.StepTime, seconds) are estimated for; None on CPUs.
+        adapters: which matrices have one; None without --peft.
+        reasons: one for every flag that was `auto`, but for data_parallel_size, which follows from the others.
+            Plans are equal whatever their reasons.
     """
 
+    layout: Layout
     backend: str
-    num_workers: int
     elastic: list[int] | None
     workers_per_node: int | None
     nodes: int | None
-    tensor_parallel_size: int
-    pipeline_parallel_size: int
-    virtual_pipeline_parallel_size: int | None
-    context_parallel_size: int
-    expert_parallel_size: int
-    expert_tensor_parallel_size: int
-    data_parallel_size: int
-    expert_data_parallel_size: int
-    sequence_parallel: bool
-    num_layers_in_first_stage: int | None
-    num_layers_in_last_stage: int | None
     layers_per_stage: list[int]
-    micro_batch_size: int
-    global_batch_size: int
-    micro_batches: int
-    seq_length: int
-    packing: bool
-    sample_multiple: int
     train_iters: int | None
     samples: int | None
     tokens: int | None
@@ -69,30 +61,36 @@ class Plan:
     epochs: float | None
     padded_vocab_size: int
     parameters: int
-    megatron_fsdp: str = "none"
-    recompute: str = "none"
-    optimizer_offload: float = 0.0
     gpu: str | None = None
     memory: dict[str, int] | None = None
     step_time: dict[str, float] | None = None
     adapters: Targets | None = None
-    reasons: dict[str, Reason] = field(default_factory=dict)
+    reasons: dict[str, Reason] = field(default_factory=dict, compare=False)
 
     def to_dict(self) -> dict[str, Any]:
-        """The plan as JSON-able values, in the order of the fields; reasons are `chosen`, in words."""
+        """The plan as one object of JSON-able values; what of the layout is derived is in it, and reasons are `chosen`,
+        in words."""
         values = asdict(self)
         del values["reasons"]
-        return values | {"chosen": self.chosen}
+        derived = {name: getattr(self.layout, name) for name in _DERIVED}
+        return values.pop("layout") | derived | values | {"chosen": self.chosen}
+
+    @staticmethod
+    def from_dict(values: dict[str, Any]) -> Plan:
+        """What to_dict made; without reasons.
+
+        Raises:
+            TypeError: something is missing, or is there that no plan has.
+        """
+        layout = {field.name: values[field.name] for field in fields(Layout) if field.name in values}
+        rest = {name: value for name, value in values.items() if name not in (*layout, *_DERIVED, "chosen")}
+        adapters = values.get("adapters")
+        return Plan(**rest | {"layout": Layout(**layout), "adapters": Targets(**adapters) if adapters else None})
 
     @property
     def chosen(self) -> dict[str, str]:
         """What was chosen, and why, in a sentence for every flag of reasons."""
         return {flag: str(reason) for flag, reason in self.reasons.items()}
-
-    @property
-    def model_parallel_size(self) -> int:
-        """Workers that share one copy of the model: tensor x pipeline x context parallel."""
-        return self.tensor_parallel_size * self.pipeline_parallel_size * self.context_parallel_size
 
 
 def make_plan(
@@ -173,7 +171,7 @@ def _workers_reason(parallel: Parallel) -> dict[str, Reason]:
 def _plan(
     spec: RunSpec,
     shape: ModelShape,
-    layout: Layout,
+    layout: DetailedLayout,
     reasons: dict[str, Reason],
     *,
     rows: int | None,
@@ -186,40 +184,20 @@ def _plan(
     samples = train_iters * layout.global_batch_size if train_iters else None
     node = spec.cluster.gpus_per_node
     return Plan(
+        layout=layout.plain,
         backend=backend,
-        num_workers=layout.num_workers,
         elastic=elastic,
         workers_per_node=min(node, layout.num_workers) if node else None,
         nodes=math.ceil(layout.num_workers / node) if node else None,
-        tensor_parallel_size=layout.tensor,
-        pipeline_parallel_size=layout.pipeline,
-        virtual_pipeline_parallel_size=layout.virtual,
-        context_parallel_size=layout.context,
-        expert_parallel_size=layout.expert,
-        expert_tensor_parallel_size=layout.expert_tensor,
-        data_parallel_size=layout.data,
-        expert_data_parallel_size=layout.expert_data,
-        sequence_parallel=layout.sequence_parallel,
-        num_layers_in_first_stage=layout.first_stage,
-        num_layers_in_last_stage=layout.last_stage,
         layers_per_stage=layers_per_stage(layout, shape.num_layers),
-        micro_batch_size=layout.micro_batch_size,
-        global_batch_size=layout.global_batch_size,
-        micro_batches=layout.micro_batches,
-        seq_length=layout.seq_length,
-        packing=layout.packing,
-        sample_multiple=sample_multiple(layout),
         train_iters=train_iters,
         samples=samples,
         tokens=samples * layout.seq_length if samples else None,
         rows=rows,
         steps_per_epoch=rows / layout.global_batch_size if rows else None,
         epochs=samples / rows if samples and rows else None,
-        padded_vocab_size=math.ceil(shape.vocab_size / layout.tensor) * layout.tensor,
+        padded_vocab_size=math.ceil(shape.vocab_size / layout.tensor_parallel_size) * layout.tensor_parallel_size,
         parameters=shape.parameter_count,
-        megatron_fsdp=layout.fsdp,
-        recompute=layout.recompute,
-        optimizer_offload=layout.optimizer_offload,
         gpu=gpu.name if gpu else None,
         memory=estimate(layout, shape).to_dict() if gpu else None,
         step_time=step_time(layout, shape, gpu, per_node(spec, layout.num_workers)).to_dict() if gpu else None,
@@ -237,17 +215,17 @@ def _train_iters(spec: RunSpec, rows: int | None, batch: int) -> int | None:
     return math.ceil(spec.train.num_epochs * rows / batch) if rows else None
 
 
-def evaluation_batch(plan: dict[str, Any], copies: int, rows: int) -> tuple[int, int]:
+def evaluation_batch(layout: Layout, copies: int, rows: int) -> tuple[int, int]:
     """(micro batch, global batch) of a validation: the largest that divide the training's, and that the rows can fill.
 
     Args:
-        plan: Plan.to_dict().
+        layout: the training's.
         copies: data parallel workers.
         rows: held out; too few for one micro batch of one sample a copy give a global batch of 0.
     """
-    if plan["virtual_pipeline_parallel_size"]:
-        copies *= plan["pipeline_parallel_size"]  # interleaved stages want as many micro-batches each time
-    sizes = divisors(plan["micro_batch_size"])
+    if layout.virtual_pipeline_parallel_size:
+        copies *= layout.pipeline_parallel_size  # interleaved stages want as many micro-batches each time
+    sizes = divisors(layout.micro_batch_size)
     micro = max((size for size in sizes if size * copies <= rows), default=1)
     smallest = micro * copies
-    return micro, min(plan["global_batch_size"], rows // smallest * smallest)
+    return micro, min(layout.global_batch_size, rows // smallest * smallest)

@@ -12,7 +12,7 @@ from raymb.model.families import family_of_type
 from raymb.model.shape import ModelShape
 from raymb.plan.gpus import GIB
 from raymb.plan.recompute import recomputed_layers
-from raymb.plan.sizes import Layout, layers_per_stage
+from raymb.plan.sizes import DetailedLayout, layers_per_stage
 
 _OPTIMIZER = {"fp32": 12, "bf16": 8}
 """Bytes a trained bf16 number, by the type of its moments: two of them and an fp32 weight."""
@@ -61,39 +61,60 @@ class Memory:
         return {**asdict(self), "total": self.total}
 
 
-def estimate(layout: Layout, shape: ModelShape) -> Memory:
+def estimate(layout: DetailedLayout, shape: ModelShape) -> Memory:
     """The fullest stage's memory.
 
     Args:
         layout: breaks no rule.
         shape: the model's sizes.
     """
-    stages = {0, layout.pipeline - 1, min(1, layout.pipeline - 1)}
+    stages = {0, layout.pipeline_parallel_size - 1, min(1, layout.pipeline_parallel_size - 1)}
     return max((_of_stage(layout, shape, stage) for stage in stages), key=lambda memory: memory.total)
 
 
-def _of_stage(layout: Layout, shape: ModelShape, stage: int) -> Memory:
-    last = stage == layout.pipeline - 1
+def _of_stage(layout: DetailedLayout, shape: ModelShape, stage: int) -> Memory:
+    last = stage == layout.pipeline_parallel_size - 1
     layers = layers_per_stage(layout, shape.num_layers)[stage]
     dense, experts = _weights(layout, shape, stage, layers)
-    trained = (dense, experts) if layout.adapter_rank is None else (_adapters(layout, shape, layers), 0)
-    adapters = 0 if layout.adapter_rank is None else trained[0]
-    shares = (layout.data * layout.context, layout.expert_data) if layout.distributed_optimizer else (1, 1)
+    trained = (dense, experts) if layout.lora_rank is None else (_adapters(layout, shape, layers), 0)
+    adapters = 0 if layout.lora_rank is None else trained[0]
+    shares = (
+        (layout.data_parallel_size * layout.context_parallel_size, layout.expert_data_parallel_size)
+        if layout.distributed_optimizer
+        else (1, 1)
+    )
     optimizer = _OPTIMIZER[layout.optimizer_moments] if layout.number_bytes == 2 else 8
     moments = sum(optimizer * count / share for count, share in zip(trained, shares, strict=True))
-    tokens = layout.micro_batch_size * layout.seq_length // layout.context
+    tokens = layout.micro_batch_size * layout.seq_length // layout.context_parallel_size
     of_layer = tokens * activations_a_token(layout, shape)
     inputs = tokens * layout.number_bytes * shape.hidden_size / _norm_share(layout)
     kept, buffers = _kept(layout, shape, layers, inputs, of_layer)
     in_flight = _layers_in_flight(layout, layers, stage)
-    if layout.offloaded_layers:
-        in_flight -= max(0, layout.offloaded_layers - _ON_THE_WAY)
-    logits = _LOGITS[layout.fused_loss] * layout.number_bytes * tokens * shape.vocab_size / layout.tensor if last else 0
-    groups = sum(size > 1 for size in (layout.tensor, layout.pipeline, layout.context, layout.expert, layout.data))
+    if layout.activation_offload_layers:
+        in_flight -= max(0, layout.activation_offload_layers - _ON_THE_WAY)
+    logits = (
+        _LOGITS[layout.fused_cross_entropy]
+        * layout.number_bytes
+        * tokens
+        * shape.vocab_size
+        / layout.tensor_parallel_size
+        if last
+        else 0
+    )
+    groups = sum(
+        size > 1
+        for size in (
+            layout.tensor_parallel_size,
+            layout.pipeline_parallel_size,
+            layout.context_parallel_size,
+            layout.expert_parallel_size,
+            layout.data_parallel_size,
+        )
+    )
     held, added = _shared_numbers(layout, (dense, experts), shares, layers)
     return Memory(
         weights=int(layout.number_bytes * (held + adapters) + _fp8_copies(layout, shape, layers)),
-        gradients=int(layout.gradient_bytes * (added if layout.adapter_rank is None else adapters)),
+        gradients=int(layout.gradient_bytes * (added if layout.lora_rank is None else adapters)),
         optimizer=int(moments * (1 - layout.optimizer_offload)),
         activations=int(in_flight * kept),
         logits=int(logits),
@@ -103,7 +124,7 @@ def _of_stage(layout: Layout, shape: ModelShape, stage: int) -> Memory:
 
 
 def _shared_numbers(
-    layout: Layout, numbers: tuple[float, float], shares: tuple[int, int], layers: int
+    layout: DetailedLayout, numbers: tuple[float, float], shares: tuple[int, int], layers: int
 ) -> tuple[float, float]:
     """(weights, gradients) that a worker of a stage holds. With Megatron-FSDP its part, and a few layers as a whole.
 
@@ -114,10 +135,14 @@ def _shared_numbers(
     part = sum(count / share for count, share in zip(numbers, shares, strict=True))
     part += _LAYERS_AT_A_TIME / layers * sum(numbers)
     whole = sum(numbers)
-    return min(whole, part) if "params" in layout.fsdp else whole, min(whole, part) if "grads" in layout.fsdp else whole
+    return min(whole, part) if "params" in layout.megatron_fsdp else whole, min(
+        whole, part
+    ) if "grads" in layout.megatron_fsdp else whole
 
 
-def _kept(layout: Layout, shape: ModelShape, layers: int, inputs: float, of_layer: float) -> tuple[float, float]:
+def _kept(
+    layout: DetailedLayout, shape: ModelShape, layers: int, inputs: float, of_layer: float
+) -> tuple[float, float]:
     """(bytes that an average layer of a stage keeps of a micro-batch, bytes of what is computed again at a time).
 
     Args:
@@ -125,21 +150,29 @@ def _kept(layout: Layout, shape: ModelShape, layers: int, inputs: float, of_laye
     """
     if layout.recompute == "full":
         again = recomputed_layers(layout, layers) / layers
-        group = layout.recompute_layers if layout.recompute_method == "uniform" else 1
+        group = layout.recompute_num_layers if layout.recompute_method == "uniform" else 1
         return again * inputs / group + (1 - again) * of_layer, group * of_layer
     if layout.recompute == "selective":
-        tokens = layout.micro_batch_size * layout.seq_length // layout.context
+        tokens = layout.micro_batch_size * layout.seq_length // layout.context_parallel_size
         saved = tokens * _saved_a_token(layout, shape)
         return of_layer - saved, saved
     return of_layer, 0.0
 
 
-def _layers_in_flight(layout: Layout, layers: int, stage: int) -> float:
+def _layers_in_flight(layout: DetailedLayout, layers: int, stage: int) -> float:
     """Layers' worth of activations that a stage holds at its fullest, in 1F1B or interleaved order."""
-    if not layout.virtual:
-        return layers * min(layout.pipeline - stage, layout.micro_batches)
-    chunks = 2 * (layout.pipeline - stage - 1) + (layout.virtual - 1) * layout.pipeline + 1
-    return layers / layout.virtual * min(chunks, layout.micro_batches * layout.virtual)
+    if not layout.virtual_pipeline_parallel_size:
+        return layers * min(layout.pipeline_parallel_size - stage, layout.micro_batches)
+    chunks = (
+        2 * (layout.pipeline_parallel_size - stage - 1)
+        + (layout.virtual_pipeline_parallel_size - 1) * layout.pipeline_parallel_size
+        + 1
+    )
+    return (
+        layers
+        / layout.virtual_pipeline_parallel_size
+        * min(chunks, layout.micro_batches * layout.virtual_pipeline_parallel_size)
+    )
 
 
 def embedding(shape: ModelShape) -> int:
@@ -158,61 +191,69 @@ def dense_weights(shape: ModelShape) -> int:
     return shape.parameter_count - shape.tower_parameters - tables - expert_weights(shape)
 
 
-def _weights(layout: Layout, shape: ModelShape, stage: int, layers: int) -> tuple[float, float]:
+def _weights(layout: DetailedLayout, shape: ModelShape, stage: int, layers: int) -> tuple[float, float]:
     """(weights that all data parallel workers have, routed experts' weights) of a worker of a stage."""
     share = layers / shape.num_layers
-    dense = share * dense_weights(shape) / layout.tensor
+    dense = share * dense_weights(shape) / layout.tensor_parallel_size
     tables = 0
     if stage == 0:
         tables += 1
-    if stage == layout.pipeline - 1 and not (shape.tie_word_embeddings and layout.pipeline == 1):
+    if stage == layout.pipeline_parallel_size - 1 and not (
+        shape.tie_word_embeddings and layout.pipeline_parallel_size == 1
+    ):
         tables += 1  # an output layer of its own, or the last stage's copy of the tied one
-    experts = share * expert_weights(shape) / (layout.expert * layout.expert_tensor)
+    experts = share * expert_weights(shape) / (layout.expert_parallel_size * layout.expert_tensor_parallel_size)
     tower = shape.tower_parameters if stage == 0 else 0  # whole on every tensor parallel worker
-    return dense + tables * embedding(shape) / layout.tensor + tower, experts
+    return dense + tables * embedding(shape) / layout.tensor_parallel_size + tower, experts
 
 
-def _fp8_copies(layout: Layout, shape: ModelShape, layers: int) -> float:
+def _fp8_copies(layout: DetailedLayout, shape: ModelShape, layers: int) -> float:
     """Bytes of the matrices in FP8, as they are and transposed."""
-    dense, experts = dense_weights(shape) / layout.tensor, expert_weights(shape) / layout.expert / layout.expert_tensor
+    dense, experts = (
+        dense_weights(shape) / layout.tensor_parallel_size,
+        expert_weights(shape) / layout.expert_parallel_size / layout.expert_tensor_parallel_size,
+    )
     return 2 * layers / shape.num_layers * (dense + experts) if layout.fp8 else 0.0
 
 
-def _adapters(layout: Layout, shape: ModelShape, layers: int) -> float:
+def _adapters(layout: DetailedLayout, shape: ModelShape, layers: int) -> float:
     """Trained numbers of a worker."""
     hidden, query, keys = shape.hidden_size, shape.num_attention_heads * shape.head_dim, _keys(shape)
     inner, copies = shape.intermediate_size, 1.0
     if shape.num_experts:
-        inner, copies = shape.moe_intermediate_size or inner, shape.num_experts / layout.expert
+        inner, copies = shape.moe_intermediate_size or inner, shape.num_experts / layout.expert_parallel_size
     sizes = {"q_proj": hidden + query, "k_proj": hidden + keys, "v_proj": hidden + keys, "o_proj": query + hidden}
     feed_forward = {name: copies * (hidden + inner) for name in ("gate_proj", "up_proj", "down_proj")}
     numbers = sum({**sizes, **feed_forward}.get(name, 2 * hidden) for name in layout.adapter_targets)
-    return layers * (layout.adapter_rank or 0) * numbers / layout.tensor
+    return layers * (layout.lora_rank or 0) * numbers / layout.tensor_parallel_size
 
 
 def _keys(shape: ModelShape) -> int:
     return shape.num_kv_heads * shape.head_dim
 
 
-def _norm_share(layout: Layout) -> int:
+def _norm_share(layout: DetailedLayout) -> int:
     """Workers that share what lies between the tensor parallel matrices."""
-    return layout.tensor if layout.sequence_parallel else 1
+    return layout.tensor_parallel_size if layout.sequence_parallel else 1
 
 
-def _saved_a_token(layout: Layout, shape: ModelShape) -> float:
+def _saved_a_token(layout: DetailedLayout, shape: ModelShape) -> float:
     """Bytes that a layer does not keep of a token with --recompute selective. Flash attention keeps nothing that
     core_attn could save."""
     units = (_GATED if family_of_type(shape.model_type).gated else _PLAIN)[layout.fused_activation]
     sparse = shape.sparse_layers / shape.num_layers
-    inner, routed = shape.moe_intermediate_size or 0, sparse * (shape.experts_per_token or 0) / layout.expert_tensor
-    shared = units * sparse * shape.shared_experts_size / layout.tensor
+    inner, routed = (
+        shape.moe_intermediate_size or 0,
+        sparse * (shape.experts_per_token or 0) / layout.expert_tensor_parallel_size,
+    )
+    shared = units * sparse * shape.shared_experts_size / layout.tensor_parallel_size
     saved = {
         "layernorm": sparse * shape.hidden_size / _norm_share(layout),
-        "mlp": units * (1 - sparse) * shape.intermediate_size / layout.tensor,
+        "mlp": units * (1 - sparse) * shape.intermediate_size / layout.tensor_parallel_size,
         "shared_experts": shared,
         "moe_act": routed * inner,
         "moe": routed * (2 * shape.hidden_size + units * inner) + shared,
-        "mla_up_proj": 3 * shape.num_attention_heads * shape.head_dim / layout.tensor,
+        "mla_up_proj": 3 * shape.num_attention_heads * shape.head_dim / layout.tensor_parallel_size,
     }
     modules = set(layout.recompute_modules) - (
         {"moe_act", "shared_experts"} if "moe" in layout.recompute_modules else set()
@@ -220,7 +261,7 @@ def _saved_a_token(layout: Layout, shape: ModelShape) -> float:
     return layout.number_bytes * sum(saved.get(module, 0.0) for module in modules)
 
 
-def activations_a_token(layout: Layout, shape: ModelShape) -> float:
+def activations_a_token(layout: DetailedLayout, shape: ModelShape) -> float:
     """Bytes that one layer keeps of one token of this worker until its backward pass, without recomputation."""
     hidden, query, keys = shape.hidden_size, shape.num_attention_heads * shape.head_dim, _keys(shape)
     if shape.attention == "mla":
@@ -230,10 +271,10 @@ def activations_a_token(layout: Layout, shape: ModelShape) -> float:
     sparse = shape.sparse_layers / shape.num_layers
     per_unit = (_GATED if family_of_type(shape.model_type).gated else _PLAIN)[layout.fused_activation]
     dense = per_unit * ((1 - sparse) * shape.intermediate_size + sparse * shape.shared_experts_size)
-    tensor_parallel = (attention + dense) / layout.tensor
-    if layout.fp8 and layout.adapter_rank is None:  # inputs of matrices are kept in FP8; adapters want them as they are
-        tensor_parallel -= (query + dense / per_unit) / 2 / layout.tensor
+    tensor_parallel = (attention + dense) / layout.tensor_parallel_size
+    if layout.fp8 and layout.lora_rank is None:  # inputs of matrices are kept in FP8; adapters want them as they are
+        tensor_parallel -= (query + dense / per_unit) / 2 / layout.tensor_parallel_size
     routed = sparse * (shape.experts_per_token or 0) * (2 * hidden + per_unit * (shape.moe_intermediate_size or 0))
     return layout.number_bytes * (
-        _NORMS * hidden / _norm_share(layout) + tensor_parallel + routed / layout.expert_tensor
+        _NORMS * hidden / _norm_share(layout) + tensor_parallel + routed / layout.expert_tensor_parallel_size
     )

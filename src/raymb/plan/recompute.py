@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from raymb.model.shape import ModelShape
-from raymb.plan.sizes import Layout
+from raymb.plan.sizes import DetailedLayout
 
 
-def recomputed_layers(layout: Layout, layers: int) -> float:
+def recomputed_layers(layout: DetailedLayout, layers: int) -> float:
     """Of a stage with so many layers, those that are computed again as a whole."""
     if layout.recompute != "full":
         return 0.0
-    chunks = layout.virtual or 1
-    return layers if layout.recompute_method == "uniform" else min(layout.recompute_layers * chunks, layers)
+    chunks = layout.virtual_pipeline_parallel_size or 1
+    return layers if layout.recompute_method == "uniform" else min(layout.recompute_num_layers * chunks, layers)
 
 
-def recomputed_work(layout: Layout, shape: ModelShape) -> float:
+def recomputed_work(layout: DetailedLayout, shape: ModelShape) -> float:
     """Share of a forward pass's matrix products that is done twice, of an average layer."""
     if layout.recompute == "full":
-        return recomputed_layers(layout, shape.num_layers // layout.pipeline) / (shape.num_layers // layout.pipeline)
+        return recomputed_layers(layout, shape.num_layers // layout.pipeline_parallel_size) / (
+            shape.num_layers // layout.pipeline_parallel_size
+        )
     if layout.recompute != "selective":
         return 0.0
     sparse, hidden = shape.sparse_layers / shape.num_layers, shape.hidden_size

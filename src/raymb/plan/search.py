@@ -12,7 +12,7 @@ from raymb.plan.gpus import Gpu
 from raymb.plan.memory import Memory, estimate
 from raymb.plan.multiples import divisors
 from raymb.plan.rules import obeys
-from raymb.plan.sizes import Layout
+from raymb.plan.sizes import DetailedLayout
 from raymb.plan.speed import StepTime, step_time
 from raymb.spec.sections import RunSpec
 
@@ -30,7 +30,7 @@ _SAVING = (("none", 0.0), ("full", 0.0), ("none", 1.0), ("full", 1.0))
 
 @dataclass(frozen=True)
 class Candidate:
-    layout: Layout
+    layout: DetailedLayout
     memory: Memory
     time: StepTime
 
@@ -38,7 +38,7 @@ class Candidate:
         return self.memory.total <= USABLE * gpu.memory
 
 
-def candidates(spec: RunSpec, start: Layout, shape: ModelShape, gpu: Gpu, per_node: int) -> list[Candidate]:
+def candidates(spec: RunSpec, start: DetailedLayout, shape: ModelShape, gpu: Gpu, per_node: int) -> list[Candidate]:
     """Those that fit, the fastest first, then those that do not, the smallest first.
 
     Args:
@@ -64,24 +64,24 @@ def _thrifty_first(fitting: list[Candidate]) -> list[Candidate]:
     return sorted(equal, key=lambda one: one.memory.total) + fitting[len(equal) :]
 
 
-def _savings(spec: RunSpec, layout: Layout, shape: ModelShape, gpu: Gpu, per_node: int) -> Iterator[Candidate]:
+def _savings(spec: RunSpec, layout: DetailedLayout, shape: ModelShape, gpu: Gpu, per_node: int) -> Iterator[Candidate]:
     asked, offload = spec.train.recompute, spec.optimizer.optimizer_offload
-    if asked == "auto" and (layout.offloaded_layers or layout.cuda_graphs):
+    if asked == "auto" and (layout.activation_offload_layers or layout.cuda_graphs):
         asked = "none"
     if offload == "auto" and (
-        layout.optimizer_moments == "bf16" or not layout.distributed_optimizer or layout.fsdp != "none"
+        layout.optimizer_moments == "bf16" or not layout.distributed_optimizer or layout.megatron_fsdp != "none"
     ):
         offload = 0.0
     ways = [
         (recompute if asked == "auto" else asked, share if offload == "auto" else float(offload))
-        for recompute, share in (_SAVING if layout.adapter_rank is None else _SAVING[:2])
+        for recompute, share in (_SAVING if layout.lora_rank is None else _SAVING[:2])
     ]
     for recompute, share in dict.fromkeys(ways):
         one = replace(layout, recompute=recompute, optimizer_offload=share)
         yield Candidate(one, estimate(one, shape), step_time(one, shape, gpu, per_node))
 
 
-def _layouts(spec: RunSpec, start: Layout, shape: ModelShape, per_node: int) -> Iterator[Layout]:
+def _layouts(spec: RunSpec, start: DetailedLayout, shape: ModelShape, per_node: int) -> Iterator[DetailedLayout]:
     """Every combination of sizes that multiply up."""
     parallel, workers = spec.parallel, start.num_workers
     least, most = start.asked_data or (1, workers)
@@ -100,38 +100,38 @@ def _layouts(spec: RunSpec, start: Layout, shape: ModelShape, per_node: int) -> 
             continue
         if not least <= workers // whole <= most:
             continue
-        inner = default_expert_tensor(shape, tensor, adapters=start.adapter_rank is not None)
+        inner = default_expert_tensor(shape, tensor, adapters=start.lora_rank is not None)
         layout = replace(
             start,
-            tensor=tensor,
-            pipeline=pipeline,
-            context=context,
-            expert=expert,
-            expert_tensor=start.expert_tensor if start.expert_tensor_given else inner,
-            data=workers // whole,
+            tensor_parallel_size=tensor,
+            pipeline_parallel_size=pipeline,
+            context_parallel_size=context,
+            expert_parallel_size=expert,
+            expert_tensor_parallel_size=start.expert_tensor_parallel_size if start.expert_tensor_given else inner,
+            data_parallel_size=workers // whole,
             sequence_parallel=sequence_parallel(parallel.sequence_parallel, tensor)[0],
         )
         for staged in _stages(layout, shape, parallel.pipeline_parallel_size == "auto"):
             yield from _batches(spec, staged, shape)
 
 
-def _stages(layout: Layout, shape: ModelShape, free: bool) -> Iterator[Layout]:
+def _stages(layout: DetailedLayout, shape: ModelShape, free: bool) -> Iterator[DetailedLayout]:
     """With as many layers on every stage, or a few less on the first and the last, which have the vocabulary, too.
 
     Args:
         free: whether nobody has said how many stages there are to be.
     """
-    given = layout.first_stage is not None or layout.last_stage is not None
-    if given or not free or shape.num_layers % layout.pipeline == 0:
+    given = layout.num_layers_in_first_stage is not None or layout.num_layers_in_last_stage is not None
+    if given or not free or shape.num_layers % layout.pipeline_parallel_size == 0:
         yield layout
         return
-    middle, inner = -(-shape.num_layers // layout.pipeline), layout.pipeline - 2
+    middle, inner = -(-shape.num_layers // layout.pipeline_parallel_size), layout.pipeline_parallel_size - 2
     outer, odd = divmod(shape.num_layers - inner * middle, 2)
     if inner > 0 and outer > 0 and not odd:
-        yield replace(layout, first_stage=outer, last_stage=outer)
+        yield replace(layout, num_layers_in_first_stage=outer, num_layers_in_last_stage=outer)
 
 
-def _batches(spec: RunSpec, layout: Layout, shape: ModelShape) -> Iterator[Layout]:
+def _batches(spec: RunSpec, layout: DetailedLayout, shape: ModelShape) -> Iterator[DetailedLayout]:
     """With every micro-batch size and every number of chunks a stage."""
     asked, virtual = spec.train.micro_batch_size, spec.parallel.virtual_pipeline_parallel_size
     if isinstance(asked, int):
@@ -140,10 +140,10 @@ def _batches(spec: RunSpec, layout: Layout, shape: ModelShape) -> Iterator[Layou
         micro = [1]
     else:
         micro = [size for size in divisors(layout.global_batch_size) if size <= _LARGEST_MICRO_BATCH]
-    per_stage = shape.num_layers // layout.pipeline
-    chunks = [None, *(size for size in (2, 3, 4, 6) if layout.pipeline > 1 and per_stage % size == 0)]
+    per_stage = shape.num_layers // layout.pipeline_parallel_size
+    chunks = [None, *(size for size in (2, 3, 4, 6) if layout.pipeline_parallel_size > 1 and per_stage % size == 0)]
     if virtual != "auto":
         chunks = [None if virtual == 1 else virtual]
     for size, count in product(micro, chunks):
-        if layout.global_batch_size % (size * layout.data) == 0:
-            yield replace(layout, micro_batch_size=size, virtual=count)
+        if layout.global_batch_size % (size * layout.data_parallel_size) == 0:
+            yield replace(layout, micro_batch_size=size, virtual_pipeline_parallel_size=count)

@@ -11,7 +11,7 @@ from raymb.model.shape import ModelShape
 from raymb.plan.gpus import Gpu
 from raymb.plan.memory import activations_a_token, dense_weights, embedding, expert_weights
 from raymb.plan.recompute import recomputed_work
-from raymb.plan.sizes import Layout, layers_per_stage
+from raymb.plan.sizes import DetailedLayout, layers_per_stage
 
 _MATRIX, _SMALL = 0.84, 170
 """Share of the peak rate that large matrix products reach, and the hidden size at which it is half of that."""
@@ -71,83 +71,104 @@ class StepTime:
         return {**asdict(self), "total": self.total}
 
 
-def step_time(layout: Layout, shape: ModelShape, gpu: Gpu, per_node: int) -> StepTime:
+def step_time(layout: DetailedLayout, shape: ModelShape, gpu: Gpu, per_node: int) -> StepTime:
     """
     Args:
         layout: breaks no rule.
         per_node: GPUs of a node.
     """
     micro_batches = layout.micro_batches
-    tokens = layout.micro_batch_size * layout.seq_length / layout.context
+    tokens = layout.micro_batch_size * layout.seq_length / layout.context_parallel_size
     compute, layers = _slowest_stage(layout, shape, gpu, tokens)
     parts = {
         "compute": compute,
-        "host": 2 * layout.offloaded_layers * tokens * activations_a_token(layout, shape) / _OFFLOADED,
+        "host": 2 * layout.activation_offload_layers * tokens * activations_a_token(layout, shape) / _OFFLOADED,
         "tensor": layers * _tensor(layout, shape, gpu, per_node, tokens),
         "context": layers * _context(layout, shape, gpu, per_node, tokens),
         "expert": layers * _expert(layout, shape, gpu, per_node, tokens),
     }
     parts["launch"] = max(0.0, layers * _launching(layout, shape) - sum(parts.values()))
     of_micro_batch = sum(parts.values())
-    idle = (layout.pipeline - 1) / (layout.virtual or 1)
-    crossing = _bandwidth(gpu, layout.num_workers // layout.pipeline * 2, per_node)
-    exchanged = 2 * tokens * shape.hidden_size * 2 / layout.tensor / crossing * micro_batches * (layout.virtual or 1)
+    idle = (layout.pipeline_parallel_size - 1) / (layout.virtual_pipeline_parallel_size or 1)
+    crossing = _bandwidth(gpu, layout.num_workers // layout.pipeline_parallel_size * 2, per_node)
+    exchanged = (
+        2
+        * tokens
+        * shape.hidden_size
+        * 2
+        / layout.tensor_parallel_size
+        / crossing
+        * micro_batches
+        * (layout.virtual_pipeline_parallel_size or 1)
+    )
     return StepTime(
         **{name: micro_batches * seconds for name, seconds in parts.items()},
-        pipeline=idle * of_micro_batch + (exchanged if layout.pipeline > 1 else 0.0),
+        pipeline=idle * of_micro_batch + (exchanged if layout.pipeline_parallel_size > 1 else 0.0),
         data=_data(layout, shape, gpu, per_node),
         optimizer=_optimizer(layout, shape, gpu),
     )
 
 
-def _slowest_stage(layout: Layout, shape: ModelShape, gpu: Gpu, tokens: float) -> tuple[float, int]:
+def _slowest_stage(layout: DetailedLayout, shape: ModelShape, gpu: Gpu, tokens: float) -> tuple[float, int]:
     """(seconds of one micro-batch, forward and backward, layers) of the slowest stage."""
     peak, layers = gpu.tflops * 2e12 / layout.number_bytes, layers_per_stage(layout, shape.num_layers)
-    matrices = 2 * _passes(layout, shape) * tokens * _active_weights(shape) / shape.num_layers / layout.tensor
-    query = shape.num_attention_heads * shape.head_dim / layout.tensor
+    matrices = (
+        2 * _passes(layout, shape) * tokens * _active_weights(shape) / shape.num_layers / layout.tensor_parallel_size
+    )
+    query = shape.num_attention_heads * shape.head_dim / layout.tensor_parallel_size
     attention_again = recomputed_work(layout, shape) if layout.recompute == "full" else 0
     attention = (3.5 + attention_again) * 2 * layout.seq_length * query * tokens
-    passes = _TRAFFIC[layout.fused_activation] + (_ADAPTER_TRAFFIC if layout.adapter_rank else 0.0)
+    passes = _TRAFFIC[layout.fused_activation] + (_ADAPTER_TRAFFIC if layout.lora_rank else 0.0)
     traffic = passes * tokens * activations_a_token(layout, shape)
     rate = _MATRIX * peak * shape.hidden_size / (shape.hidden_size + _SMALL)
     of_layer = matrices / (rate * (_FP8 if layout.fp8 else 1.0)) + attention / (_ATTENTION * peak)
     of_layer += traffic / gpu.bandwidth
-    numbers = tokens * shape.vocab_size / layout.tensor
-    products = 2 * (2 if layout.adapter_rank else 3) * numbers * shape.hidden_size
+    numbers = tokens * shape.vocab_size / layout.tensor_parallel_size
+    products = 2 * (2 if layout.lora_rank else 3) * numbers * shape.hidden_size
     logits = products / rate + _LOGITS_TRAFFIC * 2 * numbers / gpu.bandwidth
     seconds, count = max((max(layers) * of_layer, max(layers)), (layers[-1] * of_layer + logits, layers[-1]))
-    traffic = _OF_MICRO_BATCH[layout.adapter_rank is None] * _local_weights(layout, shape)
+    traffic = _OF_MICRO_BATCH[layout.lora_rank is None] * _local_weights(layout, shape)
     return seconds + traffic / gpu.bandwidth, count
 
 
-def _launching(layout: Layout, shape: ModelShape) -> float:
+def _launching(layout: DetailedLayout, shape: ModelShape) -> float:
     """Of an average layer, for one micro-batch."""
-    seconds = _LAUNCH + _LAUNCH_SHARED * ((layout.tensor > 1) + (layout.context > 1))
-    if layout.adapter_rank is not None:
+    seconds = _LAUNCH + _LAUNCH_SHARED * ((layout.tensor_parallel_size > 1) + (layout.context_parallel_size > 1))
+    if layout.lora_rank is not None:
         seconds += _LAUNCH_ADAPTERS
     if layout.cuda_graphs:
-        seconds = _LAUNCH_GRAPH + (0.0 if layout.adapter_rank is None else _LAUNCH_GRAPH_ADAPTERS)
+        seconds = _LAUNCH_GRAPH + (0.0 if layout.lora_rank is None else _LAUNCH_GRAPH_ADAPTERS)
     if shape.num_experts:
-        of_experts = _LAUNCH_EXPERTS + _LAUNCH_EXPERT * shape.num_experts / layout.expert
+        of_experts = _LAUNCH_EXPERTS + _LAUNCH_EXPERT * shape.num_experts / layout.expert_parallel_size
         seconds += of_experts * shape.sparse_layers / shape.num_layers
     return seconds * _passes(layout, shape) / 3
 
 
-def _local_weights(layout: Layout, shape: ModelShape) -> float:
+def _local_weights(layout: DetailedLayout, shape: ModelShape) -> float:
     """Of an average stage's worker, but for its experts."""
-    tables = embedding(shape) * (1 if shape.tie_word_embeddings and layout.pipeline == 1 else 2)
-    return (dense_weights(shape) / layout.pipeline + tables / min(2, layout.pipeline)) / layout.tensor
+    tables = embedding(shape) * (1 if shape.tie_word_embeddings and layout.pipeline_parallel_size == 1 else 2)
+    return (
+        dense_weights(shape) / layout.pipeline_parallel_size + tables / min(2, layout.pipeline_parallel_size)
+    ) / layout.tensor_parallel_size
 
 
-def _held(layout: Layout, shape: ModelShape) -> tuple[tuple[float, int], tuple[float, int]]:
+def _held(layout: DetailedLayout, shape: ModelShape) -> tuple[tuple[float, int], tuple[float, int]]:
     """(weights of a worker, workers that have the same ones), of all but the experts and of the experts."""
-    experts = expert_weights(shape) / layout.pipeline / layout.expert / layout.expert_tensor
-    return (_local_weights(layout, shape), layout.data * layout.context), (experts, layout.expert_data)
+    experts = (
+        expert_weights(shape)
+        / layout.pipeline_parallel_size
+        / layout.expert_parallel_size
+        / layout.expert_tensor_parallel_size
+    )
+    return (_local_weights(layout, shape), layout.data_parallel_size * layout.context_parallel_size), (
+        experts,
+        layout.expert_data_parallel_size,
+    )
 
 
-def _passes(layout: Layout, shape: ModelShape) -> float:
+def _passes(layout: DetailedLayout, shape: ModelShape) -> float:
     """Forward, gradients of inputs, gradients of weights unless they are frozen, forward again."""
-    return (2 if layout.adapter_rank else 3) + recomputed_work(layout, shape)
+    return (2 if layout.lora_rank else 3) + recomputed_work(layout, shape)
 
 
 def _active_weights(shape: ModelShape) -> float:
@@ -162,47 +183,66 @@ def _bandwidth(gpu: Gpu, workers: int, per_node: int) -> float:
     return _LINK * gpu.link if workers <= per_node else _LINK * 2 * min(network, gpu.link)
 
 
-def _tensor(layout: Layout, shape: ModelShape, gpu: Gpu, per_node: int, tokens: float) -> float:
+def _tensor(layout: DetailedLayout, shape: ModelShape, gpu: Gpu, per_node: int, tokens: float) -> float:
     """A layer's gathers and scatters: four forward, six backward."""
-    if layout.tensor == 1:
+    if layout.tensor_parallel_size == 1:
         return 0.0
-    moved = tokens * shape.hidden_size * 2 * (layout.tensor - 1) / layout.tensor
-    return 10 * (moved / _bandwidth(gpu, layout.tensor, per_node) + _LATENCY)
+    moved = tokens * shape.hidden_size * 2 * (layout.tensor_parallel_size - 1) / layout.tensor_parallel_size
+    return 10 * (moved / _bandwidth(gpu, layout.tensor_parallel_size, per_node) + _LATENCY)
 
 
-def _context(layout: Layout, shape: ModelShape, gpu: Gpu, per_node: int, tokens: float) -> float:
+def _context(layout: DetailedLayout, shape: ModelShape, gpu: Gpu, per_node: int, tokens: float) -> float:
     """Keys and values go round once forward, and with their gradients backward; half of it under computation."""
-    if layout.context == 1:
+    if layout.context_parallel_size == 1:
         return 0.0
-    sent = tokens * 2 * shape.num_kv_heads * shape.head_dim * 2 / layout.tensor * (layout.context - 1)
-    return 0.5 * 3 * sent / _bandwidth(gpu, layout.tensor * layout.context, per_node) + 3 * layout.context * _LATENCY
+    sent = (
+        tokens
+        * 2
+        * shape.num_kv_heads
+        * shape.head_dim
+        * 2
+        / layout.tensor_parallel_size
+        * (layout.context_parallel_size - 1)
+    )
+    return (
+        0.5 * 3 * sent / _bandwidth(gpu, layout.tensor_parallel_size * layout.context_parallel_size, per_node)
+        + 3 * layout.context_parallel_size * _LATENCY
+    )
 
 
-def _expert(layout: Layout, shape: ModelShape, gpu: Gpu, per_node: int, tokens: float) -> float:
+def _expert(layout: DetailedLayout, shape: ModelShape, gpu: Gpu, per_node: int, tokens: float) -> float:
     """Tokens to their experts and back, forward and backward."""
-    if not shape.num_experts or layout.expert * layout.expert_tensor == 1:
+    if not shape.num_experts or layout.expert_parallel_size * layout.expert_tensor_parallel_size == 1:
         return 0.0
-    group = layout.expert * layout.expert_tensor
-    moved = tokens / layout.tensor * (shape.experts_per_token or 1) * shape.hidden_size * 2 * (group - 1) / group
-    seconds = 4 * (moved * layout.expert_tensor / _bandwidth(gpu, group, per_node) + _LATENCY)
+    group = layout.expert_parallel_size * layout.expert_tensor_parallel_size
+    moved = (
+        tokens
+        / layout.tensor_parallel_size
+        * (shape.experts_per_token or 1)
+        * shape.hidden_size
+        * 2
+        * (group - 1)
+        / group
+    )
+    seconds = 4 * (moved * layout.expert_tensor_parallel_size / _bandwidth(gpu, group, per_node) + _LATENCY)
     return shape.sparse_layers / shape.num_layers * seconds
 
 
-def _data(layout: Layout, shape: ModelShape, gpu: Gpu, per_node: int) -> float:
+def _data(layout: DetailedLayout, shape: ModelShape, gpu: Gpu, per_node: int) -> float:
     """Gradients in fp32 are scattered, weights in bf16 gathered; what Megatron-FSDP shares, with every micro-batch."""
-    if layout.adapter_rank is not None:
+    if layout.lora_rank is not None:
         return 0.0
-    bandwidth = _bandwidth(gpu, layout.num_workers // layout.pipeline, per_node)
-    scattered = 4 * (layout.micro_batches if "grads" in layout.fsdp else 1)
-    gathered = 2 * (2 * layout.micro_batches if "params" in layout.fsdp else 1)
-    hooks = _FSDP[layout.fsdp] * shape.num_layers * layout.micro_batches
+    bandwidth = _bandwidth(gpu, layout.num_workers // layout.pipeline_parallel_size, per_node)
+    scattered = 4 * (layout.micro_batches if "grads" in layout.megatron_fsdp else 1)
+    gathered = 2 * (2 * layout.micro_batches if "params" in layout.megatron_fsdp else 1)
+    hooks = _FSDP[layout.megatron_fsdp] * shape.num_layers * layout.micro_batches
     return hooks + sum(
         (scattered + gathered) * weights * (size - 1) / size / bandwidth for weights, size in _held(layout, shape)
     )
 
 
-def _optimizer(layout: Layout, shape: ModelShape, gpu: Gpu) -> float:
-    if layout.adapter_rank is not None:
+def _optimizer(layout: DetailedLayout, shape: ModelShape, gpu: Gpu) -> float:
+    if layout.lora_rank is not None:
         return 1e-3
     mine = sum(weights / size for weights, size in _held(layout, shape))
     return mine * (30 / gpu.bandwidth + layout.optimizer_offload / _HOST)

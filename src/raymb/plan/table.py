@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 from raymb.errors import PlanError
@@ -55,12 +56,14 @@ def print_plan(plan: Plan, shape: ModelShape, spec: RunSpec) -> None:
 
 def plan_rows(plan: Plan, shape: ModelShape, model: str) -> list[tuple[str, str]]:
     """(label, text) pairs, top to bottom."""
+    layout = plan.layout
     rows = [("model", f"{model} ({shape.architecture})"), ("", _sizes(plan, shape))]
     rows += _layout_rows(plan, shape)
     rows += [
         (
             "global batch",
-            f"{plan.global_batch_size} = {plan.micro_batch_size} x {plan.data_parallel_size} x {plan.micro_batches}  "
+            f"{layout.global_batch_size} = {layout.micro_batch_size} x {layout.data_parallel_size} x "
+            f"{layout.micro_batches}  "
             "(micro batch x data parallel x micro-batches a step)",
         ),
         ("training", _training(plan)),
@@ -68,24 +71,25 @@ def plan_rows(plan: Plan, shape: ModelShape, model: str) -> list[tuple[str, str]
     if plan.adapters:
         rows.append(("adapters", f"on {', '.join(plan.adapters.hugging_face)}"))
     if plan.rows:
-        packed = "packed " if plan.packing else ""
+        packed = "packed " if layout.packing else ""
         rows.append(
             ("data", f"{plan.rows:,} {packed}rows: {plan.steps_per_epoch:.2f} steps an epoch, {plan.epochs:.2f} epochs")
         )
     rows += _estimates(plan)
-    rows.append(("backend", plan.backend if plan.backend != "auto" else "auto (CUDA when the cluster has GPUs)"))
+    rows.append(("backend", plan.backend))
     return rows
 
 
 def _estimates(plan: Plan) -> list[tuple[str, str]]:
     """Memory and speed on GPUs."""
+    layout = plan.layout
     if plan.gpu is None or plan.memory is None or plan.step_time is None:
         return []
     parts = {name: size for name, size in plan.memory.items() if name != "total" and size >= GIB // 20}
     shown = ", ".join(f"{name} {size / GIB:.1f}" for name, size in parts.items())
     times = plan.step_time
     seconds = times["total"]
-    rate = plan.global_batch_size * plan.seq_length / seconds / plan.num_workers
+    rate = layout.global_batch_size * layout.seq_length / seconds / layout.num_workers
     most = sorted((name for name in times if name != "total"), key=lambda name: -times[name])[:3]
     shares = ", ".join(f"{name} {times[name] / seconds:.0%}" for name in most if times[name] >= 0.005 * seconds)
     total, there = plan.memory["total"] / GIB, gpu_named(plan.gpu).memory / GIB
@@ -97,11 +101,16 @@ def _estimates(plan: Plan) -> list[tuple[str, str]]:
 
 def estimate_line(plan: Plan) -> str:
     """What a run on GPUs is expected to take, in one line; empty on CPUs."""
+    layout = plan.layout
     if plan.gpu is None or plan.memory is None or plan.step_time is None:
         return ""
     total, there = plan.memory["total"] / GIB, gpu_named(plan.gpu).memory / GIB
-    sizes = {"TP": plan.tensor_parallel_size, "PP": plan.pipeline_parallel_size, "DP": plan.data_parallel_size}
-    more = {"CP": plan.context_parallel_size, "EP": plan.expert_parallel_size}
+    sizes = {
+        "TP": layout.tensor_parallel_size,
+        "PP": layout.pipeline_parallel_size,
+        "DP": layout.data_parallel_size,
+    }
+    more = {"CP": layout.context_parallel_size, "EP": layout.expert_parallel_size}
     sizes |= {short: size for short, size in more.items() if size > 1}
     words = " x ".join(f"{short}{size}" for short, size in sizes.items())
     seconds = plan.step_time["total"]
@@ -113,7 +122,7 @@ def better_line(plan: Plan, shape: ModelShape, spec: RunSpec) -> str:
     free = with_auto(spec)
     if plan.gpu is None or plan.step_time is None or plan.elastic or free == spec:
         return ""
-    best = searched(free, shape, gpu_named(plan.gpu), plan.num_workers)[0]
+    best = searched(free, shape, gpu_named(plan.gpu), plan.layout.num_workers)[0]
     ratio = plan.step_time["total"] / best.time.total
     if ratio < _MUCH or not best.fits(gpu_named(plan.gpu)):
         return ""
@@ -130,7 +139,7 @@ def graphs_line(plan: Plan, shape: ModelShape, spec: RunSpec) -> str:
         return ""
     try:
         best = make_plan(
-            graphed, shape, backend=plan.backend, num_workers=plan.num_workers, gpu=gpu_named(plan.gpu)
+            graphed, shape, backend=plan.backend, num_workers=plan.layout.num_workers, gpu=gpu_named(plan.gpu)
         ).step_time
     except PlanError:
         return ""
@@ -140,13 +149,14 @@ def graphs_line(plan: Plan, shape: ModelShape, spec: RunSpec) -> str:
 
 def _others(plan: Plan, shape: ModelShape, spec: RunSpec) -> Iterator[str]:
     """The best of the other layouts, and what would be the better one where the user has chosen."""
+    layout = plan.layout
     if plan.gpu is None or plan.step_time is None:
         return
     gpu, seconds = gpu_named(plan.gpu), plan.step_time["total"]
-    mine = plan.tensor_parallel_size, plan.pipeline_parallel_size, plan.context_parallel_size, plan.expert_parallel_size
-    seen = {mine}
-    for one in searched(with_auto(spec), shape, gpu, plan.num_workers):
-        sizes = one.layout.tensor, one.layout.pipeline, one.layout.context, one.layout.expert
+    sizes_of = attrgetter(*(f"{kind}_parallel_size" for kind in ("tensor", "pipeline", "context", "expert")))
+    seen = {sizes_of(layout)}
+    for one in searched(with_auto(spec), shape, gpu, layout.num_workers):
+        sizes = sizes_of(one.layout)
         if sizes in seen or len(seen) > _OTHERS:
             continue
         seen.add(sizes)
@@ -163,38 +173,41 @@ def _asked(plan: Plan, spec: RunSpec) -> str:
     cpus = spec.cluster.cpus_per_worker
     each = f"{1 if cpus == 'auto' else cpus:g} CPU" + (", 1 GPU" if plan.backend != "cpu" else "")
     kind = f" x {plan.gpu}" if plan.gpu and plan.backend != "cpu" else ""
-    return f"{plan.num_workers} x ({each}): {plan.nodes} nodes of {plan.workers_per_node}{kind}"
+    return f"{plan.layout.num_workers} x ({each}): {plan.nodes} nodes of {plan.workers_per_node}{kind}"
 
 
 def _training(plan: Plan) -> str:
+    layout = plan.layout
     if plan.train_iters is None:
         return "as many steps as the epochs take, once the rows are prepared (raymb data prepare)"
-    padding = "" if plan.packing else ", padding counted"
+    padding = "" if layout.packing else ", padding counted"
     return (
-        f"{plan.train_iters:,} steps x {plan.global_batch_size:,} = {plan.samples:,} samples; "
-        f"x {plan.seq_length:,} = {plan.tokens:,} tokens{padding}"
+        f"{plan.train_iters:,} steps x {layout.global_batch_size:,} = {plan.samples:,} samples; "
+        f"x {layout.seq_length:,} = {plan.tokens:,} tokens{padding}"
     )
 
 
 def _sharing(plan: Plan) -> int:
-    return plan.data_parallel_size * plan.context_parallel_size
+    return plan.layout.data_parallel_size * plan.layout.context_parallel_size
 
 
 def _layout_rows(plan: Plan, shape: ModelShape) -> list[tuple[str, str]]:
+    layout = plan.layout
     tensor, pipeline, virtual = (
-        plan.tensor_parallel_size,
-        plan.pipeline_parallel_size,
-        plan.virtual_pipeline_parallel_size,
+        layout.tensor_parallel_size,
+        layout.pipeline_parallel_size,
+        layout.virtual_pipeline_parallel_size,
     )
     rows = [
         (
             "workers",
-            f"{plan.num_workers} = {tensor} x {pipeline} x {plan.context_parallel_size} x {plan.data_parallel_size}  "
+            f"{layout.num_workers} = {tensor} x {pipeline} x {layout.context_parallel_size} x "
+            f"{layout.data_parallel_size}  "
             "(tensor x pipeline x context x data parallel)",
         )
     ]
-    if plan.megatron_fsdp != "none":
-        rows.append(("Megatron-FSDP", f"{plan.megatron_fsdp}: shared by {_sharing(plan)} workers"))
+    if layout.megatron_fsdp != "none":
+        rows.append(("Megatron-FSDP", f"{layout.megatron_fsdp}: shared by {_sharing(plan)} workers"))
     if plan.elastic:
         rows.append(("elastic", _elastic(plan, plan.elastic)))
     if plan.nodes:
@@ -204,22 +217,24 @@ def _layout_rows(plan: Plan, shape: ModelShape) -> list[tuple[str, str]]:
         rows.append(
             (
                 "expert grid",
-                f"{plan.num_workers} = {plan.expert_tensor_parallel_size} x {plan.expert_parallel_size} x {pipeline} x "
-                f"{plan.expert_data_parallel_size}  (expert tensor x expert x pipeline x expert data parallel)",
+                f"{layout.num_workers} = {layout.expert_tensor_parallel_size} x {layout.expert_parallel_size} x "
+                f"{pipeline} x {layout.expert_data_parallel_size}  "
+                "(expert tensor x expert x pipeline x expert data parallel)",
             )
         )
     if pipeline > 1:
         chunks = f", each in {virtual} chunks" if virtual else ""
         rows.append(("layers a stage", ", ".join(str(count) for count in plan.layers_per_stage) + chunks))
     if tensor > 1:
-        rows.append(("sequence parallel", "on" if plan.sequence_parallel else "off"))
+        rows.append(("sequence parallel", "on" if layout.sequence_parallel else "off"))
     return rows
 
 
 def _elastic(plan: Plan, sizes: list[int]) -> str:
-    a_copy = plan.global_batch_size // plan.micro_batch_size * plan.model_parallel_size
+    layout = plan.layout
+    a_copy = layout.global_batch_size // layout.micro_batch_size * layout.model_parallel_size
     counts = _shortened([a_copy // size for size in sizes])
-    return f"{_shortened(sizes)} workers (shown: {plan.num_workers}) with {counts} micro-batches a step"
+    return f"{_shortened(sizes)} workers (shown: {layout.num_workers}) with {counts} micro-batches a step"
 
 
 def _shortened(numbers: list[int]) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from raymb.model.files import base_directory
+from raymb.plan import Layout, Plan
 from raymb.spec import RunSpec, spec_from_json, spec_to_json
 from raymb.spec.training import Moe
 from raymb.storage.remote import is_address, storage_root
@@ -38,8 +39,8 @@ class Job:
 
     Args:
         spec: what the user asked for, of with_absolute_paths.
-        plan: `Plan.to_dict()`: every size, with `auto` resolved; of an elastic run the largest.
-        plans: number of workers (as a word) to plan, for each size that an elastic run may have.
+        plan: the layout and what follows from it, once the rows are prepared; of an elastic run the largest.
+        plans: number of workers to plan, for each size that an elastic run may have.
         backend: "cuda" or "cpu".
         architecture: `architectures[0]` of the model's config.json.
         vocab_size: rows of the model's embedding, before padding.
@@ -59,8 +60,8 @@ class Job:
     """
 
     spec: RunSpec
-    plan: dict[str, Any]
-    plans: dict[str, dict[str, Any]]
+    plan: Plan
+    plans: dict[int, Plan]
     backend: str
     architecture: str
     vocab_size: int
@@ -78,9 +79,19 @@ class Job:
     log_dir: str
     threads: int
 
+    @property
+    def layout(self) -> Layout:
+        return self.plan.layout
+
+    @property
+    def train_iters(self) -> int:
+        """Steps of the run."""
+        assert self.plan.train_iters is not None  # the rows are prepared before there is a job
+        return self.plan.train_iters
+
     def of_size(self, num_workers: int) -> Job:
         """The job as it is for so many workers."""
-        return replace(self, plan=self.plans.get(str(num_workers), self.plan))
+        return replace(self, plan=self.plans.get(num_workers, self.plan))
 
     def base_files(self) -> str:
         """The directory of the model that the training starts from; of a hub model in the Hugging Face cache."""
@@ -100,18 +111,22 @@ class Job:
 
     def alone(self) -> Job:
         """The job as that of one CPU worker, which has the whole model and every sample."""
-        sizes = ("tensor", "pipeline", "context", "expert", "expert_tensor", "data", "expert_data")
-        plan = {
-            **self.plan,
+        sizes = ("tensor", "pipeline", "context", "expert", "expert_tensor", "data")
+        layout = replace(
+            self.layout,
             **{f"{kind}_parallel_size": 1 for kind in sizes},
-            "num_workers": 1,
-            "virtual_pipeline_parallel_size": None,
-            "num_layers_in_first_stage": None,
-            "num_layers_in_last_stage": None,
-            "layers_per_stage": [sum(self.plan["layers_per_stage"])],
-            "sequence_parallel": False,
-            "padded_vocab_size": self.vocab_size,
-        }
+            num_workers=1,
+            virtual_pipeline_parallel_size=None,
+            num_layers_in_first_stage=None,
+            num_layers_in_last_stage=None,
+            sequence_parallel=False,
+        )
+        plan = replace(
+            self.plan,
+            layout=layout,
+            layers_per_stage=[sum(self.plan.layers_per_stage)],
+            padded_vocab_size=self.vocab_size,
+        )
         return replace(self.on_cpus(), plan=plan)
 
     def here(self) -> Job:
@@ -135,10 +150,16 @@ class Job:
         )
 
     def to_json(self) -> str:
-        fields = {**self.__dict__, "spec": json.loads(spec_to_json(self.spec))}
-        return json.dumps(fields)
+        plans = {size: plan.to_dict() for size, plan in self.plans.items()}
+        written = {"spec": json.loads(spec_to_json(self.spec)), "plan": self.plan.to_dict(), "plans": plans}
+        return json.dumps({**self.__dict__, **written})
 
     @staticmethod
     def from_json(text: str) -> Job:
         fields = json.loads(text)
-        return Job(**{**fields, "spec": spec_from_json(json.dumps(fields["spec"]))})
+        read = {
+            "spec": spec_from_json(json.dumps(fields["spec"])),
+            "plan": Plan.from_dict(fields["plan"]),
+            "plans": {int(size): Plan.from_dict(plan) for size, plan in fields["plans"].items()},
+        }
+        return Job(**fields | read)

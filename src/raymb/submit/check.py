@@ -171,13 +171,13 @@ def _checked(spec: RunSpec, target: Target) -> Iterator[str]:
 
 def _described(plan: Plan) -> Iterator[str]:
     sizes = (
-        plan.tensor_parallel_size,
-        plan.pipeline_parallel_size,
-        plan.context_parallel_size,
-        plan.num_workers // plan.model_parallel_size,
+        plan.layout.tensor_parallel_size,
+        plan.layout.pipeline_parallel_size,
+        plan.layout.context_parallel_size,
+        plan.layout.num_workers // plan.layout.model_parallel_size,
     )
     shape = " x ".join(str(size) for size in sizes)
-    yield f"checked: {plan.num_workers} workers = {shape} (tensor x pipeline x context x data parallel)"
+    yield f"checked: {plan.layout.num_workers} workers = {shape} (tensor x pipeline x context x data parallel)"
 
 
 def _name(spec: RunSpec) -> str:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from itertools import pairwise
 
 from raymb.telemetry.charts import Chart, Mark, Point, Series
-from raymb.telemetry.run_record import Record, RunRecord, labels
+from raymb.telemetry.run_record import Line, RunRecord, labels
 
 GIB = 2**30
 
@@ -67,11 +67,11 @@ def charts(runs: list[RunRecord], by: str) -> list[Chart]:
     return [replace(one, marks=marks) for one in made if not one.empty]
 
 
-def _place(clock: Clock, by: str) -> Callable[[Record], float]:
+def _place(clock: Clock, by: str) -> Callable[[Line], float]:
     return (lambda record: clock.at(record["time"])) if by == "seconds" else lambda record: record["step"]
 
 
-def points_of(records: list[Record], name: str, place: Callable[[Record], float], scale: float = 1.0) -> list[Point]:
+def points_of(records: list[Line], name: str, place: Callable[[Line], float], scale: float = 1.0) -> list[Point]:
     """(x, value); null in metrics.jsonl is a number that was not finite. None if no record has the field."""
     if not any(record.get(name) is not None for record in records):
         return []

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from raymb.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_STOPPED
-from raymb.telemetry.records import Record
+from raymb.telemetry.records import Line
 
 _STATES = {EXIT_OK: "finished", EXIT_FAILED: "failed", EXIT_STOPPED: "stopped", EXIT_INTERRUPTED: "interrupted"}
 
@@ -44,7 +44,7 @@ class Events:
             stream.write(text)
 
 
-def read_lines(file: Path) -> list[Record]:
+def read_lines(file: Path) -> list[Line]:
     """The objects of a JSON-lines file without torn lines; none where there is no file."""
     try:
         text = file.read_text(encoding="utf-8", errors="replace")
@@ -53,7 +53,7 @@ def read_lines(file: Path) -> list[Record]:
     return [record for line in text.splitlines() if (record := _object(line)) is not None]
 
 
-def _object(line: str) -> Record | None:
+def _object(line: str) -> Line | None:
     try:
         content = json.loads(line)
     except ValueError:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+
+from raymb.telemetry.records import Findings
 
 _NOTABLE = 0.005
 """Share of the loss that an export may lose without a word."""
 
 
-def exported_line(record: dict[str, Any]) -> str:
+def exported_line(record: Findings) -> str:
     """An export's record, in words."""
     names = " and ".join(f"{Path(place).name}/" for place in record["directories"])
-    if record["error"] is None:
+    if record["error"] is None or record["losses"] is None:
         return f"warning: {names}: tensors and tokenizer verified, logits not: {record['unmeasured']}"
     line = (
         f"{names} verified: logits within {record['error']:.1e} of the trained model's on {record['rows']} rows "

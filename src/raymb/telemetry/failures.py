@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from raymb.telemetry.records import Record
+from raymb.telemetry.records import Failed, Hang, RankStatus
 
 _LOG_LINES = 20
 _FATAL = re.compile(r"^(?:Fatal Python error: (.+)|(Timeout \(\d.*\))!)$", re.M)  # as faulthandler writes it
@@ -30,9 +30,9 @@ class Failure:
     """
 
     number: int
-    record: Record
-    status: dict[int, Record]
-    hangs: list[Record]
+    record: Failed
+    status: dict[int, RankStatus]
+    hangs: list[Hang]
     log: list[str]
     ray_said: list[str] = field(default_factory=list)
     began: float = field(default_factory=time.monotonic)
@@ -91,19 +91,19 @@ class Failures:
     def __init__(self, directory: Path, logs: Path, ray_said: MutableSequence[str] | None = None):
         self.directory, self.logs = directory, logs
         self.ray_said: MutableSequence[str] = [] if ray_said is None else ray_said
-        self.status: dict[int, Record] = {}
-        self.hangs: list[Record] = []
+        self.status: dict[int, RankStatus] = {}
+        self.hangs: list[Hang] = []
         self.open: list[Failure] = []
         self.before = self._sizes()
 
-    def heard(self, record: Record) -> None:
+    def heard(self, record: RankStatus | Hang) -> None:
         """A rank's status, or its word that it hangs."""
         if record["kind"] == "hang":
             self.hangs.append(record)
         else:
             self.status[record["rank"]] = record
 
-    def failed(self, record: Record) -> Failure:
+    def failed(self, record: Failed) -> Failure:
         """Write the page of a failure; the workers' states are those of the start that ended."""
         self.directory.mkdir(parents=True, exist_ok=True)
         number = 1 + max((int(page.stem) for page in self.directory.glob("*.md") if page.stem.isdigit()), default=0)
@@ -200,7 +200,7 @@ def resumed_line(failure: Failure) -> str:
     )
 
 
-def _decision(record: Record) -> str:
+def _decision(record: Failed) -> str:
     if record["restarts"]:
         return f"start again (failures: {record['failures']} of at most {record['max_failures']})"
     return (

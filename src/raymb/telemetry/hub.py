@@ -18,7 +18,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from raymb.telemetry.records import Record
+from raymb.telemetry.records import RankStatus, Record
 
 logger = logging.getLogger(__name__)
 _SECONDS_BETWEEN_SENDS = 0.25
@@ -68,13 +68,13 @@ class Sender:
         listens: whether this rank asks for the driver's wishes; one of them does.
     """
 
-    def __init__(self, hub: Any, status: Callable[[], Record] | None = None, listens: bool = False):
+    def __init__(self, hub: Any, status: Callable[[], RankStatus] | None = None, listens: bool = False):
         self.hub = hub
         self.status = status
         self.listens = listens
         self.on_command: Callable[[str], None] = lambda command: None
         self.on_tick: Callable[[], Any] = lambda: None
-        self.last_status: Record = {}
+        self.last_status: RankStatus | None = None
         self.asked = time.monotonic()
         self.woken = threading.Event()
         self.queue: queue.SimpleQueue[Record] = queue.SimpleQueue()
@@ -110,7 +110,7 @@ class Sender:
             self._listen()
 
     def _send(self) -> None:
-        records = [self.last_status] if self._status_has_changed() else []
+        records: list[Record] = [self.last_status] if self._status_has_changed() and self.last_status else []
         with contextlib.suppress(queue.Empty):
             while True:
                 records.append(self.queue.get_nowait())

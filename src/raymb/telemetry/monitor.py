@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import ray
@@ -18,7 +19,21 @@ from raymb.telemetry.export_line import exported_line
 from raymb.telemetry.failures import Failures, console_lines, resumed_line
 from raymb.telemetry.hub import Receiver
 from raymb.telemetry.ray_messages import RAY_SAID
-from raymb.telemetry.records import Record
+from raymb.telemetry.records import (
+    Export,
+    Failed,
+    Hang,
+    HeldOutLoss,
+    LossPart,
+    Metric,
+    Part,
+    Phase,
+    RankStatus,
+    Record,
+    Saved,
+    Start,
+    Warn,
+)
 from raymb.telemetry.sinks import JsonLines, TensorBoard
 from raymb.telemetry.steps import StepJoiner
 from raymb.telemetry.terminal import Terminal
@@ -48,15 +63,28 @@ class Monitor:
         self.touched = 0.0
         self.sinks = [JsonLines(place.metrics), TensorBoard(place.tensorboard)]
         self.batch = job.spec.train.global_batch_size
-        self.joiner = StepJoiner(job.plan["data_parallel_size"], self.batch, job.plan["num_workers"])
+        self.joiner = StepJoiner(job.layout.data_parallel_size, self.batch, job.layout.num_workers)
         self.failures = Failures(place.failures, place.logs, RAY_SAID)
         self.hub = hub
         self.trains = False
-        self.terminal = Terminal(console, job.plan["train_iters"])
-        self.terminal.phase(f"starting {job.plan['num_workers']} {job.backend} workers")
+        self.terminal = Terminal(console, job.train_iters)
+        self.terminal.phase(f"starting {job.layout.num_workers} {job.backend} workers")
         self.events = Events(place.events) if job.task == "train" else None
         self._note("started")
         self.trackers = trackers(job, place, self.terminal.phase)
+        self.handlers: dict[str, Callable[[Any], None]] = {
+            "phase": self._phase,
+            "warning": self._warn,
+            "start": self._start,
+            "part": self._part,
+            "validation": self._held_out,
+            "test": self._held_out,
+            "checkpoint": self._saved,
+            "export": self._exported,
+            "rank": self._heard,
+            "hang": self._heard,
+            "failure": self._failed,
+        }
         self.receiver = Receiver(hub, self._handle)
 
     def ask_to_stop(self, reason: str) -> bool:
@@ -84,44 +112,51 @@ class Monitor:
             self.events.add(event, **fields)
 
     def _handle(self, record: Record | None) -> None:
+        """Take what has come; None where nothing has."""
         if record is None:
             self._touch()
-            return
-        kind = record["kind"]
-        if kind == "phase":
-            self.terminal.phase(record["text"])
-        elif kind == "start":
-            self.trains = True
-            self._note("training", step=record["step"], workers=record["world_size"])
-            self.joiner = StepJoiner(record["copies"], self.batch, record["world_size"], record["chip"])
-            failure = self.failures.resumed(record["step"])
-            if failure is not None:
-                self.terminal.lines([resumed_line(failure)])
-            for sink in self.sinks:
-                sink.restart_after(record["step"])
-            self.terminal.start(record["step"], record["world_size"])
-        elif kind == "part":
-            step = self.joiner.join(record)
-            if step is not None:
-                self._write(step)
-                self.terminal.step(step)
-        elif kind in ("validation", "test"):
-            self._write(record)
-            self.terminal.validation(record)
-        elif kind == "checkpoint":
-            self._note("checkpoint", step=record["step"])
-            self.terminal.checkpoint(record["step"])
-        elif kind == "export":
-            self._write(record)
-            self.terminal.phase(exported_line(record))
-        elif kind in ("rank", "hang"):
-            self.failures.heard(record)
-        elif kind == "failure":
-            self._failed(record)
-        elif kind == "warning":
-            self.terminal.phase(f"warning: {record['text']}")
+        else:
+            self.handlers[record["kind"]](record)
 
-    def _failed(self, record: Record) -> None:
+    def _phase(self, record: Phase) -> None:
+        self.terminal.phase(record["text"])
+
+    def _warn(self, record: Warn) -> None:
+        self.terminal.phase(f"warning: {record['text']}")
+
+    def _start(self, record: Start) -> None:
+        self.trains = True
+        self._note("training", step=record["step"], workers=record["world_size"])
+        self.joiner = StepJoiner(record["copies"], self.batch, record["world_size"], record["chip"])
+        failure = self.failures.resumed(record["step"])
+        if failure is not None:
+            self.terminal.lines([resumed_line(failure)])
+        for sink in self.sinks:
+            sink.restart_after(record["step"])
+        self.terminal.start(record["step"], record["world_size"])
+
+    def _part(self, record: Part | LossPart) -> None:
+        step = self.joiner.join(record)
+        if step is not None:
+            self._write(step)
+            self.terminal.step(step)
+
+    def _held_out(self, record: HeldOutLoss) -> None:
+        self._write(record)
+        self.terminal.validation(record)
+
+    def _saved(self, record: Saved) -> None:
+        self._note("checkpoint", step=record["step"])
+        self.terminal.checkpoint(record["step"])
+
+    def _exported(self, record: Export) -> None:
+        self._write(record)
+        self.terminal.phase(exported_line(record))
+
+    def _heard(self, record: RankStatus | Hang) -> None:
+        self.failures.heard(record)
+
+    def _failed(self, record: Failed) -> None:
         self.trains = False
         failure = self.failures.failed(record)
         self._note(
@@ -134,7 +169,7 @@ class Monitor:
         )
         self.terminal.lines(console_lines(failure, self.failures.page(failure)))
 
-    def _write(self, record: Record) -> None:
+    def _write(self, record: Metric) -> None:
         for sink in (*self.sinks, *self.trackers):
             sink.write(record)
 

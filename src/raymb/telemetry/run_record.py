@@ -13,7 +13,7 @@ from raymb.run.directory import read_object
 from raymb.storage import lock
 from raymb.telemetry.events import read_lines, state_after
 from raymb.telemetry.fetched import place_of
-from raymb.telemetry.records import Record
+from raymb.telemetry.records import Line
 
 _RECENT = 50  # train records that say how fast a run is
 _TRAIN = '{"kind": "train"'
@@ -34,22 +34,22 @@ class RunRecord:
     name: str
     place: str
     state: str
-    spec: Record
-    plan: Record
-    data: Record
-    records: list[Record]
-    events: list[Record]
+    spec: Line
+    plan: Line
+    data: Line
+    records: list[Line]
+    events: list[Line]
     failures: dict[str, str]
-    answers: list[Record]
+    answers: list[Line]
 
-    def of(self, kind: str) -> list[Record]:
+    def of(self, kind: str) -> list[Line]:
         return [record for record in self.records if record.get("kind") == kind]
 
-    def events_of(self, *names: str) -> list[Record]:
+    def events_of(self, *names: str) -> list[Line]:
         return [event for event in self.events if event["event"] in names]
 
     @property
-    def best(self) -> Record | None:
+    def best(self) -> Line | None:
         """The validation with the lowest loss."""
         losses = [one for one in self.of("validation") if one.get("loss") is not None]
         return min(losses, key=lambda one: one["loss"], default=None)
@@ -77,7 +77,7 @@ def read_run(path: Path, asked: str = "", recent_only: bool = False) -> RunRecor
     return RunRecord(path.name, place, state, spec, plan, data, records, events, failures, answers)
 
 
-def _recent(file: Path) -> list[Record]:
+def _recent(file: Path) -> list[Line]:
     """A long run's metrics without parsing every step of it."""
     try:
         lines = file.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
@@ -95,13 +95,13 @@ def _pages(directory: Path) -> Iterator[tuple[str, str]]:
         yield page.stem, page.read_text(encoding="utf-8", errors="replace")
 
 
-def _answers(path: Path) -> Iterator[Record]:
+def _answers(path: Path) -> Iterator[Line]:
     for file in (path / "answers.jsonl", *sorted((path / "evaluation").glob("*.jsonl"))):
         for one in read_lines(file):
             yield {"from": file.relative_to(path).as_posix(), **one}
 
 
-def state_of(path: Path, events: list[Record]) -> str:
+def state_of(path: Path, events: list[Line]) -> str:
     """running, finished, failed, stopped (--max_time), interrupted, killed (the driver left no last word), or unknown
     for a run of a raymb that kept no events."""
     if lock.is_held(path / "lock"):
@@ -112,7 +112,7 @@ def state_of(path: Path, events: list[Record]) -> str:
     return state_after(last.get("code", 1)) if last["event"] == "ended" else "killed"
 
 
-def summary(run: RunRecord) -> Record:
+def summary(run: RunRecord) -> Line:
     """The line of a run in `raymb runs`, as plain data; None for what is not known."""
     train, best = run.of("train")[-_RECENT:], run.best
     times = [one["time"] for one in (*run.records, *run.events) if "time" in one]
@@ -136,14 +136,14 @@ def labels(runs: list[RunRecord]) -> list[str]:
     return names if len(set(names)) == len(names) else [run.place for run in runs]
 
 
-def median(records: list[Record], name: str) -> float | None:
+def median(records: list[Line], name: str) -> float | None:
     """Of the known values; the first step, which compiles and warms up, is left out if there are more."""
     values = [one[name] for one in records if one.get(name) is not None and one["step"] > 1]
     values = values or [one[name] for one in records if one.get(name) is not None]
     return statistics.median(values) if values else None
 
 
-def summaries(directory: Path, asked: str) -> list[Record]:
+def summaries(directory: Path, asked: str) -> list[Line]:
     """The lines of `raymb runs` for the runs of a storage path, the newest last.
 
     Args:

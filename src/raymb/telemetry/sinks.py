@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from raymb.telemetry.records import Record
+from raymb.telemetry.records import Metric
 
 
 class JsonLines:
@@ -31,7 +31,7 @@ class JsonLines:
         temporary.write_text("".join(kept), encoding="utf-8")
         os.replace(temporary, self.file)
 
-    def write(self, record: Record) -> None:
+    def write(self, record: Metric) -> None:
         with open(self.file, "a", encoding="utf-8") as file:
             file.write(json.dumps({name: _in_json(value) for name, value in record.items()}) + "\n")
 
@@ -54,7 +54,7 @@ def _step_of(line: str) -> int | None:
         return None
 
 
-def scalars(record: Record) -> dict[str, float]:
+def scalars(record: Metric) -> dict[str, float]:
     """The numbers of a record as KIND/FIELD."""
     return {
         f"{record['kind']}/{name}": value
@@ -84,7 +84,7 @@ class TensorBoard:
         )
         return self.writer
 
-    def write(self, record: Record) -> None:
+    def write(self, record: Metric) -> None:
         if record["kind"] == "export":
             return
         writer = self.writer or self._open(record["step"] - 1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from raymb.plan.gpus import gpu_of_device
-from raymb.telemetry.records import Record
+from raymb.telemetry.records import LossPart, Part, Step
 
 
 class StepJoiner:
@@ -20,10 +20,10 @@ class StepJoiner:
         self.parts = parts
         self.samples = samples
         self.world_size = world_size
-        self.waiting: dict[int, dict[int, Record]] = {}
+        self.waiting: dict[int, dict[int, Part | LossPart]] = {}
         self.chip = chip
 
-    def join(self, part: Record) -> Record | None:
+    def join(self, part: Part | LossPart) -> Step | None:
         """The step's train record when its last part arrives, else None."""
         by_copy = self.waiting.setdefault(part["step"], {})
         by_copy[part["copy"]] = part  # a step done again after a failure replaces the parts of the first time
@@ -32,7 +32,7 @@ class StepJoiner:
         gathered = list(self.waiting.pop(part["step"]).values())
         known = next(item for item in gathered if "loss" in item)
         tokens = sum(item["tokens"] for item in gathered)
-        record = {
+        record: Step = {
             "kind": "train",
             "step": part["step"],
             "time": known["time"],

@@ -11,7 +11,7 @@ from typing import Any
 from raymb.spec.sections import SECTIONS
 from raymb.telemetry.charts import duration, short
 from raymb.telemetry.curves import GIB, Clock
-from raymb.telemetry.run_record import Record, RunRecord, median
+from raymb.telemetry.run_record import Line, RunRecord, median
 
 Rows = list[tuple[str, list[str]]]
 """A label, and the text of each run."""
@@ -119,7 +119,7 @@ def differing(rows: Rows) -> Rows:
     return [row for row in rows if len(set(row[1])) > 1]
 
 
-def data_parts(run: RunRecord) -> list[Record]:
+def data_parts(run: RunRecord) -> list[Line]:
     """Each part of the rows: its numbers, and its lengths as bars in percent of the highest."""
     made = []
     for part, numbers in run.data.get("parts", {}).items():
@@ -162,7 +162,7 @@ def history(run: RunRecord) -> list[tuple[str, str, str]]:
     return words[-MOST_EVENTS:]
 
 
-def _said(event: Record) -> str:
+def _said(event: Line) -> str:
     kind = event["event"]
     if kind == "started":
         return "a driver started"
@@ -175,7 +175,7 @@ def _said(event: Record) -> str:
     return f"the driver ended with exit code {event['code']}: {event['state']}"
 
 
-def answers(run: RunRecord) -> list[Record]:
+def answers(run: RunRecord) -> list[Line]:
     """The first questions, with each model's answer by its name."""
     shown = []
     for one in run.answers[:MOST_ANSWERS]:

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from raymb.telemetry.records import Record
+from raymb.telemetry.records import HeldOutLoss, Step
 
 _SECONDS_BETWEEN_PLAIN_LINES = 10.0
 
@@ -50,7 +50,7 @@ class Terminal:
             self.task = self.progress.add_task("", total=self.train_iters, completed=step)
             self.progress.start()
 
-    def step(self, record: Record) -> None:
+    def step(self, record: Step) -> None:
         text = (
             f"loss {record['loss']:.4f}  grad norm {_short(record['grad_norm'])}  {record['step_seconds']:.3g} s/step  "
             f"{record['tokens_per_second']:,.0f} tokens/s"
@@ -67,7 +67,7 @@ class Terminal:
     def _is_due(self, step: int) -> bool:
         return step == 1 or time.monotonic() - self.printed >= _SECONDS_BETWEEN_PLAIN_LINES
 
-    def validation(self, record: Record) -> None:
+    def validation(self, record: HeldOutLoss) -> None:
         self.phase(f"{record['kind']} at step {record['step']}: loss {record['loss']:.4f}")
 
     def checkpoint(self, step: int) -> None:

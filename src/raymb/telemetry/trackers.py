@@ -22,7 +22,7 @@ from raymb.run.directory import RunDir, read_object
 from raymb.spec import RunSpec, without_secrets
 from raymb.storage.files import write_atomically
 from raymb.telemetry.events import state_after
-from raymb.telemetry.records import Record
+from raymb.telemetry.records import Metric
 from raymb.telemetry.sinks import scalars
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ class InBackground:
         self.thread = threading.Thread(target=self._run, name=f"raymb-{name}", daemon=True)
         self.thread.start()
 
-    def write(self, record: Record) -> None:
+    def write(self, record: Metric) -> None:
         self.calls.put(("write", record))
 
     def end(self, code: int) -> None:
@@ -130,7 +130,7 @@ class Once:
     def __init__(self) -> None:
         self.reached: dict[str, int] = {}
 
-    def is_new(self, record: Record) -> bool:
+    def is_new(self, record: Metric) -> bool:
         kind, step = record["kind"], record["step"]
         if kind == "export" or step <= self.reached.get(kind, 0):
             return False
@@ -158,7 +158,7 @@ class WeightsAndBiases:
             resume="allow" if wandb.setup().settings.mode == "online" else None,  # offline it would only warn
             name=place.path.name,
             dir=place.path,
-            config={**_settings(job.spec), "plan": job.plan, "raymb": __version__},
+            config={**_settings(job.spec), "plan": job.plan.to_dict(), "raymb": __version__},
             settings=wandb.Settings(
                 silent=True,
                 console="off",
@@ -178,7 +178,7 @@ class WeightsAndBiases:
             return f"offline; wandb sync {Path(self.run.dir).parent} sends it"
         return str(self.run.url)
 
-    def write(self, record: Record) -> None:
+    def write(self, record: Metric) -> None:
         if self.once.is_new(record):
             self.run.log(scalars(record), step=record["step"])
 
@@ -214,7 +214,7 @@ class MLflow:
     def where(self) -> str:
         return f"run {self.run_id} in {self.client.get_run(self.run_id).info.artifact_uri}"
 
-    def write(self, record: Record) -> None:
+    def write(self, record: Metric) -> None:
         from mlflow.entities import Metric
 
         if self.once.is_new(record):
@@ -255,7 +255,7 @@ class MLflow:
         found = self.client.get_experiment_by_name(experiment)
         home = found.experiment_id if found else self.client.create_experiment(experiment)
         run_id = self.client.create_run(home, run_name=place.path.name).info.run_id
-        params = [*_flat(_settings(job.spec)), *_flat({"plan": job.plan}), ("raymb", __version__)]
+        params = [*_flat(_settings(job.spec)), *_flat({"plan": job.plan.to_dict()}), ("raymb", __version__)]
         for start in range(0, len(params), 100):
             batch = [Param(name, str(value)[:6000]) for name, value in params[start : start + 100]]
             self.client.log_batch(run_id, params=batch)

@@ -22,7 +22,7 @@ from raymb.plan.rules import (
     world,
 )
 from raymb.plan.rules.run import Run
-from raymb.plan.sizes import Layout
+from raymb.plan.sizes import DetailedLayout
 
 __all__ = ["OF_LAYOUTS", "OF_RUNS", "OF_SIZES", "Run", "broken_rules", "broken_run_rules", "broken_size_rules", "obeys"]
 
@@ -63,12 +63,12 @@ OF_RUNS = (
 """Of everything that a run is (raymb.plan.rules.run.Run)."""
 
 
-def broken_rules(layout: Layout, shape: ModelShape) -> list[str]:
+def broken_rules(layout: DetailedLayout, shape: ModelShape) -> list[str]:
     """What is wrong with a layout; empty if it can train."""
     return [text for rule in OF_LAYOUTS for text in rule(layout, shape)] or [*world.unfinished(layout)]
 
 
-def broken_size_rules(layout: Layout, shape: ModelShape) -> list[str]:
+def broken_size_rules(layout: DetailedLayout, shape: ModelShape) -> list[str]:
     """Of broken_rules what another number of workers might mend."""
     return [text for rule in OF_SIZES for text in rule(layout, shape)] or [*world.unfinished(layout)]
 
@@ -78,6 +78,6 @@ def broken_run_rules(run: Run) -> list[str]:
     return [text for rule in OF_RUNS for text in rule(run)]
 
 
-def obeys(layout: Layout, shape: ModelShape) -> bool:
+def obeys(layout: DetailedLayout, shape: ModelShape) -> bool:
     """Whether a layout of the search can train; rules of recomputation count on stages that the others have passed."""
     return not broken_rules(layout, shape) and not any(recompute.of_layout(layout, shape))

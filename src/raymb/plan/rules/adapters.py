@@ -8,30 +8,33 @@ from raymb.model.families import family_of_type
 from raymb.model.shape import ModelShape
 from raymb.plan.adapters import ALL, DOWN, GATE_UP, attention_of, matrices_of, names_of, parts_of
 from raymb.plan.rules.run import Run
-from raymb.plan.sizes import Layout
+from raymb.plan.sizes import DetailedLayout
 from raymb.spec.training import Peft
 
 _NOT_WITH_TENSOR_PARALLEL = ("gate", "q_a_proj", "kv_a_proj_with_mqa")
 """What every tensor parallel worker has whole: the router, and the compressing projections of latent attention."""
 
 
-def sizes(layout: Layout, shape: ModelShape) -> Iterator[str]:
-    if layout.adapter_rank is None:
+def sizes(layout: DetailedLayout, shape: ModelShape) -> Iterator[str]:
+    if layout.lora_rank is None:
         return
-    if shape.num_experts and layout.expert_tensor > 1:
+    if shape.num_experts and layout.expert_tensor_parallel_size > 1:
         yield (
-            f"--expert_tensor_parallel_size {layout.expert_tensor} must be 1 with --peft: Bridge 0.6.2 does not add up "
+            f"--expert_tensor_parallel_size {layout.expert_tensor_parallel_size} must be 1 with --peft: Bridge 0.6.2 "
+            "does not add up "
             f"the parts of an expert's adapter (peft/utils.py); set it to 1"
         )
     wrong = [name for name in layout.adapter_targets if name in _NOT_WITH_TENSOR_PARALLEL]
-    if wrong and layout.tensor > 1:
+    if wrong and layout.tensor_parallel_size > 1:
         yield (
-            f"--tensor_parallel_size {layout.tensor} must be 1 with adapters on {', '.join(wrong)}, which Bridge 0.6.2 "
+            f"--tensor_parallel_size {layout.tensor_parallel_size} must be 1 with adapters on {', '.join(wrong)}, "
+            "which Bridge 0.6.2 "
             f"trains otherwise than PEFT then; leave them out of --lora_target_modules, or set it to 1"
         )
-    if layout.adapter_rank % layout.tensor:
+    if layout.lora_rank % layout.tensor_parallel_size:
         yield (
-            f"--lora_rank {layout.adapter_rank} must be a multiple of --tensor_parallel_size {layout.tensor}: "
+            f"--lora_rank {layout.lora_rank} must be a multiple of --tensor_parallel_size "
+            f"{layout.tensor_parallel_size}: "
             f"tensor parallel workers share an adapter's rank"
         )
 

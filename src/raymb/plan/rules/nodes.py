@@ -12,5 +12,5 @@ def tensor_groups(run: Run) -> Iterator[str]:
     per_node, layout = run.spec.cluster.gpus_per_node, run.layout
     if layout is None or not per_node:
         return
-    if text := planned_problem(layout.tensor, layout.num_workers, per_node):
+    if text := planned_problem(layout.tensor_parallel_size, layout.num_workers, per_node):
         yield text

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from raymb.model.shape import ModelShape
 from raymb.plan.rules.run import Run
-from raymb.plan.sizes import Layout
+from raymb.plan.sizes import DetailedLayout
 
 _MULTIPLE = {"fp8": 16, "fp8_blockwise": 16, "mxfp8": 32}
 """Of both sides of an FP8 matrix product (Transformer Engine 2.20, on cuBLAS); mxfp8: of a block, too."""
@@ -27,11 +27,11 @@ def fp8(run: Run) -> Iterator[str]:
         yield from _sizes(flag, _MULTIPLE[precision], layout, run.shape)
 
 
-def _sizes(flag: str, multiple: int, layout: Layout, shape: ModelShape) -> Iterator[str]:
-    tensor = layout.tensor
+def _sizes(flag: str, multiple: int, layout: DetailedLayout, shape: ModelShape) -> Iterator[str]:
+    tensor = layout.tensor_parallel_size
     inner = (shape.moe_intermediate_size or shape.intermediate_size) if shape.num_experts else shape.intermediate_size
-    split = layout.expert_tensor if shape.num_experts else tensor
-    tokens = layout.micro_batch_size * layout.seq_length // layout.context
+    split = layout.expert_tensor_parallel_size if shape.num_experts else tensor
+    tokens = layout.micro_batch_size * layout.seq_length // layout.context_parallel_size
     tokens //= tensor if layout.sequence_parallel else 1
     sizes = {
         f"the hidden size {shape.hidden_size}": shape.hidden_size,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from raymb.model.shape import ModelShape
 from raymb.plan.gpus import Gpu
-from raymb.plan.sizes import Layout
+from raymb.plan.sizes import DetailedLayout
 from raymb.spec.sections import RunSpec
 
 
@@ -27,4 +27,4 @@ class Run:
     backend: str = "auto"
     gpu: Gpu | None = None
     rows: int | None = None
-    layout: Layout | None = None
+    layout: DetailedLayout | None = None

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 from raymb.model.shape import ModelShape
 from raymb.plan.multiples import divisors, listed, nearest_multiples
-from raymb.plan.sizes import Layout
+from raymb.plan.sizes import DetailedLayout
 
 
-def layer_counts(layout: Layout, shape: ModelShape) -> Iterator[str]:
-    layers, stages, uneven = shape.num_layers, layout.pipeline, _uneven_flags(layout)
+def layer_counts(layout: DetailedLayout, shape: ModelShape) -> Iterator[str]:
+    layers, stages, uneven = shape.num_layers, layout.pipeline_parallel_size, _uneven_flags(layout)
     if stages == 1:
         for flag, size in uneven.items():
             yield f"--{flag} {size} needs --pipeline_parallel_size of 2 or more, and it is 1; leave --{flag} out"
@@ -32,8 +32,8 @@ def layer_counts(layout: Layout, shape: ModelShape) -> Iterator[str]:
             )
 
 
-def chunks(layout: Layout, shape: ModelShape) -> Iterator[str]:
-    virtual, stages = layout.virtual, layout.pipeline
+def chunks(layout: DetailedLayout, shape: ModelShape) -> Iterator[str]:
+    virtual, stages = layout.virtual_pipeline_parallel_size, layout.pipeline_parallel_size
     if not virtual:
         return
     flag = f"--virtual_pipeline_parallel_size {virtual}"
@@ -52,27 +52,32 @@ def chunks(layout: Layout, shape: ModelShape) -> Iterator[str]:
         )
 
 
-def micro_batches(layout: Layout, shape: ModelShape) -> Iterator[str]:
-    stages, product = layout.pipeline, layout.micro_batch_size * layout.data
-    if not layout.virtual or not product or layout.global_batch_size % product:
+def micro_batches(layout: DetailedLayout, shape: ModelShape) -> Iterator[str]:
+    stages, product = layout.pipeline_parallel_size, layout.micro_batch_size * layout.data_parallel_size
+    if not layout.virtual_pipeline_parallel_size or not product or layout.global_batch_size % product:
         return
     count = layout.global_batch_size // product
     if count % stages:
         yield (
-            f"--virtual_pipeline_parallel_size {layout.virtual} needs the {count} micro-batches of a step to be a "
+            f"--virtual_pipeline_parallel_size {layout.virtual_pipeline_parallel_size} needs the {count} "
+            "micro-batches of a step to be a "
             f"multiple of --pipeline_parallel_size {stages}; set --global_batch_size to "
             f"{nearest_multiples(layout.global_batch_size, product * stages)}"
         )
 
 
-def fsdp(layout: Layout, shape: ModelShape) -> Iterator[str]:
-    if layout.fsdp != "none" and layout.pipeline > 1:
+def fsdp(layout: DetailedLayout, shape: ModelShape) -> Iterator[str]:
+    if layout.megatron_fsdp != "none" and layout.pipeline_parallel_size > 1:
         yield (
-            f"--pipeline_parallel_size {layout.pipeline} must be 1 with --megatron_fsdp {layout.fsdp}, which "
+            f"--pipeline_parallel_size {layout.pipeline_parallel_size} must be 1 with --megatron_fsdp "
+            f"{layout.megatron_fsdp}, which "
             f"Megatron-Core 0.19.2 does not cut into stages; set it to 1"
         )
 
 
-def _uneven_flags(layout: Layout) -> dict[str, int]:
-    given = {"num_layers_in_first_stage": layout.first_stage, "num_layers_in_last_stage": layout.last_stage}
+def _uneven_flags(layout: DetailedLayout) -> dict[str, int]:
+    given = {
+        "num_layers_in_first_stage": layout.num_layers_in_first_stage,
+        "num_layers_in_last_stage": layout.num_layers_in_last_stage,
+    }
     return {flag: size for flag, size in given.items() if size is not None}
