@@ -36,14 +36,15 @@ def train(job: Job, progress: Progress, emit: Emit, register: Callable[[str, int
     import torch.distributed as dist
     from megatron.bridge.training.pretrain import pretrain
 
-    from raymb.bridge import saving as checkpoints
+    from raymb.bridge import checkpoint_manager
     from raymb.bridge.bad_loss import LossSum
     from raymb.bridge.callbacks import HuggingFaceExport, make_callbacks
     from raymb.bridge.forward import counting_forward_step
+    from raymb.bridge.saving import Saving
     from raymb.export.during import Exports
 
-    saving = checkpoints.Saving(job, progress, emit, register, losses)
-    config.checkpoint.custom_manager_class = checkpoints.install(saving)
+    saving = Saving(job, progress, emit, register, losses)
+    config.checkpoint.custom_manager_class = checkpoint_manager.install(saving)
     spikes = LossSum()
     keep_loss = spikes.parts.append if job.spec.resilience.loss_spike else None
     forward_step, counter = counting_forward_step(job, progress.beat, keep_loss)

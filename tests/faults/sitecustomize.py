@@ -46,7 +46,7 @@ def install(file: Path) -> None:
 
 
 def watch_the_writer(file, progress):
-    from raymb.bridge.saving import Writes
+    from raymb.bridge.writes import Writes
 
     if hasattr(Writes, "unwatched"):
         return

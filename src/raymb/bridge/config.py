@@ -318,7 +318,7 @@ def _checkpoint(job: Job, load_dir: str | None, load_random_state: bool) -> Chec
         strict_fsdp_dtensor_load=load_random_state,  # Bridge 0.6.2 looks for the state that is not wanted, too
         fully_parallel_save=job.spec.checkpoint.parallel_save,
         fully_parallel_load=job.spec.checkpoint.parallel_load,
-        # Also with --no_async_save, which only waits: one way of writing (raymb.bridge.saving). Not with Megatron-FSDP,
+        # Also with --no_async_save, which only waits: one way of writing (raymb.bridge.writes). Not with Megatron-FSDP,
         # whose checkpoints Bridge 0.6.2 writes while the training waits.
         async_save=not fsdp,
         async_strategy="mcore",

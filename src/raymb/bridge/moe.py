@@ -6,8 +6,7 @@ import importlib.util
 from typing import Any
 
 from raymb.errors import SpecError
-from raymb.plan.experts import FLEX
-from raymb.spec.training import Moe, Train
+from raymb.spec.training import FLEX_DISPATCHERS, Moe, Train
 
 
 def moe_settings(moe: Moe, train: Train) -> dict[str, Any]:
@@ -38,7 +37,7 @@ def moe_settings(moe: Moe, train: Train) -> dict[str, Any]:
 def _dispatcher(name: str | None) -> dict[str, Any]:
     if name is None:
         return {}
-    if name not in FLEX:  # those Megatron-Core calls `flex`, with a back end
+    if name not in FLEX_DISPATCHERS:  # those Megatron-Core calls `flex`, with a back end
         return {"moe_token_dispatcher_type": name}
     if importlib.util.find_spec("deep_ep") is None:
         raise SpecError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from raymb.model.shape import ModelShape
 from raymb.plan.adapters import targets_of
@@ -67,6 +67,17 @@ def choose_layout(spec: RunSpec, shape: ModelShape, backend: str, num_workers: i
         global_batch_size=spec.train.global_batch_size,
         seq_length=spec.data.seq_length,
         packing=spec.data.packing,
+        asked_data=data_range(parallel),
+        assumed=assumed,
+        **_settings(spec, shape),
+    )
+    return layout, chosen
+
+
+def _settings(spec: RunSpec, shape: ModelShape) -> dict[str, Any]:
+    """What of a layout is not a size and needs no choice."""
+    adapters = spec.peft.peft != "none"
+    return dict(
         recompute="none" if spec.train.recompute == "auto" else spec.train.recompute,
         recompute_method=spec.train.recompute_method or "uniform",
         recompute_num_layers=spec.train.recompute_num_layers or 1,
@@ -75,7 +86,7 @@ def choose_layout(spec: RunSpec, shape: ModelShape, backend: str, num_workers: i
         optimizer_offload=0.0 if spec.optimizer.optimizer_offload == "auto" else spec.optimizer.optimizer_offload,
         optimizer_moments=spec.optimizer.optimizer_moments,
         distributed_optimizer=spec.optimizer.distributed_optimizer,
-        megatron_fsdp=parallel.megatron_fsdp,
+        megatron_fsdp=spec.parallel.megatron_fsdp,
         number_bytes=4 if spec.train.precision == "fp32" else 2,
         gradient_bytes=4 if spec.performance.grad_reduce_in_fp32 else 2,
         fused_cross_entropy=spec.performance.fused_cross_entropy,
@@ -84,10 +95,7 @@ def choose_layout(spec: RunSpec, shape: ModelShape, backend: str, num_workers: i
         cuda_graphs=spec.performance.cuda_graphs,
         lora_rank=spec.peft.lora_rank if adapters else None,
         adapter_targets=tuple(targets_of(spec.peft, shape).hugging_face) if adapters else (),
-        asked_data=data_range(parallel),
-        assumed=assumed,
     )
-    return layout, chosen
 
 
 def _assumed(parallel: Parallel, backend: str) -> Literal["", "one", "open"]:

@@ -235,6 +235,10 @@ class Performance(Section):
     Systems and has to be on the nodes (a report of each worker)."""
 
 
+FLEX_DISPATCHERS = ("deepep", "hybridep")
+"""Token dispatchers with kernels of the package deep_ep, which Megatron-Core calls `flex`, with a back end."""
+
+
 class Moe(Section):
     moe_load_balancing: Literal["aux_loss", "seq_aux_loss", "global_aux_loss", "sinkhorn", "none"] | None = bridge(
         "model.moe_router_load_balancing_type", default=None

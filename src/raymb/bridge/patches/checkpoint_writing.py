@@ -52,7 +52,7 @@ def build_config_text_once() -> None:
 
 
 def write_with(make_queue: Callable[[], Any]) -> None:
-    """Have Bridge give what it writes to a queue of raymb's (raymb.bridge.saving.Writes)."""
+    """Have Bridge give what it writes to a queue of raymb's (raymb.bridge.writes.Writes)."""
 
     def initialize(self: Any) -> None:
         self._async_calls_queue = make_queue()

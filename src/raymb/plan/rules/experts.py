@@ -6,11 +6,10 @@ import math
 from collections.abc import Iterator
 
 from raymb.model.shape import ModelShape
-from raymb.plan.experts import FLEX
 from raymb.plan.multiples import divisors, listed, nearest_multiples
 from raymb.plan.rules.run import Run
 from raymb.plan.sizes import DetailedLayout
-from raymb.spec.training import Moe
+from raymb.spec.training import FLEX_DISPATCHERS, Moe
 
 
 def split(layout: DetailedLayout, shape: ModelShape) -> Iterator[str]:
@@ -79,7 +78,10 @@ def settings(run: Run) -> Iterator[str]:
         yield f"--moe_shared_expert_overlap: {shape.architecture} has no shared experts; leave it out"
     if moe.moe_shared_expert_overlap and "shared_experts" in layout.recompute_modules:
         yield "--moe_shared_expert_overlap and --recompute_modules shared_experts exclude each other; drop one of them"
-    if moe.moe_token_dispatcher in FLEX and layout.expert_parallel_size * layout.expert_tensor_parallel_size == 1:
+    if (
+        moe.moe_token_dispatcher in FLEX_DISPATCHERS
+        and layout.expert_parallel_size * layout.expert_tensor_parallel_size == 1
+    ):
         yield (
             f"--moe_token_dispatcher {moe.moe_token_dispatcher} moves tokens between workers, and all experts are on "
             f"each; leave it out, or raise --expert_parallel_size"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from raymb.plan.experts import FLEX
 from raymb.plan.rules.run import Run
 from raymb.spec.sections import RunSpec
+from raymb.spec.training import FLEX_DISPATCHERS
 
 
 def settings(run: Run) -> Iterator[str]:
@@ -34,5 +34,5 @@ def _not_on_cpus(spec: RunSpec) -> Iterator[tuple[str, str]]:
         yield f"--activation_offload_layers {layers}", "activations are on the host already"
     if spec.performance.cuda_graphs:
         yield "--cuda_graphs", "graphs are CUDA's"
-    if spec.moe.moe_token_dispatcher in FLEX:
+    if spec.moe.moe_token_dispatcher in FLEX_DISPATCHERS:
         yield f"--moe_token_dispatcher {spec.moe.moe_token_dispatcher}", "its kernels are CUDA's"
