@@ -37,7 +37,7 @@ from raymb.model.files import ModelFiles
 from raymb.spec import RunSpec
 from raymb.storage.files import write_atomically
 from raymb.storage.lock import process_lives
-from raymb.storage.remote import is_address, storage_root
+from raymb.storage.remote import is_uri, storage_root
 
 HOME = "_prepared"  # no run can have this name
 FORMAT = 1  # of the files; another one is prepared anew
@@ -119,7 +119,7 @@ def prepare(
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
     home = storage_root(spec.run.storage_path) / HOME
     path = home / digest
-    if read_manifest(path) is None and is_address(spec.run.storage_path):
+    if read_manifest(path) is None and is_uri(spec.run.storage_path):
         with contextlib.suppress(StorageError):  # where they are not, they are made
             fetch_rows(digest, spec.run.storage_path)
     manifest = read_manifest(path)

@@ -16,7 +16,7 @@ from raymb.doctor.hub import check_hub, parameters_of
 from raymb.doctor.machine import Machine, disk_of, this_machine
 from raymb.doctor.storage import check_disks, check_storage_path
 from raymb.errors import last_line
-from raymb.storage.remote import is_address, storage_root
+from raymb.storage.remote import is_uri, storage_root
 
 SECONDS = 60.0
 """That a check of this machine may take; a file system or driver that hangs would take for ever."""
@@ -47,7 +47,7 @@ def examine(question: Question, tell: Callable[[str], None]) -> Iterator[Finding
     Args:
         tell: what is being looked at.
     """
-    directory = None if is_address(question.storage_path) else str(storage_root(question.storage_path))
+    directory = None if is_uri(question.storage_path) else str(storage_root(question.storage_path))
     machine: list[Machine] = []
     parameters: list[int | None] = [None]
 

@@ -8,7 +8,7 @@ from raymb.doctor.finding import Finding
 from raymb.doctor.machine import Disk, Machine, can_write, nearest
 from raymb.errors import RunDirError
 from raymb.plan.gpus import GIB
-from raymb.storage.remote import check_writable, is_address
+from raymb.storage.remote import check_writable, is_uri
 
 AREA = "storage"
 _CHECKPOINT_BYTES, _EXPORT_BYTES = 14, 2
@@ -30,7 +30,7 @@ def room_for_a_run(parameters: int) -> int:
 
 def check_storage_path(storage_path: str) -> Iterator[Finding]:
     """Whether runs can be written: a directory or an address."""
-    if is_address(storage_path):
+    if is_uri(storage_path):
         try:
             check_writable(storage_path)
         except RunDirError as error:

@@ -45,13 +45,16 @@ _SECONDS_FOR_THE_CHECK = 15.0
 _SECONDS_FOR_A_TREE = 600.0  # its files are deleted by the thousand
 
 
-def is_address(storage_path: str | Path) -> bool:
+def is_uri(storage_path: str | Path) -> bool:
     return "://" in str(storage_path)
+
+
+is_address = is_uri  # The former name, which run/job.py still imports.
 
 
 def storage_root(storage_path: str | Path) -> Path:
     """The local directory that stands for a storage path: itself, or the workspace of an address."""
-    if not is_address(storage_path):
+    if not is_uri(storage_path):
         return Path(storage_path).expanduser().absolute()
     return cache_directory() / "storage" / hashlib.sha256(_normal(str(storage_path)).encode()).hexdigest()[:16]
 
@@ -68,7 +71,7 @@ class Remote:
     @staticmethod
     def of(storage_path: str | Path, *names: str) -> Remote | None:
         """The place of a storage path, or one below it; None for a local directory."""
-        return Remote("/".join((_normal(str(storage_path)), *names))) if is_address(storage_path) else None
+        return Remote("/".join((_normal(str(storage_path)), *names))) if is_uri(storage_path) else None
 
     def child(self, name: str) -> Remote:
         return Remote(f"{self.url}/{name.strip('/')}") if name.strip("/") else self
@@ -298,8 +301,8 @@ def _is_s3(url: str) -> bool:
     return _scheme(url) in ("s3", "s3a")
 
 
-def _normal(address: str) -> str:
-    scheme, _, place = address.partition("://")
+def _normal(uri: str) -> str:
+    scheme, _, place = uri.partition("://")
     return f"{scheme}://{place.rstrip('/')}"
 
 

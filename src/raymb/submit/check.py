@@ -12,7 +12,7 @@ from raymb.errors import SpecError
 from raymb.plan.automatic import NODE
 from raymb.spec import RunSpec, without_secrets
 from raymb.spec.training import worker_range
-from raymb.storage.remote import is_address
+from raymb.storage.remote import is_uri
 from raymb.submit.target import JobOptions, Submission, Target
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ def _check_paths(spec: RunSpec, target: Target) -> None:
         for flag, path in _paths(spec)
         if (flag in _ALWAYS_PATHS or _looks_like_a_path(path))
         and not (flag == "working_dir" and uploaded)
-        and not is_address(path)
+        and not is_uri(path)
         and not target.sees(path, spec)
     ]
     if problems:

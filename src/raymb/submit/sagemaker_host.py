@@ -67,12 +67,12 @@ def take_export(sections: Mapping[str, Any], to: Path) -> None:
     """Copy what the run has exported to the directory that SageMaker keeps."""
     from raymb.run.directory import RunDir
     from raymb.spec import RunSpec
-    from raymb.storage.remote import is_address
+    from raymb.storage.remote import is_uri
 
     spec = RunSpec.model_validate(sections)
     place = RunDir.of(spec, spec.run.experiment_name or "")
     for directory in (place.hf, place.adapter):
-        if is_address(spec.run.storage_path) and place.remote is not None and place.remote.listing(directory.name):
+        if is_uri(spec.run.storage_path) and place.remote is not None and place.remote.listing(directory.name):
             place.remote.download(directory.name, to / directory.name)
         elif directory.is_dir():
             shutil.copytree(directory, to / directory.name, dirs_exist_ok=True)

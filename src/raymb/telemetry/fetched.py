@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
-from raymb.storage.remote import Remote, is_address
+from raymb.storage.remote import Remote, is_uri
 from raymb.storage.transfer import side_by_side
 
 _LISTED = ("spec.json", "plan.json", "metrics.jsonl", "events.jsonl", "lock")  # a lock that is there counts as held
@@ -62,7 +62,7 @@ def _fetch_list(remote: Remote, home: Path) -> Path:
 
 def place_of(path: Path, asked: str) -> str:
     """Where a run is, for people: its directory, or its address."""
-    return asked if is_address(asked) else str(path)
+    return asked if is_uri(asked) else str(path)
 
 
 def _copy(remote: Remote, directory: Path, names: tuple[str, ...]) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from raymb import __version__
 from raymb.errors import RunDirError
 from raymb.storage.files import write_atomically
-from raymb.storage.remote import is_address
+from raymb.storage.remote import is_uri
 from raymb.telemetry import tables
 from raymb.telemetry.charts import duration
 from raymb.telemetry.curves import Clock, charts
@@ -36,7 +36,7 @@ def write_report(asked: list[str], output: Path | None = None) -> Path:
     with ExitStack() as stack:
         runs = [read_run(stack.enter_context(run_here(one)), one) for one in asked]
     name = "report.html" if len(runs) == 1 else f"report-{runs[1].name}.html"
-    home = Path(f"{runs[0].name}-{name}") if is_address(asked[0]) else Path(asked[0]).expanduser() / name
+    home = Path(f"{runs[0].name}-{name}") if is_uri(asked[0]) else Path(asked[0]).expanduser() / name
     file = output or home
     try:
         write_atomically(file, render(runs))
