@@ -114,7 +114,7 @@ def architecture(family: str) -> str:
     return f"{FAMILIES[family][0]}ForCausalLM"
 
 
-MIXTURES = {name for name, (_, settings) in FAMILIES.items() if any("expert" in key for key in settings)}
+MOE_FAMILIES = {name for name, (_, settings) in FAMILIES.items() if any("expert" in key for key in settings)}
 
 
 def make_model(family: str, directory: Path) -> Path:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.families import MIXTURES, make_model
+from tests.families import MOE_FAMILIES, make_model
 from tests.models import write_rows
 from tests.smoke.conftest import read_metrics, words_of
 
@@ -30,8 +30,8 @@ def test_a_run_changes_sides(family: str, tmp_path: Path) -> None:
     from raymb.cli import main
 
     rows, model = write_rows(tmp_path / "rows"), make_model(family, tmp_path / "model")
-    mixture = family in MIXTURES
-    balancing = ["--moe_aux_loss_coeff", "0"] if mixture else []
+    moe = family in MOE_FAMILIES
+    balancing = ["--moe_aux_loss_coeff", "0"] if moe else []
 
     def train(name: str, backend: str, *more: str) -> Path:
         given = {**FLAGS, "hf_model_path": model, "dataset": rows, "storage_path": tmp_path, "experiment_name": name}
@@ -46,7 +46,7 @@ def test_a_run_changes_sides(family: str, tmp_path: Path) -> None:
     losses = [_losses(run) for run in runs.values()]
     print(f"\n{family}: {losses}")
     # A token at the edge between two experts may go to the other one.
-    assert losses[0] == pytest.approx(losses[1], rel=5e-3 if mixture else 1e-3)
+    assert losses[0] == pytest.approx(losses[1], rel=5e-3 if moe else 1e-3)
     for step in (3, 6):
         names = [_keys(run / "checkpoints" / f"iter_{step:07d}") for run in runs.values()]
         assert names[0] == names[1]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.families import FAMILIES, MIXTURES, make_model
+from tests.families import FAMILIES, MOE_FAMILIES, make_model
 from tests.models import write_rows
 from tests.smoke.conftest import read_metrics, words_of
 
@@ -36,7 +36,7 @@ LAYOUTS: dict[str, tuple[str, int, tuple[str, ...]]] = {
     "ep2": ("Qwen3-MoE", 2, (EP, "2")),
     "ep2-fsdp2": ("Qwen3-MoE", 2, (EP, "2", FSDP, "optim_grads_params")),
 }
-WORST, WORST_OF_MIXTURE = 3e-3, 2e-2
+WORST, WORST_OF_MOE = 3e-3, 2e-2
 """Relative, of any step's loss: bf16's rounding; a token at the edge between two experts may go to the other one."""
 
 
@@ -65,7 +65,7 @@ def test_a_layout_computes_what_a_cpu_does(
     losses = _losses(place, layout, model, rows, "--backend", "cuda", "--num_workers", str(workers), *flags)
     worst = max(abs(one / other - 1) for one, other in zip(losses, on_a_cpu[family], strict=True))
     print(f"\n{layout}: {losses[0]:.4f} to {losses[-1]:.4f}, worst relative deviation {worst:.1e}")
-    assert worst < (WORST_OF_MIXTURE if family in MIXTURES else WORST) and losses[-1] < losses[0]
+    assert worst < (WORST_OF_MOE if family in MOE_FAMILIES else WORST) and losses[-1] < losses[0]
 
 
 def _losses(place: Path, name: str, model: Path, rows: Path, *more: str) -> list[float]:

@@ -187,7 +187,7 @@ def test_a_run_that_is_killed_or_stopped_ends_as_one_in_peace(
         ("DeepSeek-V3", "q_b_proj,kv_b_proj,o_proj", {"tensor_parallel_size": 2}),
     ],
 )
-def test_adapters_of_mixtures(
+def test_adapters_of_moe_models(
     family: str, targets: str, layout: dict[str, int], finetune: Callable[..., Path], tmp_path: Path
 ) -> None:
     """PEFT loads what was trained: experts and router, or compressed attention."""

@@ -14,7 +14,7 @@ import pytest
 
 from raymb.model.families import family_of
 from raymb.run.job import Job
-from tests.families import FAMILIES, MIXTURES, architecture, make_model
+from tests.families import FAMILIES, MOE_FAMILIES, architecture, make_model
 from tests.smoke.conftest import MAIN_FLAGS, batches_of, read_metrics, worst_deviation
 
 pytestmark = [pytest.mark.smoke, pytest.mark.slow, pytest.mark.timeout(600)]
@@ -62,8 +62,8 @@ def test_family(
 
     row = table.setdefault(family, Row())
     model = make_model(family, tmp_path / "model")
-    overrides = ["model.moe_router_bias_update_rate=0"] if family in MIXTURES else []
-    balancing = {"moe_aux_loss_coeff": 0} if family in MIXTURES else {}
+    overrides = ["model.moe_router_bias_update_rate=0"] if family in MOE_FAMILIES else []
+    balancing = {"moe_aux_loss_coeff": 0} if family in MOE_FAMILIES else {}
     run = finetune(
         *overrides,
         hf_model_path=model,
@@ -83,7 +83,7 @@ def test_family(
     row.tensors = conversion["tensors"]
     print(f"\n{family}: {row.cells()}")
     assert row.logits <= 1e-4
-    assert row.training <= (1e-4 if family in MIXTURES else 1e-5)
+    assert row.training <= (1e-4 if family in MOE_FAMILIES else 1e-5)
 
 
 def _conversion(run: Path) -> dict[str, Any]:
@@ -110,7 +110,7 @@ def render(rows: dict[str, Row]) -> str:
         "- Round trip: Hugging Face to Megatron and back, every tensor compared.",
         "- Logits: largest difference from transformers', relative to the largest logit (bound 1e-4).",
         f"- Training: {STEPS} steps at TP 2 x PP 2; largest relative difference of a loss or gradient norm from a",
-        "  plain Hugging Face model with torch's AdamW (bound 1e-5, mixtures of experts 1e-4; their load-balancing",
+        "  plain Hugging Face model with torch's AdamW (bound 1e-5, MoE models 1e-4; their load-balancing",
         "  loss is off).",
         "",
         "| family | architecture | round trip | logits | training |",
@@ -145,5 +145,5 @@ NOTES = [
     "instead of the model's 1e-5 (`Glm4MoeLiteAttention`), Megatron the model's: hence its",
     "larger difference.",
     "",
-    "Bridge 0.6.2 has no Mixtral; OLMoE, GLM-4.5 and GLM-4.7-Flash stand for further mixtures of experts.",
+    "Bridge 0.6.2 has no Mixtral; OLMoE, GLM-4.5 and GLM-4.7-Flash stand for further MoE models.",
 ]

@@ -34,7 +34,7 @@ def test_what_is_recomputed_of_a_dense_model(tmp_path: Path, tiny_qwen2: Path) -
     assert [worst_deviation(steps, plain) for steps in others] == [0, 0]
 
 
-def test_how_a_mixture_is_computed(tmp_path: Path) -> None:
+def test_how_a_moe_model_is_computed(tmp_path: Path) -> None:
     """With shared experts and latent attention."""
     model = make_model("DeepSeek-V3", tmp_path / "model")
     modules = {"recompute": "selective", "recompute_modules": "shared_experts,mla_up_proj,mlp,moe_act,layernorm"}

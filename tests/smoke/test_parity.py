@@ -12,7 +12,7 @@ from tests.families import make_model
 from tests.smoke.conftest import MAIN_FLAGS, batches_of, read_metrics, worst_deviation
 
 pytestmark = [pytest.mark.smoke, pytest.mark.timeout(400)]
-DENSE, MIXTURE = "Qwen2", "Qwen3-MoE"
+DENSE, MOE = "Qwen2", "Qwen3-MoE"
 
 
 class Case(NamedTuple):
@@ -36,12 +36,12 @@ CASES = {
     "cp2-tp2": Case(4, {"context_parallel_size": 2, "tensor_parallel_size": 2}, slow=True),
     "recompute-full": Case(1, {"recompute": "full"}, slow=True),
     "recompute-selective": Case(2, {"tensor_parallel_size": 2, "recompute": "selective"}, slow=True),
-    "ep2": Case(2, {"expert_parallel_size": 2}, MIXTURE, tolerance=1e-4),
-    "ep2-tp2": Case(4, {"expert_parallel_size": 2, "tensor_parallel_size": 2}, MIXTURE, slow=True, tolerance=1e-4),
+    "ep2": Case(2, {"expert_parallel_size": 2}, MOE, tolerance=1e-4),
+    "ep2-tp2": Case(4, {"expert_parallel_size": 2, "tensor_parallel_size": 2}, MOE, slow=True, tolerance=1e-4),
     "ep2-tp2-etp1": Case(
         4,
         {"expert_parallel_size": 2, "tensor_parallel_size": 2, "expert_tensor_parallel_size": 1},
-        MIXTURE,
+        MOE,
         slow=True,
         tolerance=1e-4,
     ),
@@ -50,7 +50,7 @@ CASES = {
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory, tiny_qwen2: Path) -> dict[str, Path]:
-    return {DENSE: tiny_qwen2, MIXTURE: make_model(MIXTURE, tmp_path_factory.mktemp("models") / "tiny-qwen3-moe")}
+    return {DENSE: tiny_qwen2, MOE: make_model(MOE, tmp_path_factory.mktemp("models") / "tiny-qwen3-moe")}
 
 
 @pytest.fixture(scope="module")
@@ -70,8 +70,8 @@ def test_layout_agrees_with_hugging_face(
 ) -> None:
     from tests.smoke import oracle
 
-    # Megatron adds a load-balancing loss to a mixture's gradients, transformers does not.
-    balancing = {"moe_aux_loss_coeff": 0} if case.model == MIXTURE else {}
+    # Megatron adds a load-balancing loss to the gradients of a MoE model, transformers does not.
+    balancing = {"moe_aux_loss_coeff": 0} if case.model == MOE else {}
     run = finetune(num_workers=case.workers, hf_model_path=models[case.model], **balancing, **case.flags)
     if case.model not in oracle_steps:
         batches = batches_of(run)
