@@ -48,17 +48,17 @@ def test_parameters_are_those_that_transformers_makes():
     assert shape.tower_parameters == sum(one.numel() for one in model.model.visual.parameters())
 
 
-def test_what_sees_is_whole_on_the_first_stage():
+def test_the_vision_tower_is_whole_on_the_first_stage():
     flags = {"hf_model_path": "x", "num_workers": "4", "tensor_parallel_size": "2", "global_batch_size": "8"}
     plans = {}
     for stages in (1, 2):
         spec = load_spec({**flags, "pipeline_parallel_size": str(stages)})
-        for name, config in (("sees", QWEN25_VL_3B), ("text", {**QWEN25_VL_3B, "vision_config": None})):
+        for name, config in (("vision", QWEN25_VL_3B), ("text", {**QWEN25_VL_3B, "vision_config": None})):
             plan = make_plan(spec, ModelShape.from_config(config), backend="cuda")
             assert plan.memory is not None
             plans[name, stages] = plan.memory["weights"]
     tower = ModelShape.from_config(QWEN25_VL_3B).tower_parameters
-    assert plans["sees", 1] - plans["text", 1] == pytest.approx(2 * tower, abs=4)  # not split by tensor parallel
+    assert plans["vision", 1] - plans["text", 1] == pytest.approx(2 * tower, abs=4)  # not split by tensor parallel
 
 
 def test_the_forward_step_is_the_models():

@@ -10,7 +10,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 Sample = tuple[Any, ...]
-"""(token ids, 1 where the token is a target), and for a model that sees images what else it is called with"""
+"""(token ids, 1 where the token is a target), and for a vision-language model what else it is called with"""
 Batch = list[Sample]
 
 
@@ -59,8 +59,8 @@ def _loss(model: Any, batch: Batch) -> torch.Tensor:
 def _model(model_dir: Path, adapter: Path | None) -> Any:
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
-    sees = hasattr(AutoConfig.from_pretrained(model_dir), "vision_config")
-    auto: Any = AutoModelForImageTextToText if sees else AutoModelForCausalLM
+    has_vision = hasattr(AutoConfig.from_pretrained(model_dir), "vision_config")
+    auto: Any = AutoModelForImageTextToText if has_vision else AutoModelForCausalLM
     # eager: the implementation that knows soft caps and sinks
     model = auto.from_pretrained(model_dir, dtype=torch.float32, attn_implementation="eager")
     if adapter is None:

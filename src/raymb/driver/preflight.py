@@ -13,7 +13,7 @@ from raymb.driver.ray_address import joins_a_cluster
 from raymb.errors import ModelError, RunDirError, SpecError
 from raymb.model.files import model_path
 from raymb.model.shape import ModelShape, read_model_shape
-from raymb.model.vision import check_forward_step, seeing
+from raymb.model.vision import check_forward_step, vision_architecture
 from raymb.plan import Plan, make_plan
 from raymb.plan.gpus import Gpu, gpu_named, gpu_of_device
 from raymb.run import directory as run_dir
@@ -85,7 +85,7 @@ def prepared_rows(
         model_path(spec),
         chat=chat,
         multiple=multiple,
-        architecture=seeing(shape.architecture),
+        architecture=vision_architecture(shape.architecture),
         console=console,
     )
 

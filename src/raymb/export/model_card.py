@@ -123,9 +123,9 @@ def _table(title: str, rows: Iterator[Row]) -> Iterator[str]:
     yield ""
 
 
-def _use(base: str, adapter: bool, sees: bool) -> Iterator[str]:
-    auto = "AutoModelForImageTextToText" if sees else "AutoModelForCausalLM"
-    if adapter and sees:
+def _use(base: str, adapter: bool, has_vision: bool) -> Iterator[str]:
+    auto = "AutoModelForImageTextToText" if has_vision else "AutoModelForCausalLM"
+    if adapter and has_vision:
         yield from ("from peft import PeftModel", f"from transformers import {auto}, AutoTokenizer", "")
         yield f'model = PeftModel.from_pretrained({auto}.from_pretrained("{base}"), "THIS_DIRECTORY")'
     elif adapter:

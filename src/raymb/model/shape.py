@@ -29,12 +29,17 @@ class ModelShape(Sizes):
     """Feed-forward size of the experts that every token passes."""
     parameter_count: int = 0
     parameter_count_is_exact: bool = False
-    sees: str = ""
-    """What the model has beside its language part, as config.json calls it: vision_config, audio_config, ..."""
+    tower: str = ""
+    """The part beside the language model, as config.json calls it (vision_config, audio_config, ...); "" for none."""
     tower_parameters: int = 0
-    """How many of the parameters that has."""
+    """How many of the parameters are the tower's."""
     has_chat_template: bool = False
     needs_remote_code: bool = False
+
+    @property
+    def sees(self) -> str:
+        """The former name of tower, which plan/rules still reads."""
+        return self.tower
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], source: str = "config.json") -> ModelShape:
@@ -85,7 +90,7 @@ class ModelShape(Sizes):
             experts_per_token=_experts_per_token(read) if experts and experts > 1 else None,
             moe_intermediate_size=_moe_size(read, experts, intermediate),
             needs_remote_code="auto_map" in config,
-            sees=tower,
+            tower=tower,
         )
         beside = tower_parameters(config[tower], shape) if tower else 0
         return replace(

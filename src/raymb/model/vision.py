@@ -16,9 +16,12 @@ PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json", "video_p
 """What a vision-language model has beside its weights, so that others can show it images."""
 
 
-def seeing(architecture: str) -> str:
+def vision_architecture(architecture: str) -> str:
     """The architecture of a vision-language model that raymb trains; "" for any other."""
     return architecture if family_of(architecture).vision else ""
+
+
+seeing = vision_architecture  # The former name, which bridge/config.py still imports.
 
 
 def forward_step(asked: str, architecture: str) -> str:
@@ -52,13 +55,13 @@ def check_forward_step(asked: str, shape: ModelShape) -> None:
     """Whether raymb can train this model, and so.
 
     Raises:
-        ModelError: it sees images or hears sound, and raymb has no way for its family.
+        ModelError: it takes images or sound beside text, and raymb cannot train its family.
         SpecError: another forward step than its own was asked for.
     """
     family = family_of(shape.architecture)
-    if not family.vision and shape.sees:
+    if not family.vision and shape.tower:
         raise ModelError(
-            f"{shape.architecture} has a {shape.sees} beside its language model, of such "
+            f"{shape.architecture} has a {shape.tower} beside its language model, of such "
             f"models raymb trains {known_families()} only",
             "give one of those, or a language model, to --hf_model_path",
         )
