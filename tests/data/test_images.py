@@ -155,7 +155,7 @@ def test_prepared_rows_bring_their_images(model: Path, home: Path, in_this_proce
     spec = load_spec({**flags, "validation_split": "0.25"})
 
     def made() -> Any:
-        return prepare(spec, str(model), chat=True, multiple=1, architecture=QWEN)
+        return prepare(spec, str(model), chat=True, sample_multiple=1, architecture=QWEN)
 
     prepared = made()
     assert prepared.manifest["images"] == 2 and made().reused

@@ -37,10 +37,10 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def prepared(model: Path, tmp_path: Path, in_this_process: None) -> Callable[..., Prepared]:
-    def run(multiple: int = 1, **flags: Any) -> Prepared:
+    def run(sample_multiple: int = 1, **flags: Any) -> Prepared:
         given = {"hf_model_path": str(model), "storage_path": str(tmp_path / "storage"), "seq_length": "64"}
         changed = {name: value if isinstance(value, list) else str(value) for name, value in flags.items()}
-        return prepare(load_spec({**given, **changed}), str(model), chat=False, multiple=multiple)
+        return prepare(load_spec({**given, **changed}), str(model), chat=False, sample_multiple=sample_multiple)
 
     return run
 
@@ -168,7 +168,7 @@ def test_reused_only_while_everything_is_the_same(prepared: Any, tmp_path: Path)
         {"seed": 2},
         {"seq_length": 32},
         {"packing": True},
-        {"packing": True, "multiple": 4},
+        {"packing": True, "sample_multiple": 4},
         {"loss_mode": "full"},
         {"validation_split": 0.2},
         {"test_split": 0.2},
@@ -240,16 +240,16 @@ def test_two_at_once_do_not_collide(model: Path, tmp_path: Path) -> None:
     assert len(list((tmp_path / "storage" / "_prepared").iterdir())) == 1
 
 
-@pytest.mark.parametrize("multiple", [1, 4, 16])
-def test_packing(multiple: int, prepared: Any, model: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("sample_multiple", [1, 4, 16])
+def test_packing(sample_multiple: int, prepared: Any, model: Path, tmp_path: Path) -> None:
     """Every sample is there once and whole, no row is too long, and the numbers say so."""
     content = [{"prompt": "p" * (1 + number % 50), "completion": f" c{number}"} for number in range(500)]
     file = write(tmp_path / "a.jsonl", content)
-    found = prepared(multiple, dataset=file, packing=True, validation_split=0, seq_length=128)
+    found = prepared(sample_multiple, dataset=file, packing=True, validation_split=0, seq_length=128)
     packed = list(RowFile(found.path / "train.arrow"))
     for row in packed:
         inputs = row["lengths"] - 1
-        assert (-(-inputs // multiple) * multiple).sum() <= 128
+        assert (-(-inputs // sample_multiple) * sample_multiple).sum() <= 128
     assert sorted(texts(found, model)) == sorted(joined(content))
     numbers = found.manifest["parts"]["train"]
     assert numbers["packed_rows"] == len(packed) == found.rows("train") < 250
@@ -345,7 +345,7 @@ def test_real_dialogues_packed(
     numbers = {}
     for packing in ("false", "true"):
         spec = load_spec({**flags, "packing": packing, "validation_split": "0"})
-        numbers[packing] = prepare(spec, str(smollm2), chat=True, multiple=1).manifest["parts"]["train"]
+        numbers[packing] = prepare(spec, str(smollm2), chat=True, sample_multiple=1).manifest["parts"]["train"]
     a_row = {packing: part["trained_tokens"] / part["packed_rows"] for packing, part in numbers.items()}
     ratio = a_row["true"] / a_row["false"]
     efficiency = numbers["true"]["packing_efficiency"]
@@ -375,6 +375,6 @@ def test_tools_from_parquet_lose_no_keys(
     for name in ("a.parquet", "a.jsonl"):
         flags = {"hf_model_path": str(model), "dataset": str(tmp_path / name), "chat_template": str(template)}
         spec = load_spec({**flags, "storage_path": str(tmp_path), "validation_split": "0", "seq_length": "256"})
-        found.append(texts(prepare(spec, str(model), chat=True, multiple=1), model))
+        found.append(texts(prepare(spec, str(model), chat=True, sample_multiple=1), model))
     assert found[0] == found[1]
     assert '"arguments": {"a": "1"}' in found[0][0].replace("\\", "")

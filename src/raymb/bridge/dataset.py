@@ -65,9 +65,9 @@ class PreparedRowsConfig(DatasetProvider):
 
 
 class PreparedRows(torch.utils.data.Dataset):
-    def __init__(self, file: Path, seq_length: int, pad_id: int, multiple: int):
+    def __init__(self, file: Path, seq_length: int, pad_id: int, sample_multiple: int):
         self.rows = RowFile(file)
-        self.seq_length, self.pad_id, self.multiple = seq_length, pad_id, multiple
+        self.seq_length, self.pad_id, self.sample_multiple = seq_length, pad_id, sample_multiple
         self.drawn: np.ndarray | None = None
 
     def draw(self, count: int, seed: int) -> PreparedRows:
@@ -118,8 +118,8 @@ class ImageRows(PaddedRows):
 
     processor: ImageProcessor
 
-    def __init__(self, file: Path, seq_length: int, pad_id: int, multiple: int):
-        super().__init__(file, seq_length, pad_id, multiple)
+    def __init__(self, file: Path, seq_length: int, pad_id: int, sample_multiple: int):
+        super().__init__(file, seq_length, pad_id, sample_multiple)
         images = file.with_name(IMAGES)
         self.images = ImageFile(images) if images.exists() else None
 
@@ -150,7 +150,7 @@ class PackedRows(PreparedRows):
         )
         longest = (places[:, 1:] - places[:, :-1]).max(dim=1, keepdim=True).values
         boundaries = {"cu_seqlens_q": real, "cu_seqlens_kv": real, "max_seqlen_q": longest, "max_seqlen_kv": longest}
-        if self.multiple > 1:
+        if self.sample_multiple > 1:
             boundaries |= {"cu_seqlens_q_padded": places, "cu_seqlens_kv_padded": places}
         return {
             "tokens": self._padded([row["tokens"] for row in rows], self.pad_id),
@@ -165,7 +165,7 @@ class PackedRows(PreparedRows):
         """One row with its samples padded."""
         stops = np.cumsum(row["lengths"])
         inputs = row["lengths"].astype(np.int64) - 1
-        slots = -(-inputs // self.multiple) * self.multiple
+        slots = -(-inputs // self.sample_multiple) * self.sample_multiple
         ends = np.concatenate([[0], np.cumsum(slots)])
         length = int(ends[-1])
         tokens, labels = (np.full(length, self.pad_id, dtype=np.int64) for _ in range(2))
@@ -179,7 +179,7 @@ class PackedRows(PreparedRows):
         real_ends = np.concatenate([[0], np.cumsum(inputs)])
         if length < self.seq_length:
             ends = np.append(ends, self.seq_length)
-            real_ends = np.append(real_ends, real_ends[-1] if self.multiple > 1 else self.seq_length)
+            real_ends = np.append(real_ends, real_ends[-1] if self.sample_multiple > 1 else self.seq_length)
         return {
             "tokens": tokens,
             "labels": labels,

@@ -87,8 +87,8 @@ def _logits(
     copy_group: Any = parallel_state.get_context_parallel_group()
     stages = parallel_state.get_pipeline_model_parallel_world_size()
     copies = parallel_state.get_context_parallel_world_size()
-    multiple = parallel_state.get_tensor_model_parallel_world_size() * (2 * copies if copies > 1 else 1)
-    length = -(-max(map(len, rows)) // multiple) * multiple
+    length_multiple = parallel_state.get_tensor_model_parallel_world_size() * (2 * copies if copies > 1 else 1)
+    length = -(-max(map(len, rows)) // length_multiple) * length_multiple
     # Interleaved stages want a multiple of theirs.
     asked = [index % len(rows) for index in range(-(-len(rows) // stages) * stages)]
 

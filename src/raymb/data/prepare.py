@@ -89,7 +89,7 @@ def prepare(
     model_path: str,
     *,
     chat: bool,
-    multiple: int,
+    sample_multiple: int,
     architecture: str = "",
     console: Console | None = None,
 ) -> Prepared:
@@ -99,7 +99,7 @@ def prepare(
         model_path: hub id or directory of the tokenizer.
         architecture: of a vision-language model; "" for any other.
         chat: whether it has a chat template.
-        multiple: each packed sample is padded to a multiple of it.
+        sample_multiple: each packed sample is padded to a multiple of it.
         console: where a progress bar goes; None for none.
 
     Raises:
@@ -115,7 +115,7 @@ def prepare(
         located = [_only_train(one, "test") for one in located]
         located.append(_as_part(locate(data.test_dataset, chat=chat), "test"))
     settings = replace(encoder_settings(spec, model_path), architecture=architecture)
-    key = _key(spec, located, settings, multiple)
+    key = _key(spec, located, settings, sample_multiple)
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
     home = storage_root(spec.run.storage_path) / HOME
     path = home / digest
@@ -126,7 +126,7 @@ def prepare(
     if manifest is not None:
         return Prepared(path, manifest, reused=True)
     with _building(home, digest) as directory:
-        content = _build(spec, located, settings, multiple, directory, console)
+        content = _build(spec, located, settings, sample_multiple, directory, console)
         content = {"format": FORMAT, "hash": digest, "key": key, **content}
         write_atomically(directory / MANIFEST, json.dumps(content, indent=2) + "\n")
         _move(directory, path)
@@ -177,7 +177,7 @@ def _unescaped(template: str | None) -> str | None:
     return template and re.sub(r"\\[nt\\]", lambda found: plain[found[0]], template)
 
 
-def _key(spec: RunSpec, located: list[Located], settings: Settings, multiple: int) -> dict[str, Any]:
+def _key(spec: RunSpec, located: list[Located], settings: Settings, sample_multiple: int) -> dict[str, Any]:
     """All that decides the prepared rows."""
     tokenizer = ModelFiles(settings.model_path, settings.revision).tokenizer_identity()
     sources = [
@@ -199,7 +199,7 @@ def _key(spec: RunSpec, located: list[Located], settings: Settings, multiple: in
         "validation_split": data.validation_split,
         "test_split": data.test_split,
         "seed": spec.train.seed,
-        "packing": [data.seq_length, multiple] if data.packing else None,
+        "packing": [data.seq_length, sample_multiple] if data.packing else None,
     }
 
 
@@ -246,7 +246,12 @@ def _move(directory: Path, path: Path) -> None:
 
 
 def _build(
-    spec: RunSpec, located: list[Located], settings: Settings, multiple: int, directory: Path, console: Console | None
+    spec: RunSpec,
+    located: list[Located],
+    settings: Settings,
+    sample_multiple: int,
+    directory: Path,
+    console: Console | None,
 ) -> dict[str, Any]:
     pool, copies = Pool(directory), directory / "images.tmp"
     if settings.architecture:
@@ -265,7 +270,7 @@ def _build(
     for part, wanted in chosen.items():
         if not len(wanted):
             continue
-        order, counts = _arrange(samples.lengths, wanted, spec, multiple)
+        order, counts = _arrange(samples.lengths, wanted, spec, sample_multiple)
         digest.update(part.encode() + pool.hashes[order].tobytes() + counts.tobytes())
         files[f"{part}.arrow"] = write_rows(directory / f"{part}.arrow", samples, order, counts)
         parts[part] = part_statistics(samples, wanted, len(counts), spec.data.seq_length, pool.hashes)
@@ -277,7 +282,7 @@ def _build(
     return {
         "content": digest.hexdigest()[:16],
         "packing": spec.data.packing,
-        "multiple": multiple,
+        "multiple": sample_multiple,
         "seq_length": spec.data.seq_length,
         "pairs": pool.pairs,
         "pad_id": pool.batches[0].eos_id,
@@ -292,10 +297,12 @@ def _build(
     }
 
 
-def _arrange(lengths: np.ndarray, wanted: np.ndarray, spec: RunSpec, multiple: int) -> tuple[np.ndarray, np.ndarray]:
+def _arrange(
+    lengths: np.ndarray, wanted: np.ndarray, spec: RunSpec, sample_multiple: int
+) -> tuple[np.ndarray, np.ndarray]:
     """(samples in the order of the rows, samples in each row)."""
     if not spec.data.packing:
         return wanted, np.ones(len(wanted), dtype=np.int64)
     inputs = lengths[wanted].astype(np.int64) - 1  # the last token is only predicted
-    packs = first_fit_decreasing(-(-inputs // multiple) * multiple, spec.data.seq_length)
+    packs = first_fit_decreasing(-(-inputs // sample_multiple) * sample_multiple, spec.data.seq_length)
     return wanted[np.concatenate(packs)], np.array([len(pack) for pack in packs], dtype=np.int64)

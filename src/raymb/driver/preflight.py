@@ -60,7 +60,7 @@ def preflight(spec: RunSpec, console: Console | None = None) -> Preflight:
     check_writable(spec.run.storage_path)
     run = run_dir.RunDir.of(spec, _name(spec, plan))
     mirror.pull(run)
-    prepared = prepared_rows(spec, shape, plan, console, multiple=rows_multiple(run, spec, plan))
+    prepared = prepared_rows(spec, shape, plan, console, sample_multiple=packed_sample_multiple(run, spec, plan))
     plan = make_plan(spec, shape, rows=prepared.rows("train"), backend=backend, gpu=gpu)
     checked = Preflight(spec, shape, plan, prepared)
     run_dir.check_claim(run, spec, fingerprint(checked))
@@ -68,30 +68,30 @@ def preflight(spec: RunSpec, console: Console | None = None) -> Preflight:
 
 
 def prepared_rows(
-    spec: RunSpec, shape: ModelShape, plan: Plan, console: Console | None, *, multiple: int | None = None
+    spec: RunSpec, shape: ModelShape, plan: Plan, console: Console | None, *, sample_multiple: int | None = None
 ) -> Prepared:
     """The rows of a spec, prepared now or by an earlier run.
 
     Args:
         console: where a progress bar goes.
-        multiple: of rows_multiple; default: what the plan needs.
+        sample_multiple: what packed_sample_multiple returns; default: what the plan needs.
     """
     from raymb.data.prepare import prepare
 
     chat = shape.has_chat_template or spec.data.chat_template is not None
-    multiple = multiple or plan.layout.sample_multiple
+    sample_multiple = sample_multiple or plan.layout.sample_multiple
     return prepare(
         spec,
         model_path(spec),
         chat=chat,
-        multiple=multiple,
+        sample_multiple=sample_multiple,
         architecture=vision_architecture(shape.architecture),
         console=console,
     )
 
 
-def rows_multiple(run: run_dir.RunDir, spec: RunSpec, plan: Plan) -> int:
-    """What the samples of packed rows leave room for: a multiple of what the layout needs.
+def packed_sample_multiple(run: run_dir.RunDir, spec: RunSpec, plan: Plan) -> int:
+    """What each packed sample is padded to a multiple of: the layout's own need, or a multiple of it.
 
     A run that resumes in another layout keeps its rows, so that it sees the same samples in the same order. Samples
     padded to the layout's own need (`plan.layout.sample_multiple`) fit into rows that were packed for a multiple of it.

@@ -108,7 +108,7 @@ def _rows(model: TunedModel, request: Evaluation, console: Console) -> RowFile:
 
         spec = _spec(model, request.dataset)
         directory = prepare(
-            spec, model.path if not model.adapter else str(model.base), chat=True, multiple=1, console=console
+            spec, model.path if not model.adapter else str(model.base), chat=True, sample_multiple=1, console=console
         ).path
     elif not model.data:
         raise SpecError(f"{model.path} is no run's: nobody knows its held-out rows", "name rows: --dataset FILE")
