@@ -154,11 +154,11 @@ def test_prepared_rows_bring_their_images(model: Path, home: Path, in_this_proce
     flags = {"hf_model_path": str(model), "dataset": str(home / "rows.jsonl"), "storage_path": str(home / "runs")}
     spec = load_spec({**flags, "validation_split": "0.25"})
 
-    def made() -> Any:
+    def build() -> Any:
         return prepare(spec, str(model), chat=True, sample_multiple=1, architecture=QWEN)
 
-    prepared = made()
-    assert prepared.manifest["images"] == 2 and made().reused
+    prepared = build()
+    assert prepared.manifest["images"] == 2 and build().reused
     images = ImageFile(prepared.path / IMAGES)
     assert [images[0], images[1]] == [png(112, 56), png(56, 56)]
     parts = [list(samples_in(RowFile(prepared.path / f"{part}.arrow"))) for part in ("train", "validation")]
@@ -166,4 +166,4 @@ def test_prepared_rows_bring_their_images(model: Path, home: Path, in_this_proce
     assert not list(prepared.path.glob("*.tmp"))
     (home / "rows.jsonl").write_text(json.dumps(row({"image": "no.png"})) + "\n")
     with pytest.raises(DataError, match=r"rows.jsonl line 1: image 1, \"no.png\": no such file in"):
-        made()
+        build()

@@ -50,13 +50,13 @@ class Table:
 
 @pytest.fixture
 def table(monkeypatch: pytest.MonkeyPatch) -> Table:
-    made = Table({"CPU": 8.0})
-    monkeypatch.setattr(waiting, "_asked", made.ask)
-    monkeypatch.setattr(waiting.time, "monotonic", lambda: made.seconds)
-    monkeypatch.setattr(waiting.ray, "cluster_resources", lambda: made.have)
-    monkeypatch.setattr(waiting.ray, "available_resources", lambda: made.free)
-    monkeypatch.setattr(waiting.autoscaler, "look", lambda bundle, count: made.found)
-    return made
+    table = Table({"CPU": 8.0})
+    monkeypatch.setattr(waiting, "_asked", table.ask)
+    monkeypatch.setattr(waiting.time, "monotonic", lambda: table.seconds)
+    monkeypatch.setattr(waiting.ray, "cluster_resources", lambda: table.have)
+    monkeypatch.setattr(waiting.ray, "available_resources", lambda: table.free)
+    monkeypatch.setattr(waiting.autoscaler, "look", lambda bundle, count: table.found)
+    return table
 
 
 def wait(worker: Resources, num_workers: int, seconds: float | str, way_out: str = "") -> str:

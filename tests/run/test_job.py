@@ -36,6 +36,6 @@ def test_cpu_workers_that_only_read_a_checkpoint_need_no_gpu(tmp_path: Path) -> 
     def gpu_only_problems(spec: RunSpec, backend: str) -> Iterator[str]:
         return gpu_only.settings(Run(spec, shape, backend))
 
-    for made in (job.on_cpus(), job.alone()):
-        assert not list(gpu_only_problems(made.spec, made.backend)) and made.backend == "cpu"
+    for derived in (job.on_cpus(), job.alone()):
+        assert not list(gpu_only_problems(derived.spec, derived.backend)) and derived.backend == "cpu"
     assert list(gpu_only_problems(job.spec, "cpu"))

@@ -92,10 +92,10 @@ def finetune_with_faults(finetune: Callable[..., Path], tmp_path: Path) -> Calla
         file = tmp_path / f"faults-{flags.get('experiment_name', 'run')}.json"
         file.write_text(json.dumps(faults))
         env = [f"PYTHONPATH={FAULTS}{os.pathsep}src", f"RAYMB_FAULTS={file}"]
-        made = finetune(**{"env": env, **flags})
+        directory = finetune(**{"env": env, **flags})
         happened = [number for number in range(len(faults)) if file.with_name(f"{file.name}.{number}").exists()]
         assert happened == list(range(len(faults))), "not every fault has happened"
-        return made
+        return directory
 
     return run
 

@@ -45,9 +45,9 @@ def finetune(model: Path, rows: Path, storage: Path, **flags: Any) -> list[str]:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[AutoscalingCluster]:
-    made = AutoscalingCluster("cpu-4", "gpu-4")
-    yield made
-    made.close()
+    cluster = AutoscalingCluster("cpu-4", "gpu-4")
+    yield cluster
+    cluster.close()
 
 
 def test_the_guides_command_on_nodes_that_come_and_go(
@@ -130,14 +130,14 @@ def _occupy(cluster: AutoscalingCluster) -> subprocess.Popen[str]:
 
 def test_a_cluster_that_can_never_have_gpus_is_refused_at_once(tiny_qwen2: Path, rows: Path, tmp_path: Path) -> None:
     """It wants a token, too, which the head's own user has."""
-    made = AutoscalingCluster("cpu-4", token="a" * 32)
+    cluster = AutoscalingCluster("cpu-4", token="a" * 32)
     try:
         began = time.monotonic()
-        process = start(made, *finetune(tiny_qwen2, rows, tmp_path, **GUIDE))
+        process = start(cluster, *finetune(tiny_qwen2, rows, tmp_path, **GUIDE))
         error = process.communicate(timeout=300)[1]
         print(f"{time.monotonic() - began:.0f} s\n{error}")
     finally:
-        made.close()
+        cluster.close()
     assert process.returncode == 2, error
     assert "joined the Ray cluster at" in error
     assert "the cluster can never have enough for 8 workers: " in error
@@ -150,15 +150,15 @@ def test_raymb_on_the_head_only(tiny_qwen2: Path, rows: Path, tmp_path: Path) ->
     (tmp_path / "nodes").mkdir()
     (tmp_path / "nodes" / "raymb.py").write_text("")
     (tmp_path / "project").mkdir()
-    made = AutoscalingCluster("cpu-4", PYTHONPATH=str(tmp_path / "nodes"))
+    cluster = AutoscalingCluster("cpu-4", PYTHONPATH=str(tmp_path / "nodes"))
     flags = {"backend": "cpu", "num_workers": 2, "train_iters": 2, "seq_length": 64, "export_hf": False}
     try:
         words = finetune(tiny_qwen2, rows, tmp_path, **flags)
-        refused = start(made, *words, PYTHONPATH="").communicate(timeout=300)[1]
-        process = start(made, *words, "--working_dir", str(tmp_path / "project"), PYTHONPATH="")
+        refused = start(cluster, *words, PYTHONPATH="").communicate(timeout=300)[1]
+        process = start(cluster, *words, "--working_dir", str(tmp_path / "project"), PYTHONPATH="")
         error = process.communicate(timeout=300)[1]
     finally:
-        made.close()
+        cluster.close()
     print(refused, error)
     assert "error: raymb cannot be imported on every node of the cluster\n  " in refused
     assert "ModuleNotFoundError: No module named 'raymb.worker'" in refused and "--working_dir ." in refused
@@ -167,12 +167,12 @@ def test_raymb_on_the_head_only(tiny_qwen2: Path, rows: Path, tmp_path: Path) ->
 
 
 def test_a_cluster_that_is_gone_is_no_error(tiny_qwen2: Path, rows: Path, tmp_path: Path) -> None:
-    made = AutoscalingCluster("cpu-4")
-    variables = made.environment()
-    note = (made.home / "ray" / "ray_current_cluster").read_text()
-    made.close()
-    (made.home / "ray").mkdir(parents=True)
-    (made.home / "ray" / "ray_current_cluster").write_text(note)
+    cluster = AutoscalingCluster("cpu-4")
+    variables = cluster.environment()
+    note = (cluster.home / "ray" / "ray_current_cluster").read_text()
+    cluster.close()
+    (cluster.home / "ray").mkdir(parents=True)
+    (cluster.home / "ray" / "ray_current_cluster").write_text(note)
     flags = {"num_workers": 1, "train_iters": 1, "export_hf": False, "seq_length": 64}
     done = subprocess.run(
         [sys.executable, "-m", "raymb", *finetune(tiny_qwen2, rows, tmp_path, **flags)],

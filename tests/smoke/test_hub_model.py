@@ -80,10 +80,10 @@ class Hub:
 
 @pytest.fixture
 def hub(tiny_qwen2: Path) -> Iterator[Hub]:
-    made = Hub(tiny_qwen2)
-    yield made
-    made.server.shutdown()
-    made.server.server_close()
+    hub = Hub(tiny_qwen2)
+    yield hub
+    hub.server.shutdown()
+    hub.server.server_close()
 
 
 def test_the_weights_are_fetched_once(hub: Hub, rows: Path, tmp_path: Path) -> None:

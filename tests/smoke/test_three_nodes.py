@@ -50,16 +50,16 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
     storage, apart = place / "storage", place / "apart"
     storage.mkdir()
     apart.mkdir()
-    made: Any = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
-    made.add_node(num_cpus=2)
+    cluster: Any = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+    cluster.add_node(num_cpus=2)
     alone = 'hostname node-c && mount -t tmpfs none "$0" && exec "$@"'
-    start = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--address", made.address]
+    start = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--address", cluster.address]
     third = subprocess.Popen(
         [*APART, "sh", "-c", alone, str(apart), *start, "--num-cpus", "2", "--disable-usage-stats"],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    ray.init(made.address, log_to_driver=False)
+    ray.init(cluster.address, log_to_driver=False)
     try:
         deadline = time.monotonic() + 60
         while sum(node["Alive"] for node in ray.nodes()) < 3:
@@ -67,10 +67,10 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
             time.sleep(0.2)
     finally:
         ray.shutdown()
-    yield Nodes(made.address, storage, apart)
+    yield Nodes(cluster.address, storage, apart)
     third.terminate()
     third.wait(timeout=30)
-    made.shutdown()
+    cluster.shutdown()
 
 
 def words(model: Path, rows: Path, storage: Path, **flags: Any) -> list[str]:

@@ -59,9 +59,9 @@ def test_the_state_is_what_the_driver_said_last(
 ) -> None:
     codes = {"done": 0, "failed": 1, "refused": 2, "out-of-time": 75, "ctrl-c": 130}
     for name, code in codes.items():
-        made = MadeRun(tmp_path, shape_only_model_dir, name)
-        made.start()
-        made.end(code)
+        run = MadeRun(tmp_path, shape_only_model_dir, name)
+        run.start()
+        run.end(code)
     running = MadeRun(tmp_path, shape_only_model_dir, "running")  # this process holds its lock
     running.start()
     killed = MadeRun(tmp_path, shape_only_model_dir, "killed")
@@ -178,8 +178,8 @@ def test_ticks_lie_in_the_scale(low: float, width: float) -> None:
     scale = Scale(low, low + width)
     if scale.high <= scale.low or width / max(abs(low), 1e-300) < 1e-9:
         return
-    made = ticks(scale, 5)
-    assert 1 <= len(made) <= 12 and all(-1e-6 <= scale.place(tick) / 1000 <= 1 + 1e-6 for tick in made)
+    found = ticks(scale, 5)
+    assert 1 <= len(found) <= 12 and all(-1e-6 <= scale.place(tick) / 1000 <= 1 + 1e-6 for tick in found)
 
 
 def test_ticks_are_round() -> None:
@@ -198,11 +198,11 @@ def test_a_lone_point_is_drawn() -> None:
 
 
 def test_a_long_run_has_a_small_page_with_its_spikes(tmp_path: Path, shape_only_model_dir: Path) -> None:
-    made = MadeRun(tmp_path, shape_only_model_dir, train_iters="10000")
-    made.start()
-    made.steps(range(1, 10001), s7777=900.0)
-    made.end()
-    record = read_run(made.path)
+    run = MadeRun(tmp_path, shape_only_model_dir, train_iters="10000")
+    run.start()
+    run.steps(range(1, 10001), s7777=900.0)
+    run.end()
+    record = read_run(run.path)
     page = render([record])
     print(f"10,000 steps: {len(page.encode()):,} bytes")
     assert len(page.encode()) < 300_000
@@ -248,8 +248,8 @@ def test_two_runs_side_by_side(run: MadeRun, shape_only_model_dir: Path, capsys:
 
 
 def test_settings_that_were_made(run: MadeRun) -> None:
-    made = dict(tables.set_by_hand([read_run(run.path)]))
-    assert made == {
+    by_hand = dict(tables.set_by_hand([read_run(run.path)]))
+    assert by_hand == {
         "--hf_model_path": [str(run.spec.model.hf_model_path)],
         "--num_workers": ["2"],
         "--train_iters": ["40"],

@@ -40,11 +40,11 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory, shape_only_model_dir: Path) -> MadeRun:
-    made = eventful_run(
+    run = eventful_run(
         tmp_path_factory.mktemp("runs"), shape_only_model_dir, "a-name-as-long-as-names-of-runs-get-tp2-pp2"
     )
-    assert main(["report", str(made.path)]) == 0
-    return made
+    assert main(["report", str(run.path)]) == 0
+    return run
 
 
 class Opened:

@@ -46,13 +46,13 @@ class Run:
     def drive(self, steps: range, code: int, task: str = "train") -> None:
         """One driver: a train record a step, a validation after every second one."""
         job: Any = SimpleNamespace(spec=self.spec, plan=SimpleNamespace(to_dict=lambda: PLAN), task=task)
-        made = trackers(job, self.place, self.said.append)
+        services = trackers(job, self.place, self.said.append)
         for step in steps:
-            for one in made:
+            for one in services:
                 one.write({"kind": "train", "step": step, "time": 1.7e9 + step, "loss": 1 / step, "grad_norm": None})
                 if step % 2 == 0:
                     one.write({"kind": "validation", "step": step, "time": 1.7e9 + step, "loss": 10.0 + step})
-        for one in made:
+        for one in services:
             one.write({"kind": "export", "step": steps[-1], "time": 1.7e9, "error": 1e-7})
             one.end(code)
 

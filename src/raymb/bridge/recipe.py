@@ -150,8 +150,8 @@ def _same(value: Any, default: Any) -> bool:
 def _defaults(cls: type) -> dict[str, Any]:
     """Field to default, as the class makes it where it can be made without arguments."""
     with contextlib.suppress(Exception):
-        made = cls()
-        return {item.name: getattr(made, item.name) for item in dataclasses.fields(cls)}
+        instance = cls()
+        return {item.name: getattr(instance, item.name) for item in dataclasses.fields(cls)}
     return {
         item.name: item.default if item.default_factory is dataclasses.MISSING else item.default_factory()
         for item in dataclasses.fields(cls)

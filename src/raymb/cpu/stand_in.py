@@ -1,7 +1,7 @@
 """A package that is not there, for importers that do not ask first.
 
 A stand-in module has every submodule and every name; a name is a class that can be subclassed, annotated with and
-tested by isinstance, and that raises when it is made. Nothing here computes.
+tested by isinstance, and that raises when it is instantiated. Nothing here computes.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class _Names(type):
 
 
 class Unavailable(metaclass=_Names):
-    """Any class or function of an absent package: it can be named and subclassed, not made or called."""
+    """Any class or function of an absent package: it can be named and subclassed, not instantiated or called."""
 
     def __init__(self, *args: Any, **kwargs: Any):
         raise RuntimeError(f"{type(self).__module__}.{type(self).__name__} belongs to a package left out of this run")
@@ -39,9 +39,9 @@ class StandIn(ModuleType):
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        made = unavailable(self.__name__, name)
-        setattr(self, name, made)
-        return made
+        stand_in = unavailable(self.__name__, name)
+        setattr(self, name, stand_in)
+        return stand_in
 
 
 class StandInFinder(MetaPathFinder, Loader):

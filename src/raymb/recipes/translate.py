@@ -48,57 +48,62 @@ def translate(recipe: Recipe, found: Mapping[str, Any]) -> Translation:
     Args:
         found: what raymb.bridge.recipe.read says.
     """
-    made = Translation()
-    _model(made, found)
-    _data(made, found)
-    _sizes(made, found, recipe)
-    _flags(made, found)
-    _precision(made, found)
-    _adapters(made, found)
-    _environment(made, found)
-    _images(made, found, recipe)
-    _overrides(made, found)
-    made.left_out += _others_left_out(found)
-    _in_order(made)
-    return made
+    translation = Translation()
+    _model(translation, found)
+    _data(translation, found)
+    _sizes(translation, found, recipe)
+    _flags(translation, found)
+    _precision(translation, found)
+    _adapters(translation, found)
+    _environment(translation, found)
+    _images(translation, found, recipe)
+    _overrides(translation, found)
+    translation.left_out += _others_left_out(found)
+    _in_order(translation)
+    return translation
 
 
-def _in_order(made: Translation) -> None:
+def _in_order(translation: Translation) -> None:
     """As in the schema."""
+    sections = translation.sections
     ordered = {
-        name: {flag: made.sections[name][flag] for flag in section.model_fields if flag in made.sections[name]}
+        name: {flag: sections[name][flag] for flag in section.model_fields if flag in sections[name]}
         for name, section in SECTIONS.items()
-        if name in made.sections
+        if name in sections
     }
-    made.sections = ordered | {"overrides": made.sections["overrides"]} if "overrides" in made.sections else ordered
+    translation.sections = ordered | {"overrides": sections["overrides"]} if "overrides" in sections else ordered
 
 
-def _model(made: Translation, found: Mapping[str, Any]) -> None:
+def _model(translation: Translation, found: Mapping[str, Any]) -> None:
     model = found["model"]
     if model is None:
         if found["tokenizer"]:
-            made.set("hf_model_path", found["tokenizer"])
-        made.left_out.append("the model's sizes, which it writes by hand: those of --hf_model_path's config.json count")
+            translation.set("hf_model_path", found["tokenizer"])
+        translation.left_out.append(
+            "the model's sizes, which it writes by hand: those of --hf_model_path's config.json count"
+        )
         return
-    made.set("hf_model_path", model["hf_model_path"])
+    translation.set("hf_model_path", model["hf_model_path"])
     if model["hf_revision"]:
-        made.set("hf_revision", model["hf_revision"])
+        translation.set("hf_revision", model["hf_revision"])
     if model["trust_remote_code"]:
-        made.left_out.append("trust_remote_code: code of the model's repository runs with --trust_remote_code only")
+        translation.left_out.append(
+            "trust_remote_code: code of the model's repository runs with --trust_remote_code only"
+        )
 
 
-def _data(made: Translation, found: Mapping[str, Any]) -> None:
+def _data(translation: Translation, found: Mapping[str, Any]) -> None:
     dataset = found["dataset"]
-    made.set("seq_length", found["values"].get("model.seq_length") or dataset["seq_length"])
+    translation.set("seq_length", found["values"].get("model.seq_length") or dataset["seq_length"])
     if dataset["name"] in PRESETS and dataset["kind"] in TEXT:
-        made.set("dataset", [dataset["name"]])
+        translation.set("dataset", [dataset["name"]])
         if dataset["validation_split"]:
-            made.set("validation_split", dataset["validation_split"])
+            translation.set("validation_split", dataset["validation_split"])
     else:
         name = f" {dataset['name']}" if dataset["name"] else ""
-        made.left_out.append(f"dataset{name} ({dataset['kind']}): --dataset says what is trained on")
+        translation.left_out.append(f"dataset{name} ({dataset['kind']}): --dataset says what is trained on")
     if dataset["kind"] in TEXT:
-        made.set("packing", dataset["packing"])
+        translation.set("packing", dataset["packing"])
 
 
 _ONE: dict[str, Any] = {
@@ -112,14 +117,14 @@ _ONE: dict[str, Any] = {
 """What a layout is in a recipe that does not speak of it: nothing is left to `auto`."""
 
 
-def _sizes(made: Translation, found: Mapping[str, Any], recipe: Recipe) -> None:
+def _sizes(translation: Translation, found: Mapping[str, Any], recipe: Recipe) -> None:
     values = found["values"]
     sizes = {name: values.get(f"model.{name}") or one for name, one in _ONE.items()}
     for name, size in sizes.items():
         if flag := FLAG_THAT_OWNS.get(f"model.{name}"):
-            made.set(flag, size)
+            translation.set(flag, size)
     if recipe.gpus:  # else as many as the sizes make, also where flags give others
-        made.set("num_workers", recipe.gpus)
+        translation.set("num_workers", recipe.gpus)
 
 
 _FROM_NONE: dict[str, Any] = {"eval_interval": 0, "save_interval": 0, "recompute": "none"}
@@ -149,7 +154,7 @@ _FIELD_OF_FLAG = {flag: path for path, flag in reversed(FLAG_THAT_OWNS.items())}
 """Of a flag that owns several fields the first one, which has its value."""
 
 
-def _flags(made: Translation, found: Mapping[str, Any]) -> None:
+def _flags(translation: Translation, found: Mapping[str, Any]) -> None:
     """Fields that a flag owns."""
     values, changed = found["values"], set(found["changed"])
     for flag, path in _FIELD_OF_FLAG.items():
@@ -158,92 +163,92 @@ def _flags(made: Translation, found: Mapping[str, Any]) -> None:
             continue
         value = _FROM_NONE.get(flag) if values[path] is None else values[path]
         if value is not None:
-            made.set(flag, value)
+            translation.set(flag, value)
     # Bridge's scheduler sets the optimizer's weight decay at every step, to its own.
-    made.set("weight_decay", values.get("scheduler.end_weight_decay") or values.get("optimizer.weight_decay"))
+    translation.set("weight_decay", values.get("scheduler.end_weight_decay") or values.get("optimizer.weight_decay"))
     if values.get("optimizer.optimizer_cpu_offload"):
-        made.set("optimizer_offload", values["optimizer.optimizer_offload_fraction"])
+        translation.set("optimizer_offload", values["optimizer.optimizer_offload_fraction"])
     moments = str(values.get("optimizer.exp_avg_dtype")).removeprefix("torch.")
     aware = values.get("optimizer.use_precision_aware_optimizer") and moments in ("bf16", "bfloat16")
     other = "--precision fp8" if (found["precision"] or {}).get("fp8") else ""
     other = "--megatron_fsdp" if values.get("ddp.use_megatron_fsdp") else other
-    made.set("optimizer_moments", "bf16" if aware and not other else "fp32")
+    translation.set("optimizer_moments", "bf16" if aware and not other else "fp32")
     if aware and other:
-        made.left_out.append(f"moments in bf16: raymb has them with {other} in fp32 only")
+        translation.left_out.append(f"moments in bf16: raymb has them with {other} in fp32 only")
     if values.get("ddp.use_megatron_fsdp"):
-        made.set("megatron_fsdp", values["ddp.data_parallel_sharding_strategy"])
-        made.set("distributed_optimizer", True)  # Bridge turns it on, whatever the recipe says
+        translation.set("megatron_fsdp", values["ddp.data_parallel_sharding_strategy"])
+        translation.set("distributed_optimizer", True)  # Bridge turns it on, whatever the recipe says
     for flag in ("overlap_grad_reduce", "overlap_param_gather"):
         overlap = values.get(f"comm_overlap.{flag}")
         if overlap is None and "comm_overlap.tp_comm_overlap" in values:
             overlap = True  # of data parallel workers, where there is a comm_overlap section
-        made.set(flag, bool(values.get(f"ddp.{flag}") if overlap is None else overlap))
+        translation.set(flag, bool(values.get(f"ddp.{flag}") if overlap is None else overlap))
     graphs = values.get("model.cuda_graph_impl") or "none"
     if graphs != "none":
-        made.left_out.append(f"CUDA graphs ({graphs}): --cuda_graphs records whole layers, of some dense models")
+        translation.left_out.append(f"CUDA graphs ({graphs}): --cuda_graphs records whole layers, of some dense models")
     if values.get("ddp.use_distributed_optimizer") is False and not values.get("ddp.use_megatron_fsdp"):
-        made.set("overlap_param_gather", False)  # there is nothing to gather, and Bridge leaves it out
+        translation.set("overlap_param_gather", False)  # there is nothing to gather, and Bridge leaves it out
 
 
 _FP8 = {"tensorwise": "fp8", "blockwise": "fp8_blockwise", "mxfp8": "mxfp8"}
 """Bridge's name of a way to scale to --precision."""
 
 
-def _precision(made: Translation, found: Mapping[str, Any]) -> None:
+def _precision(translation: Translation, found: Mapping[str, Any]) -> None:
     precision = found["precision"]
     if precision is None:
-        made.set("precision", "fp32")
+        translation.set("precision", "fp32")
     elif precision["fp8"] and precision["fp8_recipe"] in _FP8:
-        made.set("precision", _FP8[precision["fp8_recipe"]])
+        translation.set("precision", _FP8[precision["fp8_recipe"]])
     else:
-        made.set("precision", "auto")  # bf16 where there are GPUs
+        translation.set("precision", "auto")  # bf16 where there are GPUs
         low = precision["fp4"] or (precision["fp8"] and precision["fp8_recipe"]) or (precision["fp16"] and "fp16")
         if low:
-            made.left_out.append(f"precision {low}: raymb trains in bf16 instead; see --precision")
+            translation.left_out.append(f"precision {low}: raymb trains in bf16 instead; see --precision")
     if precision and not precision["grad_reduce_in_fp32"]:  # Bridge's recipe of a precision sets it, whatever ddp says
         if flag := FLAG_THAT_OWNS.get("ddp.grad_reduce_in_fp32"):
-            made.set(flag, False)
+            translation.set(flag, False)
         else:
-            made.left_out.append("grad_reduce_in_fp32=False: raymb reduces gradients in fp32")
+            translation.left_out.append("grad_reduce_in_fp32=False: raymb reduces gradients in fp32")
 
 
-def _adapters(made: Translation, found: Mapping[str, Any]) -> None:
+def _adapters(translation: Translation, found: Mapping[str, Any]) -> None:
     peft = found["peft"]
     if peft is None:
-        made.set("peft", "none")
+        translation.set("peft", "none")
         return
-    made.set("peft", "dora" if "DoRA" in peft["kind"] else "lora")
+    translation.set("peft", "dora" if "DoRA" in peft["kind"] else "lora")
     fields = ("dim", "rank"), ("alpha", "alpha"), ("dropout", "dropout"), ("target_modules", "target_modules")
     for name, flag in fields:
         if peft[name] is not None:
-            made.set(f"lora_{flag}", peft[name])
+            translation.set(f"lora_{flag}", peft[name])
 
 
-def _environment(made: Translation, found: Mapping[str, Any]) -> None:
+def _environment(translation: Translation, found: Mapping[str, Any]) -> None:
     """PYTORCH_CUDA_ALLOC_CONF is --expandable_segments."""
     env = {name: value for name, value in found["env"].items() if name != "PYTORCH_CUDA_ALLOC_CONF"}
     if env:
-        made.set("env", env)
+        translation.set("env", env)
 
 
-def _images(made: Translation, found: Mapping[str, Any], recipe: Recipe) -> None:
+def _images(translation: Translation, found: Mapping[str, Any], recipe: Recipe) -> None:
     step = step_of_recipe(recipe.module)
     if found["dataset"]["kind"] in TEXT or step is None:
         return
-    made.set("step_func", step)
+    translation.set("step_func", step)
     for flag in ("overlap_grad_reduce", "overlap_param_gather"):  # rows without images give what sees no gradient
-        made.set(flag, False)
+        translation.set(flag, False)
 
 
-def _overrides(made: Translation, found: Mapping[str, Any]) -> None:
+def _overrides(translation: Translation, found: Mapping[str, Any]) -> None:
     values = found["values"]
     paths = (path for path in found["changed"] if not _owned(path) and not _reason(path))
     wanted = {path: values[path] for path in paths if not _says_nothing(path, values[path], values)}
     known = {path: value for path, value in wanted.items() if not problem_of(path)}
     if known:
-        made.sections["overrides"] = known
+        translation.sections["overrides"] = known
     if strange := [f"{path}={value}" for path, value in wanted.items() if path not in known]:
-        made.left_out.append(f"{', '.join(strange)}: no field of Bridge's GPT or hybrid models")
+        translation.left_out.append(f"{', '.join(strange)}: no field of Bridge's GPT or hybrid models")
 
 
 def _owned(path: str) -> bool:

@@ -206,7 +206,7 @@ def claim(run: RunDir, spec: RunSpec, plan: dict[str, Any], fingerprint: Fingerp
     Raises:
         RunDirError: the place cannot be written, or another driver was faster.
     """
-    made = [directory for directory in (run.path, *run.path.parents) if not directory.exists()]
+    created = [directory for directory in (run.path, *run.path.parents) if not directory.exists()]
     locked = False
     try:
         run.path.mkdir(parents=True, exist_ok=True)
@@ -221,7 +221,7 @@ def claim(run: RunDir, spec: RunSpec, plan: dict[str, Any], fingerprint: Fingerp
         write_atomically(run.plan, json.dumps(plan, indent=2) + "\n")
         write_atomically(run.fingerprint, json.dumps(_identity(run, fingerprint), indent=2) + "\n")
     except OSError as error:
-        _take_back(run, made, locked)
+        _take_back(run, created, locked)
         place, flag = run.path, "storage_path"
         if error.filename and not Path(error.filename).is_relative_to(run.path) and spec.checkpoint.output_dir:
             place, flag = run.checkpoints, "output_dir"
@@ -259,13 +259,13 @@ def _identity(run: RunDir, fingerprint: Fingerprint) -> Fingerprint:
     return {**fingerprint, "run": {"experiment_name": run.path.name}}
 
 
-def _take_back(run: RunDir, made: list[Path], locked: bool) -> None:
+def _take_back(run: RunDir, created: list[Path], locked: bool) -> None:
     """Remove what a failed claim made: the run directory if it is new, and the parents that nobody else uses."""
-    if run.path in made:
+    if run.path in created:
         shutil.rmtree(run.path, ignore_errors=True)
     elif locked:
         release(run)
-    for directory in made:
+    for directory in created:
         with contextlib.suppress(OSError):
             directory.rmdir()
 

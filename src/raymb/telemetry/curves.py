@@ -51,7 +51,7 @@ def charts(runs: list[RunRecord], by: str) -> list[Chart]:
                 found.append(Series(f"{label} {kind}".strip(), f"{kind} run{index}", points, dots=kind != "train"))
         return found
 
-    made = [
+    candidates = [
         Chart("Loss", "nats a token", by, [*series("loss"), *series("loss", "validation"), *series("loss", "test")]),
         Chart("Learning rate", "", by, series("learning_rate"), from_zero=True),
         Chart("Gradient norm", "before clipping", by, series("grad_norm")),
@@ -63,8 +63,8 @@ def charts(runs: list[RunRecord], by: str) -> list[Chart]:
             Series(name or "step", f"train run{index}", progress_of(run, clock))
             for index, (run, clock, name) in enumerate(each)
         ]
-        made.append(Chart("Progress", "step", by, progress, from_zero=True))
-    return [replace(one, marks=marks) for one in made if not one.empty]
+        candidates.append(Chart("Progress", "step", by, progress, from_zero=True))
+    return [replace(one, marks=marks) for one in candidates if not one.empty]
 
 
 def _place(clock: Clock, by: str) -> Callable[[Line], float]:

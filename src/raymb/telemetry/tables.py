@@ -121,7 +121,7 @@ def differing(rows: Rows) -> Rows:
 
 def data_parts(run: RunRecord) -> list[Line]:
     """Each part of the rows: its numbers, and its lengths as bars in percent of the highest."""
-    made = []
+    parts = []
     for part, numbers in run.data.get("parts", {}).items():
         rows = [(name.replace("_", " "), _number(numbers[name])) for name in _PART if numbers.get(name) is not None]
         histogram = numbers.get("length_histogram", {"edges": [], "rows": []})
@@ -131,8 +131,8 @@ def data_parts(run: RunRecord) -> list[Line]:
             (100 * count / most, f"{low:g} to {high:g} tokens: {count:,} rows")
             for (low, high), count in zip(edges, histogram["rows"], strict=False)
         ]
-        made.append({"part": part, "rows": rows, "bars": bars, "edges": histogram["edges"]})
-    return made
+        parts.append({"part": part, "rows": rows, "bars": bars, "edges": histogram["edges"]})
+    return parts
 
 
 _PART = (

@@ -78,14 +78,14 @@ def trackers(job: Job, place: RunDir, say: Callable[[str], None]) -> list[InBack
     Args:
         say: takes a sentence for the terminal.
     """
-    wanted, made = job.spec.telemetry, []
+    wanted, services = job.spec.telemetry, []
     if job.task != "train":
-        return made
+        return services
     if wanted.wandb_project is not None:
-        made.append(InBackground("W&B", lambda: WeightsAndBiases(job, place), say))
+        services.append(InBackground("W&B", lambda: WeightsAndBiases(job, place), say))
     if wanted.mlflow_experiment is not None:
-        made.append(InBackground("MLflow", lambda: MLflow(job, place), say))
-    return made
+        services.append(InBackground("MLflow", lambda: MLflow(job, place), say))
+    return services
 
 
 class InBackground:
