@@ -53,9 +53,9 @@ def show(
     """Print a recipe as YAML for --config, with what of it is left out. Imports this recipe's module alone, and asks no
     hub."""
     from raymb.model.vision import known_families
-    from raymb.recipes import resolve
+    from raymb.recipes import resolve_recipe
 
-    resolved = resolve(name)
+    resolved = resolve_recipe(name)
     translation = resolved.translation
     if json:
         from json import dumps

@@ -4,6 +4,6 @@ May import data, plan, model, spec and what is below them; a process of its own 
 """
 
 from raymb.recipes.catalog import Recipe, catalog, find
-from raymb.recipes.resolve import Resolved, resolve, values_below
+from raymb.recipes.resolve import ResolvedRecipe, resolve_recipe, values_below
 
-__all__ = ["Recipe", "Resolved", "catalog", "find", "resolve", "values_below"]
+__all__ = ["Recipe", "ResolvedRecipe", "catalog", "find", "resolve_recipe", "values_below"]

@@ -19,7 +19,7 @@ _DIFFUSION = ("flux", "wan")
 
 
 @dataclass(frozen=True)
-class Resolved:
+class ResolvedRecipe:
     """
     Args:
         step: forward step of its models, "" where raymb has no way for them.
@@ -30,7 +30,7 @@ class Resolved:
     step: str
 
 
-def resolve(name: str, scheme: str | None = None) -> Resolved:
+def resolve_recipe(name: str, scheme: str | None = None) -> ResolvedRecipe:
     """
     Args:
         scheme: lora or dora, for a recipe that asks which.
@@ -51,7 +51,7 @@ def resolve(name: str, scheme: str | None = None) -> Resolved:
             "take another of raymb recipes list",
         )
     text = found["dataset"]["kind"] in TEXT
-    return Resolved(recipe, translate(recipe, found), TEXT_STEP if text else step_of_recipe(recipe.module) or "")
+    return ResolvedRecipe(recipe, translate(recipe, found), TEXT_STEP if text else step_of_recipe(recipe.module) or "")
 
 
 def values_below(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -64,7 +64,7 @@ def values_below(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
         SpecError: no recipe, or one that is not for fine-tuning.
     """
     peft = given.get("peft", {}).get("peft")
-    resolved = resolve(name, peft if peft in ("lora", "dora") else None)
+    resolved = resolve_recipe(name, peft if peft in ("lora", "dora") else None)
     if resolved.recipe.mode == "pretrain" and peft is None:
         raise SpecError(f"--recipe {name} is for pretraining, and raymb fine-tunes", _other_modes(resolved.recipe))
     if not resolved.step:
