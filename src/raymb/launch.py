@@ -15,7 +15,7 @@ from raymb.checkpoints.format import check_format
 from raymb.data.sharing import share_rows
 from raymb.driver.cluster import Cluster, Resources, check_room, connect, start_coordinator
 from raymb.driver.nodes import check_nodes
-from raymb.driver.outcome import conclude, has_finished, newest_step, reason_of, say_how_to_go_on, where_to_look
+from raymb.driver.outcome import conclude, has_finished, newest_step, reason_of, say_how_to_resume, where_to_look
 from raymb.driver.preflight import Preflight, as_packed, fingerprint, local_gpu, run_name
 from raymb.driver.resharding import described, reshaping, to_reshape
 from raymb.driver.resources import wait_for
@@ -51,7 +51,7 @@ def run(checked: Preflight) -> int:
     spec, console, began = checked.spec, Console(stderr=True), time.monotonic()
     place = directories.RunDir.of(spec, run_name(checked))
     if has_finished(checked, place):
-        console.print(f"{place.path} has finished {checked.plan.train_iters} steps; raise --train_iters to go on")
+        console.print(f"{place.path} has finished {checked.plan.train_iters} steps; raise --train_iters to train on")
         return EXIT_OK
 
     with ExitStack() as stack:
@@ -147,7 +147,7 @@ def job_of(
 
 
 def _reshape(job: Job, cluster: Cluster, place: directories.RunDir, console: Console) -> None:
-    """Write the checkpoint that the run goes on from again, if it is of another layout or precision."""
+    """Reshard the checkpoint that the run resumes from, if it is of another layout or precision."""
     check_format(place.checkpoints, job.spec, place.remote is not None)
     directory = to_reshape(job, place.remote is not None)
     if directory is None:
@@ -204,14 +204,14 @@ def _trained(
     finally:
         monitor.close()
     if interrupts.received:
-        return say_how_to_go_on("interrupted", EXIT_INTERRUPTED, job, place, console)
+        return say_how_to_resume("interrupted", EXIT_INTERRUPTED, job, place, console)
     refused = getattr(failure, "controller_failure", None)  # a callback's, before the training
     if isinstance(refused, UserError):
         raise refused
     if failure is not None:
         raise RunFailed(reason_of(failure), where_to_look(place)) from failure
     if out_of_time.is_set() and (newest_step(place) or 0) < job.train_iters:
-        return say_how_to_go_on(f"out of time (--max_time {resilience.max_time})", EXIT_STOPPED, job, place, console)
+        return say_how_to_resume(f"out of time (--max_time {resilience.max_time})", EXIT_STOPPED, job, place, console)
     conclude(job, place, console)
     return EXIT_OK
 

@@ -94,7 +94,7 @@ def export(job: Job, progress: Progress, emit: Emit) -> None:
 
 def prepare(job: Job, progress: Progress, emit: Emit) -> tuple[Any, Any, list[list[float]]]:
     """From a fresh process to Bridge's ConfigContainer, the bridge to the Hugging Face model, and the validation losses
-    up to the checkpoint that is gone on from."""
+    up to the checkpoint that training resumes from."""
     from raymb.bridge.activation import activate
 
     emit({"kind": "phase", "text": "importing Megatron"})

@@ -146,7 +146,7 @@ def rollback_leaves_the_step_out_once_for_all_ranks() -> None:
 
 
 @check
-def skip_leaves_the_update_out_and_goes_on() -> None:
+def skip_leaves_the_update_out_and_continues() -> None:
     for kind in KINDS:
         run = Run("skip", optimizer=kind())
         run.step()

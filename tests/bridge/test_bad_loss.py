@@ -15,7 +15,7 @@ CHECKS = [
     "good_steps_go_through",
     "nan_and_infinity_reach_no_weight",
     "rollback_leaves_the_step_out_once_for_all_ranks",
-    "skip_leaves_the_update_out_and_goes_on",
+    "skip_leaves_the_update_out_and_continues",
     "too_many_in_a_row_end_the_run",
     "without_loss_spike_no_step_costs_a_collective",
     "a_step_has_one_loss_on_all_ranks",

@@ -1,4 +1,4 @@
-"""`torchrun resuming_ranks.py CHECKPOINTS RESUME OUT`: each rank writes where it goes on, what it says and reads."""
+"""`torchrun resuming_ranks.py CHECKPOINTS RESUME OUT`: each rank writes where it resumes, what it says and reads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which checkpoint counts, which ones a run may go on from, and which ones are deleted."""
+"""Which checkpoint counts, which ones a run may resume from, and which ones are deleted."""
 
 from __future__ import annotations
 
@@ -266,7 +266,7 @@ def test_without_a_metric_there_is_no_best(tmp_path: Path) -> None:
     assert best_step(tmp_path) is None
 
 
-# Where a run may go on
+# Where a run may resume
 
 
 def test_candidates_are_the_newest_first_and_a_reshaped_one_before_its_original(tmp_path: Path) -> None:

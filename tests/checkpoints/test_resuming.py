@@ -1,4 +1,4 @@
-"""Where ranks go on, agreed between them: one rank in this process, and two of their own."""
+"""Where ranks resume, agreed between them: one rank in this process, and two of their own."""
 
 from __future__ import annotations
 

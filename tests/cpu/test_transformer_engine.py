@@ -220,7 +220,7 @@ def test_adam_is_torchs(te: Any, decoupled: bool) -> None:
     assert set(mine.state[ours[0]]) == {"exp_avg", "exp_avg_sq"}
 
 
-def test_adam_goes_on_exactly_from_its_state(te: Any) -> None:
+def test_adam_resumes_exactly_from_its_state(te: Any) -> None:
     def run(optimizer: Any, params: list[Any], steps: range) -> None:
         for step in steps:
             params[0].grad = torch.sin(params[0].detach().float() * (step + 2)).to(params[0].dtype)

@@ -13,7 +13,7 @@ from ray.train import WorkerGroupError
 from rich.console import Console
 
 from raymb.checkpoints.manifest import describe_files, iteration_dir, write_manifest
-from raymb.driver.outcome import conclude, has_finished, reason_of, say_how_to_go_on, where_to_look
+from raymb.driver.outcome import conclude, has_finished, reason_of, say_how_to_resume, where_to_look
 from raymb.errors import BadLoss, DataError
 from raymb.run.directory import RunDir
 from raymb.spec import RunSpec, load_spec
@@ -101,18 +101,18 @@ def test_where_to_look_names_the_last_page(tmp_path: Path) -> None:
     assert where_to_look(place) == f"what happened: {place.failures / '10.md'}; the workers' logs: {place.logs}"
 
 
-def test_how_to_go_on(tmp_path: Path) -> None:
+def test_how_to_resume(tmp_path: Path) -> None:
     spec = _spec(tmp_path)
-    code, text = _printed(say_how_to_go_on, spec, "interrupted", 130)
+    code, text = _printed(say_how_to_resume, spec, "interrupted", 130)
     assert (code, text) == (130, "interrupted before the first checkpoint; start again with the same command\n")
     _saved(_place(spec), 20)
     _saved(_place(spec), 30, whole=False)
-    code, text = _printed(say_how_to_go_on, spec, "out of time", 75)
-    assert (code, text.splitlines()[0]) == (75, "out of time; the same command goes on from step 20")
+    code, text = _printed(say_how_to_resume, spec, "out of time", 75)
+    assert (code, text.splitlines()[0]) == (75, "out of time; the same command resumes from step 20")
     assert iteration_dir(_place(spec).checkpoints, 20) in text
     for flags in ({"overwrite": "true"}, {"resume": "never"}):
-        _, text = _printed(say_how_to_go_on, _spec(tmp_path, **flags), "interrupted", 130)
-        assert "the same command with --resume auto and no --overwrite goes on from step 20" in text
+        _, text = _printed(say_how_to_resume, _spec(tmp_path, **flags), "interrupted", 130)
+        assert "the same command with --resume auto and no --overwrite resumes from step 20" in text
 
 
 def test_the_end_of_a_run_says_where_everything_lies(tmp_path: Path) -> None:
@@ -146,4 +146,4 @@ def test_a_run_that_stopped_before_its_end_says_so(tmp_path: Path) -> None:
     spec = _spec(tmp_path)
     _saved(_place(spec), 30)
     first = _printed(conclude, spec)[1].splitlines()[0]
-    assert first == "stopped at step 30 of 40; the same command goes on from there"
+    assert first == "stopped at step 30 of 40; the same command resumes from there"

@@ -1,4 +1,4 @@
-"""Where Ray has placed the workers: a run does not begin with a group on two nodes, one that has begun goes on."""
+"""Where Ray has placed the workers: a run does not begin with a group on two nodes, one that has begun resumes."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_a_run_does_not_begin_with_a_group_on_two_nodes(told: Told) -> None:
     assert "--tensor_parallel_size" in caught.value.hint and told.records == []
 
 
-def test_a_run_that_has_begun_goes_on_with_a_warning(told: Told) -> None:
+def test_a_run_that_has_begun_resumes_with_a_warning(told: Told) -> None:
     callback = PlacementCallback(2, told)
     callback.after_worker_group_start(placed("aabb"))
     callback.after_worker_group_start(placed("aaab"))

@@ -1,4 +1,4 @@
-"""What preflight finds out for a run that goes on: its fingerprint, and rows that suit another layout."""
+"""What preflight finds out for a run that resumes: its fingerprint, and rows that suit another layout."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from raymb.errors import RunDirError
 from raymb.model import files as model_files
 from raymb.run import fingerprint as fingerprints
 from raymb.run.directory import RunDir, claim, release
-from raymb.run.fingerprint import Fingerprint, differences, take_fingerprint, ways_to_go_on
+from raymb.run.fingerprint import Fingerprint, differences, take_fingerprint, ways_to_resume
 from raymb.spec import load_spec
 from raymb.storage.files import write_atomically
 
@@ -105,7 +105,8 @@ def test_what_a_change_touches(flags: dict[str, Any], expected: list[str], check
     if expected:
         with pytest.raises(RunDirError, match="holds the checkpoints of another run") as caught:
             checked(**flags)
-        assert f"go on changed with {' '.join(f'--accept_changes {group}' for group in expected)};" in caught.value.hint
+        accepted = " ".join(f"--accept_changes {group}" for group in expected)
+        assert f"accept the changes with {accepted};" in caught.value.hint
 
 
 def test_a_moved_dataset_is_the_same_and_another_row_is_not(checked: Callable[..., Preflight], rows: Path) -> None:
@@ -115,7 +116,7 @@ def test_a_moved_dataset_is_the_same_and_another_row_is_not(checked: Callable[..
     moved.write_text(moved.read_text() + '{"prompt": "x", "completion": "y"}\n')
     found = differences(before, fingerprint(checked(dataset=moved)))
     assert [one.key for one in found] == ["rows", "dataset"]
-    assert ways_to_go_on(found)[0] == f"go on as before with --dataset {rows}"
+    assert ways_to_resume(found)[0] == f"resume as before with --dataset {rows}"
 
 
 def test_the_files_of_a_model_and_its_tokenizer(tmp_path: Path) -> None:
@@ -159,14 +160,16 @@ def test_a_hub_model_is_its_commit(model: Path, tmp_path: Path, monkeypatch: pyt
     assert before["model"] == {"hf_model_path": "owner/name", "hf_revision": "c0ffee"}
     found = differences(before, take("owner/name", "facade"))
     assert [(one.group, one.key) for one in found] == [("model", "hf_revision"), ("tokenizer", "hf_revision")]
-    assert ways_to_go_on(found) == [
-        "go on as before with --hf_revision c0ffee",
-        "go on changed with --accept_changes model --accept_changes tokenizer",
+    assert ways_to_resume(found) == [
+        "resume as before with --hf_revision c0ffee",
+        "accept the changes with --accept_changes model --accept_changes tokenizer",
     ]
     found = differences(before, take(str(model), "c0ffee"))
-    assert ways_to_go_on(found)[0].startswith("go on as before with --hf_model_path owner/name, --hf_revision c0ffee")
+    assert ways_to_resume(found)[0].startswith("resume as before with --hf_model_path owner/name, --hf_revision c0ffee")
     found = differences(take(str(model), "c0ffee"), before)
-    assert ways_to_go_on(found)[0].startswith("go on as before with the former files at --hf_model_path, the former to")
+    assert ways_to_resume(found)[0].startswith(
+        "resume as before with the former files at --hf_model_path, the former to"
+    )
 
 
 def test_a_version_that_nobody_knows_is_no_crash(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -81,7 +81,7 @@ def test_another_spread_of_the_experts_needs_the_checkpoint_again(tmp_path: Path
 
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
 def test_weights_of_another_precision_need_the_checkpoint_again(tmp_path: Path, precision: str) -> None:
-    """GPUs' bf16 is gone on with in CPUs' fp32, and the other way round."""
+    """GPUs' bf16 is resumed in CPUs' fp32, and the other way round."""
     job = _job(tmp_path, precision=precision)
     directory = _saved(job, 10, precision="fp32" if precision == "bf16" else "bf16")
     assert to_reshape(job) == directory
@@ -97,7 +97,7 @@ def test_what_every_layout_can_read_is_not_written_again(tmp_path: Path) -> None
     assert to_reshape(job) is None
 
 
-def test_once_written_again_it_is_the_one_to_go_on_from(tmp_path: Path) -> None:
+def test_once_written_again_it_is_the_one_to_resume_from(tmp_path: Path) -> None:
     old, job = _job(tmp_path, **{TP: 2, "num_workers": 4}), _job(tmp_path, **{TP: 4, "num_workers": 4})
     _saved(old, 5)
     directory = _saved(old, 10)

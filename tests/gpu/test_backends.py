@@ -55,7 +55,7 @@ def test_a_run_changes_sides(family: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("first", "second"), [("cpu", "cuda"), ("cuda", "cpu")])
 def test_a_side_has_its_own_precision(first: str, second: str, tmp_path: Path) -> None:
-    """CPUs' fp32 is gone on with in GPUs' bf16, and the other way round, also in the same layout."""
+    """CPUs' fp32 is resumed in GPUs' bf16, and the other way round, also in the same layout."""
     from raymb.cli import main
 
     rows, model = write_rows(tmp_path / "rows"), make_model("Qwen2", tmp_path / "model")

@@ -28,7 +28,7 @@ FLAGS: dict[str, Any] = {
 GRAPHS = "--cuda_graphs"
 
 
-def test_graphs_compute_the_same_and_are_gone_on_with_and_without(tmp_path: Path) -> None:
+def test_graphs_compute_the_same_and_are_resumed_with_and_without(tmp_path: Path) -> None:
     rows, model = write_rows(tmp_path / "rows", train=STEPS * FLAGS["global_batch_size"]), tmp_path / "model"
     make_model("Qwen2", model)
 

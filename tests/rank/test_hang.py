@@ -96,8 +96,8 @@ def test_a_stopped_peer_is_named_and_killed_and_others_are_left_alone(
     assert well.poll() is None
 
 
-def test_a_peer_that_goes_on_in_time_is_not_killed(tmp_path: Path, sleeper: Callable[[], subprocess.Popen]) -> None:
-    """What is stopped for a moment (a debugger, a suspended machine) may have gone on when the others are through."""
+def test_a_peer_that_continues_in_time_is_not_killed(tmp_path: Path, sleeper: Callable[[], subprocess.Popen]) -> None:
+    """What is stopped for a moment (a debugger, a suspended machine) may have continued when the others are through."""
     peer = sleeper()
     peer.send_signal(signal.SIGSTOP)
     program = f"hang._SECONDS_FOR_OTHERS = 2\nimport os\nthreading.Timer(2, os.kill, ({peer.pid}, 18)).start()\n"

@@ -32,7 +32,7 @@ def test_listeners_hear_of_a_new_phase_only() -> None:
 def test_it_is_described_as_the_step_that_is_being_done() -> None:
     progress = Progress()
     assert progress.describe() == "importing"
-    progress.step = 40  # where the training goes on
+    progress.step = 40  # where the training resumes
     progress.enter("first step")
     assert progress.describe() == "first step"
     progress.finished(41)

@@ -133,8 +133,8 @@ def test_the_training_thread_itself_may_ask(connections: list[Any], soon: None) 
         assert len(steps) == 1 and min(filter(None, steps)) >= 4
 
 
-def test_steps_count_from_where_the_training_goes_on(connections: list[Any], soon: None) -> None:
-    ranks = _ranks(connections, "goes on", 2, first=1000)
+def test_steps_count_from_where_the_training_resumes(connections: list[Any], soon: None) -> None:
+    ranks = _ranks(connections, "resumes", 2, first=1000)
     ranks[0].stop.ask("time")
     for rank in ranks:
         rank.thread.start()
@@ -266,7 +266,7 @@ def test_nobody_waits_for_a_store_that_is_gone(soon: None) -> None:
     deadline = time.monotonic() + SECONDS
     while rank.stop.done == behind and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert rank.stop.done > behind, "it goes on, and its next collective will fail"
+    assert rank.stop.done > behind, "it continues, and its next collective will fail"
     rank.most = 0
     rank.thread.join(SECONDS)
 

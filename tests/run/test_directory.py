@@ -97,7 +97,7 @@ def test_name_comes_from_the_run_when_the_user_gave_none(tmp_path: Path) -> None
     assert RunDir.of(spec, "name-tp1").path == tmp_path / "name-tp1"
 
 
-def test_same_run_goes_on(spec: RunSpec) -> None:
+def test_same_run_resumes(spec: RunSpec) -> None:
     run = _released(spec)
     _checkpoint(run)
     check_claim(run, spec, FINGERPRINT)
@@ -172,15 +172,15 @@ def test_every_difference_is_named_with_the_ways_out(spec: RunSpec) -> None:
         "  - versions: torch was '2.11.0', is '2.12.0'",
     ]
     assert caught.value.hint == (
-        "ways out: go on as before with the former files at --hf_model_path, the former tokenizer at --hf_model_path "
+        "ways out: resume as before with the former files at --hf_model_path, the former tokenizer at --hf_model_path "
         "(or --chat_template), --dataset a.jsonl, --seq_length 64, --packing, --seed 1234, the former versions; "
-        "go on changed with --accept_changes model --accept_changes tokenizer --accept_changes data "
+        "accept the changes with --accept_changes model --accept_changes tokenizer --accept_changes data "
         "--accept_changes batch --accept_changes seed --accept_changes versions; "
         "--experiment_name NEW_NAME for a new run, --overwrite to delete this one"
     )
 
 
-def test_accepted_changes_go_on_and_are_what_the_run_has_from_then_on(tmp_path: Path, spec: RunSpec) -> None:
+def test_accepted_changes_resume_and_are_what_the_run_has_from_then_on(tmp_path: Path, spec: RunSpec) -> None:
     run = _released(spec)
     now = changed(batch={"global_batch_size": 16}, seed={"seed": 7})
     with pytest.raises(RunDirError, match="seed was 1234, is 7") as caught:
@@ -203,8 +203,8 @@ def test_accepted_changes_go_on_and_are_what_the_run_has_from_then_on(tmp_path: 
         {"torch": "2.11.0a0+git1234"},
     ],
 )
-def test_patch_releases_and_builds_go_on_and_are_recorded(now: dict[str, str], spec: RunSpec) -> None:
-    """A run of a CPU machine goes on with the CUDA build, and back."""
+def test_patch_releases_and_builds_resume_and_are_recorded(now: dict[str, str], spec: RunSpec) -> None:
+    """A run of a CPU machine resumes with the CUDA build, and back."""
     run = _released(spec)
     check_claim(run, spec, changed(versions=now))
     claim(run, spec, {}, changed(versions=now))

@@ -151,7 +151,7 @@ def test_metrics_of_a_crashed_driver(
     assert (run.metrics.read_text() if run.metrics.exists() else None) == after
 
 
-def test_logs_go_on_where_they_ended_elsewhere(run: RunDir, remote: Remote) -> None:
+def test_logs_continue_where_they_ended_elsewhere(run: RunDir, remote: Remote) -> None:
     write(run, logs__a="1\n2\n", logs__b="1\n", logs__c="mine\n")
     remote.write_text("logs/a", "1\n")
     remote.write_text("logs/b", "1\n2\n")

@@ -130,7 +130,7 @@ def test_other_adapters_are_refused(
     assert "has finished 10 steps" in capfd.readouterr().err
     finetune(code=2, **{**same, "lora_rank": 8})
     error = capfd.readouterr().err
-    assert "peft: lora_rank was 4, is 8" in error and "go on as before with --lora_rank 4" in error
+    assert "peft: lora_rank was 4, is 8" in error and "resume as before with --lora_rank 4" in error
     finetune(code=2, **{**same, "peft": None, "lora_rank": None, "lora_dropout": None, "merge": None})
     assert "peft was 'lora', is None" in capfd.readouterr().err
     table.append(Row("resume with another LoRA rank", "exit 2, names the difference and the flag"))

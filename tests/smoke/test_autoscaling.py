@@ -98,7 +98,7 @@ def test_gpus_are_asked_for_and_a_node_without_cuda_is_named(
 def test_a_run_that_ends_while_it_waits_withdraws_what_it_asked_for(
     cluster: AutoscalingCluster, tiny_qwen2: Path, rows: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
-    """Another driver holds one CPU of the two nodes, so that the run goes on waiting with both of them there."""
+    """Another driver holds one CPU of the two nodes, so that the run keeps waiting with both of them there."""
     occupant = _occupy(cluster)
     try:
         process = start(cluster, *finetune(tiny_qwen2, rows, tmp_path, **GUIDE, backend="cpu"))

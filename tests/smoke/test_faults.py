@@ -88,7 +88,7 @@ def test_a_rank_is_killed_in_every_phase(
         found = page(run, number)
         assert found["rank"] == str(rank)
         assert "died without an exception" in found["what"]
-        # Beside the training a checkpoint takes its time, in which others go on.
+        # Beside the training a checkpoint takes its time, in which other ranks continue.
         assert found["steps lost"] == "-" or int(found["steps lost"]) <= FLAGS["save_interval"] + 2
         seconds = found["seconds to training again"]
         where = "asynchronous save" if fault["phase"] == "writing" else fault["phase"]
@@ -277,7 +277,7 @@ def test_the_newest_checkpoint_is_broken(
 def test_the_disk_is_full(
     finetune: Callable[..., Path], tmp_path: Path, capfd: pytest.CaptureFixture[str], table: list[Row]
 ) -> None:
-    """A checkpoint needs about 3.6 MB here. The run goes on without, and is complete once there is room again."""
+    """A checkpoint needs about 3.6 MB here. The run continues without, and is complete once there is room again."""
     with mounted(tmp_path / "disk", "size=9m") as disk:
         flags = {**FLAGS, "output_dir": disk, "no_export_hf": True}
         run = finetune(**flags, code=1)
@@ -289,7 +289,7 @@ def test_the_disk_is_full(
         subprocess.run(["mount", "-o", "remount,size=100m", disk], check=True)
         finetune(**flags)
         assert latest_step(disk) == 15 and [step for step, *_ in curve(run)] == list(range(1, 16))
-        table.append(Row("disk full while saving", "goes on; exit 1 at the last save; same command finishes"))
+        table.append(Row("disk full while saving", "continues; exit 1 at the last save; same command finishes"))
 
 
 @pytest.mark.slow
@@ -388,7 +388,7 @@ def test_another_layout(
     assert worst < 1e-5
     assert not (run / "checkpoints" / "reshaped").exists()
     case = request.node.callspec.id
-    table.append(Row(f"going on in another layout, {case}", f"finishes, curve within {worst:.1e}", lost="0"))
+    table.append(Row(f"resuming in another layout, {case}", f"finishes, curve within {worst:.1e}", lost="0"))
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Megatron-FSDP: the numbers of plain data parallel, checkpoints that other layouts go on from, and exports."""
+"""Megatron-FSDP: the numbers of plain data parallel, checkpoints that other layouts resume from, and exports."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_it_trains_as_data_parallel_does(strategy: str, finetune: Callable[..., 
     assert losses(shared) == pytest.approx(losses(plain), rel=ROUNDING)
 
 
-def test_a_checkpoint_is_gone_on_with_by_others_and_exported(finetune: Callable[..., Path], tiny_qwen2: Path) -> None:
+def test_a_checkpoint_is_resumed_by_others_and_exported(finetune: Callable[..., Path], tiny_qwen2: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM
 

@@ -53,7 +53,7 @@ def test_how_a_moe_model_is_computed(tmp_path: Path) -> None:
     ],
     ids=["no-distributed-optimizer", "parallel-load", "bf16-moments-and-gradients"],
 )
-def test_a_run_goes_on_from_its_checkpoint(flags: dict[str, Any], tmp_path: Path, tiny_qwen2: Path) -> None:
+def test_a_run_resumes_from_its_checkpoint(flags: dict[str, Any], tmp_path: Path, tiny_qwen2: Path) -> None:
     """To the last bit: moments in bf16 go through fp32 and back."""
     rows = write_rows(tmp_path / "rows")
     given = {"hf_model_path": tiny_qwen2, "dataset": rows, "train_iters": 4, **flags}

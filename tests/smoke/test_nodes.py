@@ -108,7 +108,7 @@ def test_a_run_shrinks_and_grows(
     table.append(
         Row(
             "elastic, TP 2: 4 workers, a node goes, 2 workers",
-            f"goes on; whole curve within {worst:.1e} of 4 workers",
+            f"resumes; whole curve within {worst:.1e} of 4 workers",
             first["seconds to training again"],
             first["steps lost"],
         )
@@ -116,7 +116,7 @@ def test_a_run_shrinks_and_grows(
     table.append(
         Row(
             "elastic, TP 2: 2 workers, a node comes, 4 workers",
-            "goes on, checkpoint first",
+            "resumes, checkpoint first",
             second["seconds to training again"],
             second["steps lost"],
         )

@@ -1,4 +1,4 @@
-"""A run that stops goes on as if it had not."""
+"""A run that stops resumes as if it had not."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_stopped_after_five_of_ten_steps_it_ends_with_the_same_numbers(
 
 
 @pytest.mark.slow
-def test_a_checkpoint_of_the_other_backend_is_gone_on_with(
+def test_a_checkpoint_of_the_other_backend_is_resumed(
     finetune: Callable[..., Path], capfd: pytest.CaptureFixture[str]
 ) -> None:
     """All but the random state, of which a model without dropout makes no use. tests/gpu has the real exchange."""
@@ -80,7 +80,7 @@ def test_out_of_time(finetune: Callable[..., Path], capfd: pytest.CaptureFixture
     run = finetune(**flags, max_time="1s", code=75)  # over before the workers are there: after their first step
     step = latest_step(run / "checkpoints")
     assert step is not None and 1 <= step <= 50 and read_metrics(run)[-1]["step"] == step
-    assert f"out of time (--max_time 1s); the same command goes on from step {step}" in capfd.readouterr().err
+    assert f"out of time (--max_time 1s); the same command resumes from step {step}" in capfd.readouterr().err
     finetune(**{**flags, "train_iters": step + 2})
     assert curve(run)[-1][0] == step + 2
 
@@ -150,6 +150,6 @@ def test_interrupt_leaves_the_last_whole_checkpoint(
     assert step is not None
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     assert json.loads(lines[-1])["step"] == step, "the last finished step is in the checkpoint"
-    assert f"goes on from step {step}" in error and "Traceback" not in error
+    assert f"resumes from step {step}" in error and "Traceback" not in error
     assert not (tmp_path / "run" / "lock").exists()
     assert json.loads((tmp_path / "run" / "spec.json").read_text())["train"]["train_iters"] == 5000

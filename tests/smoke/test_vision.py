@@ -86,7 +86,7 @@ def test_layout_agrees_with_hugging_face(
 
 
 @pytest.mark.slow
-def test_a_run_that_was_stopped_goes_on_as_if_it_were_not(
+def test_a_run_that_was_stopped_resumes_as_if_it_were_not(
     finetune: Callable[..., Path], tiny_vlm: Path, image_rows: Path
 ) -> None:
     given = {"hf_model_path": tiny_vlm, "dataset": image_rows, "export_hf": False, "num_workers": 2}

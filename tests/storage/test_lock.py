@@ -125,7 +125,7 @@ def test_a_full_disk_leaves_no_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_who_looked_before_another_took_over_does_not_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both find it stale; the second one goes on when the first one has it."""
+    """Both find it stale; the second one continues when the first one has it."""
     file = tmp_path / "lock"
     file.write_text(ended_process())
     is_held, theirs = lock.is_held, "another-host 1 1\n"

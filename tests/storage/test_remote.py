@@ -350,7 +350,7 @@ def test_an_endpoint_that_never_answers(s3: str, monkeypatch: pytest.MonkeyPatch
 def test_a_server_that_stops_answering_holds_nobody_for_ever(
     s3: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """A PUT asks whether to go on, and aiohttp waits for the answer without a limit."""
+    """A PUT asks whether to continue, and aiohttp waits for the answer without a limit."""
     from s3fs import S3FileSystem
 
     monkeypatch.setattr(transfer, "_SECONDS_FOR_AN_ANSWER", 0.5)
@@ -373,7 +373,7 @@ def test_a_server_that_stops_answering_holds_nobody_for_ever(
                 action()
 
 
-def test_a_back_end_that_goes_on_asking(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_back_end_that_keeps_asking(monkeypatch: pytest.MonkeyPatch) -> None:
     ended = threading.Event()
     monkeypatch.setattr(remote_module, "_SECONDS_FOR_THE_CHECK", 0.2)
     monkeypatch.setattr(remote_module, "_connect", lambda *words, **options: ended.wait(30))

@@ -195,7 +195,7 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
 MUNGE = {"key-file": "key", "socket": "socket", "pid-file": "pid", "log-file": "log", "seed-file": "seed"}
 
 
-def test_a_job_of_slurm_stops_and_goes_on(slurm: dict[str, str], home: Path) -> None:
+def test_a_job_of_slurm_stops_and_resumes(slurm: dict[str, str], home: Path) -> None:
     """SIGTERM, as before the time limit: a checkpoint, the queue again, and every step once."""
     words = ["slurm", "--no_exclusive", "--output", "job", "--no_export_hf"]
     flags = {"cpus_per_node": 1, "time_limit": 10, "train_iters": 120}

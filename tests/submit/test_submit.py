@@ -109,7 +109,7 @@ def test_other_files_are_not_written_over(rendered: Callable[..., Path], refused
     assert load_spec({}, [job / "spec.yaml"]).train.train_iters == 9
 
 
-def test_a_job_that_starts_again_must_be_able_to_go_on(
+def test_a_job_that_starts_again_must_be_able_to_resume(
     refused: Callable[..., str], rendered: Callable[..., Path]
 ) -> None:
     assert "--overwrite" in refused("slurm", *AWAY, "--overwrite")

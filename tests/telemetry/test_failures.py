@@ -110,7 +110,7 @@ def test_a_long_log_line_is_cut_on_the_console_only(failures: Failures) -> None:
     assert "x" * 500 in failures.page(failure).read_text()
 
 
-def test_page_numbers_go_on_over_failures_and_starts_of_the_driver(failures: Failures) -> None:
+def test_page_numbers_continue_over_failures_and_starts_of_the_driver(failures: Failures) -> None:
     assert [failures.failed(_record()).number for _ in range(2)] == [1, 2]
     (failures.directory / "notes.md").write_text("mine")
     (failures.directory / "10.md").write_text("of an earlier start")
@@ -134,7 +134,7 @@ def test_giving_up_says_why(failures: Failures) -> None:
         console_lines(used_up, Path("2.md"))[2]
         == "  decision       give up: the 3 restarts (--max_failures) are used up"
     )
-    assert failures.resumed(0) is None, "nothing goes on"
+    assert failures.resumed(0) is None, "nothing resumes"
 
 
 # Hangs
@@ -265,7 +265,7 @@ def test_a_rank_that_died_before_it_said_anything(failures: Failures) -> None:
     assert failures.failed(_record()).where() == ("unknown", "starting")
 
 
-def test_going_on_from_a_later_step_than_was_known_loses_nothing(failures: Failures) -> None:
+def test_resuming_from_a_later_step_than_was_known_loses_nothing(failures: Failures) -> None:
     """A status may be late; a checkpoint is not."""
     failures.heard(_status(1, 7))
     failure = failures.failed(_record())

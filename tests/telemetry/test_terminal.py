@@ -99,7 +99,7 @@ def test_lines_of_a_failure_are_shown_as_they_are() -> None:
     assert screen.text.getvalue().splitlines() == lines
 
 
-def test_terminal_goes_on_with_its_live_line_after_a_restart() -> None:
+def test_terminal_continues_with_its_live_line_after_a_restart() -> None:
     screen = _Screen(is_terminal=True, train_iters=3)
     screen.terminal.start(0)
     bar = screen.terminal.progress

@@ -90,7 +90,7 @@ def test_wandb_offline_holds_every_step_the_settings_and_the_end(tmp_path: Path)
     records = list(wandb_records(run))
     begun = [record.run for record in records if record.WhichOneof("record_type") == "run"]
     assert {(one.project, one.entity, one.display_name) for one in begun} == {("tuning", "team", "run")}
-    assert len({one.run_id for one in begun}) == 1, "the second driver goes on with the first one's run"
+    assert len({one.run_id for one in begun}) == 1, "the second driver resumes the first one's run"
     config = {item.key: json.loads(item.value_json) for item in begun[0].config.update}
     assert config["optimizer"]["learning_rate"] == 3e-4 and config["plan"]["num_workers"] == 2
     assert config["cluster"]["env"] == {"NCCL_DEBUG": "INFO"} and run.holds(SECRET) == []
@@ -141,7 +141,7 @@ def test_a_tracker_that_fails_harms_nothing_and_is_told_once(tmp_path: Path) -> 
     run = Run(tmp_path / "runs", mlflow_experiment="tuning", mlflow_tracking_uri=str(blocked / "store"))
     run.drive(range(1, 5), code=0)
     (line,) = run.said
-    assert line.startswith("warning: the run goes on without MLflow: ")
+    assert line.startswith("warning: the run continues without MLflow: ")
 
 
 def test_a_tracker_that_hangs_is_waited_for_at_the_end_only(monkeypatch: pytest.MonkeyPatch) -> None:

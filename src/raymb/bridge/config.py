@@ -58,7 +58,7 @@ def build_config(
     """The ConfigContainer of a job, with the user's overrides applied last, and the bridge to its Hugging Face model.
 
     Args:
-        load_dir: checkpoint directory to go on from; None to start from the Hugging Face weights.
+        load_dir: checkpoint directory to resume from; None to start from the Hugging Face weights.
         load_random_state: whether the checkpoint's state of the random number generators is wanted too.
 
     Raises:

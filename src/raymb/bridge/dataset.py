@@ -71,9 +71,9 @@ class PreparedRows(torch.utils.data.Dataset):
         self.drawn: np.ndarray | None = None
 
     def draw(self, count: int, seed: int) -> PreparedRows:
-        """Keep so many of the rows, some of them more than once if there are fewer. Bridge 0.6.2 goes on through a data
-        set from one validation to the next, and losses of different rows cannot be compared; one with a validation's
-        rows alone begins again each time."""
+        """Keep so many of the rows, some of them more than once if there are fewer. Bridge 0.6.2 continues through a
+        data set from one validation to the next, and losses of different rows cannot be compared; a data set with a
+        validation's rows alone begins again each time."""
         self.drawn = np.resize(np.random.default_rng(seed).permutation(len(self.rows)), count)
         return self
 

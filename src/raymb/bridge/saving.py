@@ -42,7 +42,7 @@ class Saving:
     Args:
         emit: takes a metrics record and returns at once.
         register: tells Ray Train of (directory, step); may wait, so it is called on a thread.
-        losses: (step, loss) of the validations before the checkpoint that this start goes on from.
+        losses: (step, loss) of the validations before the checkpoint that this start resumes from.
     """
 
     def __init__(
@@ -122,7 +122,7 @@ class Saving:
         self.later.submit(self.register, str(self.directory(step)), step).add_done_callback(_raise_in_log)
 
     def given_up(self, step: int, reason: str) -> None:
-        """A checkpoint could not be written. The training goes on; at its end there is nothing to go on for.
+        """A checkpoint could not be written. The training continues without it, unless it was the last.
 
         Raises:
             RunFailed: it was the last one.
@@ -133,7 +133,7 @@ class Saving:
         if step >= self.job.train_iters:
             raise RunFailed(
                 f"the last checkpoint, at step {step}, could not be written: {reason}",
-                "make room at --storage_path (or --output_dir); the same command goes on from the checkpoint before",
+                "make room at --storage_path (or --output_dir); the same command resumes from the checkpoint before",
             )
 
     def close(self) -> None:

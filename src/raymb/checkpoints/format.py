@@ -40,7 +40,7 @@ def optimizer_format(spec: RunSpec) -> dict[str, bool]:
 def check_format(checkpoint_dir: str | Path, spec: RunSpec, remote: bool = False) -> None:
     """
     Raises:
-        RunDirError: the checkpoint that a run would go on from has the optimizer's state under other names.
+        RunDirError: the checkpoint that a run would resume from has the optimizer's state under other names.
     """
     directory = newest(checkpoint_dir, spec.checkpoint.resume, remote)
     manifest = (checkpoint.read_manifest(directory) if directory else None) or {}

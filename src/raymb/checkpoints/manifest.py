@@ -119,7 +119,7 @@ def reshaped(checkpoint_dir: str | Path) -> Path:
 
 
 def candidates(checkpoint_dir: str | Path, resume: str) -> list[str]:
-    """Iteration directories that a run may go on from: newest first, its own before those of --resume PATH, and one
+    """Iteration directories that a run may resume from: newest first, its own before those of --resume PATH, and one
     that was written again before the one it was made of."""
     directories = own_candidates(checkpoint_dir, steps_of)
     if resume in ("auto", "never"):

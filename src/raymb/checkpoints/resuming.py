@@ -1,4 +1,4 @@
-"""Which checkpoint a start goes on from: the newest one that is whole to the last byte."""
+"""Which checkpoint a start resumes from: the newest one that is whole to the last byte."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ def report(
     ] = None,
 ) -> int:
     """Write a run as one HTML page that needs nothing else: curves, failures and resumes, layout, settings, data and
-    answers. Of a run that goes on it shows what there is."""
+    answers. Of a run that is still training it shows what there is."""
     from raymb.telemetry.report import write_report
 
     print(write_report([run] if compare is None else [run, compare], output))

@@ -1,5 +1,5 @@
 """`python -m raymb.doctor.nodes`: joins a cluster and asks its nodes, in a process of its own: Ray's C++ tells of a
-refused token on standard error alone, and goes on trying for as long as it likes.
+refused token on standard error alone, and keeps trying for as long as it likes.
 
 Reads {"address", "storage", "seconds"}; the last line that it prints is {"storage", "grows", "nodes": [...]}.
 """

@@ -64,7 +64,7 @@ def _shown(place: RunDir, path: Path) -> str:
 
 
 def has_finished(checked: Preflight, place: RunDir) -> bool:
-    """Whether the same command ran to its end here before; one that died before its export goes on to write it."""
+    """Whether the same command ran to its end here before; one that died before its export resumes to write it."""
     spec, done = checked.spec, newest_step(place)
     complete = not spec.checkpoint.export_hf or _is_exported(spec, place)
     again = spec.checkpoint.overwrite or spec.checkpoint.resume != "auto"
@@ -96,14 +96,14 @@ def where_to_look(place: RunDir) -> str:
     return f"{page}the workers' logs: {place.logs}"
 
 
-def say_how_to_go_on(what: str, code: int, job: Job, place: RunDir, console: Console) -> int:
+def say_how_to_resume(what: str, code: int, job: Job, place: RunDir, console: Console) -> int:
     step = newest_step(place)
     if step is None:
         console.print(f"{what} before the first checkpoint; start again with the same command")
         return code
     settings = job.spec.checkpoint
     change = "" if not settings.overwrite and settings.resume == "auto" else " with --resume auto and no --overwrite"
-    console.print(f"{what}; the same command{change} goes on from step {step}")
+    console.print(f"{what}; the same command{change} resumes from step {step}")
     checkpoint = _shown(place, Path(iteration_dir(place.checkpoints, step)))
     console.print(f"  {'checkpoint':<19}{checkpoint}", highlight=False, soft_wrap=True)
     return code
@@ -140,7 +140,7 @@ def conclude(job: Job, place: RunDir, console: Console) -> None:
         at, loss = min(losses, key=lambda pair: pair[1])
         console.print(f"stopped early at step {step}: the best validation loss is {loss:.4f}, at step {at:g}")
     elif step < job.train_iters:
-        console.print(f"stopped at step {step} of {job.train_iters}; the same command goes on from there")
+        console.print(f"stopped at step {step} of {job.train_iters}; the same command resumes from there")
     if job.spec.run.sample_prompt and _is_exported(job.spec, place) and (stopped_early or step >= job.train_iters):
         from raymb.inference.sample import print_sample
 

@@ -18,7 +18,7 @@ _SECONDS_TO_TELL = 10.0
 
 class PlacementCallback(WorkerGroupCallback):
     """Looks where Ray has placed the workers, before they import Megatron: a run does not begin with tensor parallel
-    groups over several nodes. One that has begun goes on, more slowly, on the nodes that are left to it.
+    groups over several nodes. One that has begun before resumes, more slowly, on the nodes that are left to it.
 
     Args:
         tensor_parallel_size: ranks of a group.

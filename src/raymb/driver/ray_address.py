@@ -88,7 +88,7 @@ def show_token(address: str) -> None:
 
 
 def check_reachable(address: str) -> None:
-    """Knock at HOST:PORT first: Ray itself goes on trying a dead address for minutes.
+    """Knock at HOST:PORT first: Ray itself keeps trying a dead address for minutes.
 
     Raises:
         ClusterError: nobody listens there.

@@ -3,7 +3,7 @@
 Megatron's optimizer writes its state in the pieces of its own layout, which is fast and which any number of copies
 (data and context parallel) can read. Another tensor, pipeline or expert layout cannot, nor can weights of another
 precision: GPUs' bf16 and CPUs' fp32. Its other format, which all can read, gathers the whole state on every rank at
-every save. So checkpoints are written in the first, and the one that such a run goes on from is written again in the
+every save. So checkpoints are written in the first, and the one that such a run resumes from is written again in the
 second: by CPU workers in the old layout and precision that load it and save it.
 """
 
@@ -26,7 +26,7 @@ def described(job: Job) -> str:
 
 
 def to_reshape(job: Job, remote: bool = False) -> Path | None:
-    """The checkpoint that a run would go on from, if it must be written again for it.
+    """The checkpoint that a run would resume from, if it must be written again for it.
 
     Args:
         remote: only the manifests of the run's own checkpoints are on this machine.

@@ -224,7 +224,7 @@ _PASSED_ON = (
 
 
 def _forget_former_runs(place: RunDir) -> None:
-    """Ray Train goes on with its own list of checkpoints in a second fit(), and stops where one has been deleted."""
+    """Ray Train continues with its own list of checkpoints in a second fit(), and stops where one has been deleted."""
     place.ray_snapshot.unlink(missing_ok=True)
     if place.remote is not None:
         place.remote.delete(place.ray_snapshot.name)

@@ -20,7 +20,7 @@ def finish(written: UnverifiedExport, beat: Callable[[], None]) -> Findings:
     """Verify in a fresh process, and put the directories into their places, where they replace older ones.
 
     Args:
-        beat: called while it goes on.
+        beat: called while it runs.
 
     Returns:
         raymb.export.verify.check's findings, with `seconds` and the `directories`.

@@ -23,7 +23,7 @@ class Progress:
         self.listeners: list[Callable[[], None]] = []
 
     def enter(self, phase: str) -> None:
-        """Begin a phase. Steps are entered once, when the training begins or goes on; `finished` counts them."""
+        """Begin a phase. Steps are entered once, when the training begins or resumes; `finished` counts them."""
         self.beats += 1
         if phase != self.phase:
             self.phase = phase

@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import Any
 
 from raymb.errors import RunDirError
-from raymb.run.fingerprint import Fingerprint, described, differences, ways_to_go_on
+from raymb.run.fingerprint import Fingerprint, described, differences, ways_to_resume
 from raymb.spec import RunSpec, spec_to_json
 from raymb.storage import lock
 from raymb.storage.files import write_atomically
@@ -149,7 +149,7 @@ def check_claim(run: RunDir, spec: RunSpec, fingerprint: Fingerprint) -> None:
     if lock.is_held(run.lock):
         raise RunDirError(
             f"{run.path} is in use by {lock.owner(run.lock)}",
-            "ways out: --experiment_name NEW_NAME, --storage_path ANOTHER_DIR, or end that run and go on with "
+            "ways out: --experiment_name NEW_NAME, --storage_path ANOTHER_DIR, or end that run and resume with "
             "--resume auto",
         )
     _check_resume_path(spec, fingerprint)
@@ -160,7 +160,7 @@ def check_claim(run: RunDir, spec: RunSpec, fingerprint: Fingerprint) -> None:
         ways_out = f"another --output_dir, {ways_out}"
     used = run.path if run.spec.exists() else run.checkpoints if _has_entries(run.checkpoints) else None
     if used and spec.checkpoint.resume == "never":
-        raise RunDirError(f"{used} holds a run already", f"ways out: --resume auto to go on with it, {ways_out}")
+        raise RunDirError(f"{used} holds a run already", f"ways out: --resume auto to resume it, {ways_out}")
     before = read_object(run.fingerprint)
     if before is None:
         return
@@ -173,7 +173,7 @@ def check_claim(run: RunDir, spec: RunSpec, fingerprint: Fingerprint) -> None:
     if refused:
         raise RunDirError(
             f"{run.checkpoints} holds the checkpoints of another run:\n{described(refused)}",
-            f"ways out: {'; '.join(ways_to_go_on(refused))}; {ways_out}",
+            f"ways out: {'; '.join(ways_to_resume(refused))}; {ways_out}",
         )
 
 
@@ -196,7 +196,7 @@ def _check_resume_path(spec: RunSpec, fingerprint: Fingerprint) -> None:
     if refused:
         raise RunDirError(
             f"--resume {resume} holds checkpoints of another model:\n{described(refused)}",
-            f"ways out: {'; '.join(ways_to_go_on(refused))}; another checkpoint",
+            f"ways out: {'; '.join(ways_to_resume(refused))}; another checkpoint",
         )
 
 

@@ -1,4 +1,4 @@
-"""What a run's checkpoints belong to, in groups. A run goes on with what it began with, or with what the user accepts.
+"""What a run's checkpoints belong to, in groups. A run resumes with what it began with, or with what the user accepts.
 
 Layout and world size, learning rates, lengths of training and the like are no part of it: they may change.
 """
@@ -99,16 +99,16 @@ def described(found: Iterable[Difference]) -> str:
     return "\n".join(f"  - {group}: {'; '.join(texts)}" for group, texts in groups.items())
 
 
-def ways_to_go_on(found: list[Difference]) -> list[str]:
+def ways_to_resume(found: list[Difference]) -> list[str]:
     """As before, with the former values; or changed, where every group may be accepted."""
     back: list[str] = []
     groups = list(dict.fromkeys(one.group for one in found))
     for group in groups:
         flags = [one.flag for one in found if one.group == group and one.flag]
         back += flags or [_WITHOUT_FLAG.get(group, f"the former {group}")]
-    ways = [f"go on as before with {', '.join(dict.fromkeys(back))}"]
+    ways = [f"resume as before with {', '.join(dict.fromkeys(back))}"]
     if set(groups) <= set(get_args(Change)):
-        ways.append(f"go on changed with {' '.join(f'--accept_changes {group}' for group in groups)}")
+        ways.append(f"accept the changes with {' '.join(f'--accept_changes {group}' for group in groups)}")
     return ways
 
 
@@ -141,7 +141,7 @@ def _changed_rows(was: dict[str, Any], now: dict[str, Any]) -> list[str]:
 
 
 def _changed_versions(was: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """A patch release or another build (2.11.0+cpu, 2.11.0+cu130) goes on with a checkpoint."""
+    """A patch release or another build (2.11.0+cpu, 2.11.0+cu130) resumes from a checkpoint."""
 
     def essential(name: str, version: Any) -> Any:
         return version if name in _EXACT else str(version).partition("+")[0].split(".")[:2]

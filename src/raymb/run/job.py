@@ -52,7 +52,7 @@ class Job:
         checkpoint_dir: where checkpoints are written, and read on a restart.
         hf_dir: where the tuned model goes as a Hugging Face directory.
         adapter_dir: where the tuned adapters go as a PEFT directory.
-        load_dir: the iteration directory to go on from, where it is not for the workers to choose; "" where it is.
+        load_dir: the iteration directory to resume from, where it is not for the workers to choose; "" where it is.
         task: train; reshape: write the checkpoint that is loaded again, so that every layout can read it; export: write
             its weights as a Hugging Face model.
         log_dir: one file a worker.

@@ -25,7 +25,7 @@ from raymb.storage.transfer import files_below, part_of, side_by_side
 _GROWN = ("metrics.jsonl", "events.jsonl", "answers.jsonl")
 _POINTERS = tuple(f"checkpoints/{name}" for name in POINTERS)
 _SMALL = ("spec.json", "plan.json", "data.json", *_GROWN, "trackers.json", "checkpoints/fingerprint.json")
-_APPENDED = ("failures", "logs")  # pages are numbered, and logs go on: a new machine has to know the old ones
+_APPENDED = ("failures", "logs")  # pages are numbered, and logs are continued: a new machine has to know the old ones
 _TREES = ("tensorboard", *_APPENDED)
 
 
@@ -34,7 +34,7 @@ def pull(run: RunDir) -> None:
     nothing for a local run, nor in a workspace that a live driver uses, which the next check will refuse.
 
     An iteration directory whose checkpoint is not the one at the address goes, too: half of it could be taken for
-    a part of the other. metrics.jsonl and its like, logs and failure pages stay if they go on where the remote
+    a part of the other. metrics.jsonl and its like, logs and failure pages stay if they continue where the remote
     ones end: their driver crashed before a push.
 
     Raises:
@@ -163,13 +163,13 @@ def pushing(run: RunDir, say: Callable[[str], None], seconds: float = 30.0) -> I
         except StorageError as error:
             say(error.message)
 
-    def go_on() -> None:
+    def push_until_closed() -> None:
         while not closed.wait(seconds):
             push_or_say()
 
     mirror.push()
     if run.remote is not None:
-        threading.Thread(target=go_on, name="raymb-mirror", daemon=True).start()
+        threading.Thread(target=push_until_closed, name="raymb-mirror", daemon=True).start()
     try:
         yield mirror
     except BaseException:

@@ -95,7 +95,7 @@ class RemoteLock:
     def _refusal(self, remote: Remote) -> RunDirError:
         return RunDirError(
             f"{remote.url} is in use by {_owner(remote.read_text(_NAME) or '')}",
-            "ways out: --experiment_name NEW_NAME, another --storage_path, or end that run and go on with "
+            "ways out: --experiment_name NEW_NAME, another --storage_path, or end that run and resume with "
             "--resume auto",
         )
 

@@ -76,7 +76,7 @@ def _optimizer(spec: RunSpec) -> Iterator[str]:
     if optimizer.optimizer_moments == "bf16" and "fp8" in spec.train.precision:
         yield (
             f"--optimizer_moments bf16 with --precision {spec.train.precision}: Megatron-Core 0.19.2 has another "
-            f"optimizer under FP8, whose checkpoints no other layout can go on from; drop one"
+            f"optimizer under FP8, whose checkpoints no other layout can resume from; drop one"
         )
     if not optimizer.distributed_optimizer:
         others = {

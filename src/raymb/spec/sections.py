@@ -83,10 +83,10 @@ class Checkpoint(Section):
     save_interval: int = bridge("checkpoint.save_interval", default=50, ge=0)
     """Steps between checkpoints; the last step is always saved. 0: only the last."""
     resume: str = Field(default="auto", min_length=1)
-    """auto: go on from the run directory's newest checkpoint if there is one; never: refuse a used run directory;
+    """auto: resume from the run directory's newest checkpoint if there is one; never: refuse a used run directory;
     PATH: start from that checkpoint directory."""
     async_save: bool = bridge("checkpoint.async_save", default=True)
-    """Write checkpoints while the training goes on."""
+    """Write checkpoints while the training continues."""
     parallel_save: bool = bridge("checkpoint.fully_parallel_save", default=True)
     """Data parallel workers share the writing; else the first of them writes what all have."""
     parallel_load: bool = bridge("checkpoint.fully_parallel_load", default=False)
@@ -125,7 +125,7 @@ class Resilience(Section):
     grace_time: float = Field(default=30.0, ge=0)
     """Seconds that Ctrl-C, SIGTERM or a preemption leave for a last checkpoint; 0 for none."""
     max_time: str | None = Field(default=None, pattern=r"^(\d+(\.\d+)?[smhd]?|(\d+-)?\d+:\d\d(:\d\d)?)$")
-    """Stop with a checkpoint after this time: seconds, 90m, 2h, 1d, or [DAYS-]HH:MM[:SS]. The same command goes on."""
+    """Stop with a checkpoint after this time: seconds, 90m, 2h, 1d, or [DAYS-]HH:MM[:SS]. The same command resumes."""
     hang_timeout: float = Field(default=1800.0, ge=0)
     """Seconds without progress after which a rank's stacks are written and the workers restart; 0 for never."""
     bad_loss: Literal["fail", "skip", "rollback"] = bridge("train.iterations_to_skip", default="fail")

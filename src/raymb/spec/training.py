@@ -219,7 +219,7 @@ class Performance(Section):
     """Record each layer's kernels after the third step, and launch them as one from then on: up to ten times as fast
     where a step takes as long as Python takes to launch it, as with small micro-batches or tensor parallel."""
     overlap_grad_reduce: bool = bridge("ddp.overlap_grad_reduce", default=False)
-    """Reduce gradients over data parallel workers while the backward pass goes on."""
+    """Reduce gradients over data parallel workers while the backward pass runs."""
     overlap_param_gather: bool = bridge("ddp.overlap_param_gather", default=False)
     """Gather weights from data parallel workers while the next forward pass begins; needs --overlap_grad_reduce."""
     grad_reduce_in_fp32: bool = bridge("ddp.grad_reduce_in_fp32", default=True)

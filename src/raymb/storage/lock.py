@@ -22,7 +22,7 @@ def take(file: Path) -> bool:
     lock that is held. A driver that dies in between leaves the other lock stale, and that is taken over like this one.
     flock would be shorter, but not every shared storage passes it on to other hosts.
 
-    What no file can prevent: a driver that another host takes for dead (frozen for a minute) wakes up and goes on.
+    What no file can prevent: a driver that another host takes for dead (frozen for a minute) wakes up and continues.
 
     Raises:
         OSError: the directory cannot be written.

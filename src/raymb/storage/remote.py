@@ -247,7 +247,7 @@ def check_writable(storage_path: str | Path) -> None:
     if remote is None:
         return
     failed: list[str] = []
-    # A thread, because a back end may go on asking for minutes whatever it is told.
+    # A thread, because a back end may keep asking for minutes whatever it is told.
     thread = threading.Thread(target=_try_out, args=(remote.url, failed), daemon=True)
     thread.start()
     thread.join(_SECONDS_FOR_THE_CHECK)

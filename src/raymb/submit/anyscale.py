@@ -48,7 +48,7 @@ class Anyscale(Uploading):
     tags: Words = Field(default=[])
     """Tag, NAME=VALUE. Repeatable."""
     retries: int = Field(default=3, ge=0)
-    """New starts after a failed one; the run goes on from its newest checkpoint."""
+    """New starts after a failed one; the run resumes from its newest checkpoint."""
     time_limit: Size | None = None
     """Seconds after which a start is ended; --max_time stops it with a checkpoint before."""
 

@@ -74,7 +74,7 @@ def _check_flags(spec: RunSpec, options: JobOptions, target: Target) -> None:
                 "leave it out, and give a new --experiment_name",
             )
         if spec.checkpoint.resume == "never":
-            raise SpecError("--resume never: a job that is started again could not go on", "leave it out")
+            raise SpecError("--resume never: a job that is started again could not resume", "leave it out")
 
 
 def _directory(spec: RunSpec, target: Target) -> Path | None:

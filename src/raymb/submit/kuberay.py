@@ -57,7 +57,7 @@ class Kuberay(Target):
     token: bool = False
     """Have KubeRay (1.5.1 or later) make a token, without which nothing joins the cluster."""
     retries: int = Field(default=3, ge=0)
-    """New clusters after a failed one; the run goes on from its newest checkpoint."""
+    """New clusters after a failed one; the run resumes from its newest checkpoint."""
     time_limit: Size | None = None
     """Seconds after which Kubernetes ends the job; --max_time stops it with a checkpoint before."""
     keep_cluster: int = Field(default=600, ge=0)

@@ -49,7 +49,7 @@ class Slurm(Target):
     """How Ray starts: a head and workers of the job's own, or `ray symmetric-run`, which ends every Ray of the user on
     its nodes when it ends."""
     requeue: bool = True
-    """Start again after a preemption or a lost node, and at the end of --time_limit or --max_time, and go on from the
+    """Start again after a preemption or a lost node, and at the end of --time_limit or --max_time, and resume from the
     newest checkpoint."""
     max_requeues: int = Field(default=50, ge=0)
     """How often at most."""
@@ -135,7 +135,7 @@ class Slurm(Target):
         checkpoint is written."""
         node = shlex.quote(str(job.directory / NODE))
         srun = shlex.join(["srun", "--kill-on-bad-exit=1", *self._pyxis(job), *self.srun_options])
-        again = f"""# Out of --time_limit or --max_time: the same job goes on later.
+        again = f"""# Out of --time_limit or --max_time: the same job resumes later.
 if {{ [ "$code" = 75 ] || {{ [ -n "$stopping" ] && [ "$code" != 0 ]; }}; }} &&
     [ "${{SLURM_RESTART_COUNT:-0}}" -lt {self.max_requeues} ]; then
     scontrol requeue "$SLURM_JOB_ID"

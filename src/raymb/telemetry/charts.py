@@ -183,14 +183,14 @@ def _extremes(column: list[Point]) -> Iterable[Point]:
 def path(points: list[Point], x: Scale, y: Scale, joined: bool = True) -> str:
     """An SVG path; a new piece after each hole. A piece begins with a line of no length, which a round line end makes
     a dot: a point between two holes is seen, and points that are not joined are all dots."""
-    words, goes_on = [], False
+    words, connected = [], False
     for at, value in points:
         if value is None or math.isnan(value):
-            goes_on = False
+            connected = False
             continue
         place = f"{_number(x.place(at))} {_number(1000 - y.place(value))}"
-        words.append(f"L{place}" if goes_on else f"M{place}h0")
-        goes_on = joined
+        words.append(f"L{place}" if connected else f"M{place}h0")
+        connected = joined
     return "".join(words)
 
 

@@ -1,4 +1,4 @@
-"""failures/N.md: what happened, to whom, and how the run went on. The console says the same in five lines."""
+"""failures/N.md: what happened, to whom, and how the run resumed. The console says the same in five lines."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the terminal shows while a run goes on: a live line with ETA, or plain lines when it is not a terminal."""
+"""What the terminal shows during a run: a live line with ETA, or plain lines when it is not a terminal."""
 
 from __future__ import annotations
 

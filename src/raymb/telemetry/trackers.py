@@ -121,7 +121,7 @@ class InBackground:
             for method, argument in iter(self.calls.get, None):
                 getattr(tracker, method)(argument)
         except Exception as error:
-            self.say(f"warning: the run goes on without {self.name}: {type(error).__name__}: {last_line(error)}")
+            self.say(f"warning: the run continues without {self.name}: {type(error).__name__}: {last_line(error)}")
 
 
 class Once:
@@ -235,7 +235,7 @@ class MLflow:
         self.waiting, self.sent = [], time.monotonic()
 
     def _former_run(self, run_id: str) -> str | None:
-        """The run of an earlier driver, going on; None if somebody has deleted it."""
+        """The run of an earlier driver, resumed; None if somebody has deleted it."""
         from mlflow.exceptions import MlflowException
 
         try:
