@@ -30,7 +30,7 @@ def s3_server() -> Iterator[str]:
 
 @pytest.fixture
 def s3(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The address of a new bucket; the environment says where it is and who asks."""
+    """The URI of a new bucket; the environment says where it is and who asks."""
     import s3fs
 
     monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server)

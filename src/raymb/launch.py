@@ -94,7 +94,7 @@ def _reserved(cluster: Cluster, backend: str, sizes: list[int], spec: RunSpec, c
 
 @contextmanager
 def _claimed(place: directories.RunDir, checked: Preflight, plan: Plan, console: Console) -> Iterator[RemoteLock]:
-    """The run directory is this driver's, on its file system and at its address."""
+    """The run directory is this driver's, on its file system and at its URI."""
     spec, owned = checked.spec, RemoteLock(place)
     owned.take(console.print)
     try:

@@ -247,7 +247,7 @@ def _preempted() -> bool:
 
 
 def _push_log(job: Job, rank: int) -> None:
-    """A log on a machine of its own goes to the run's address; one that cannot be sent fails no training."""
+    """A log on a machine of its own goes to the run's URI; one that cannot be sent fails no training."""
     from raymb.run.directory import RunDir
     from raymb.run.mirror import Mirror
 

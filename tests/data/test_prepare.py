@@ -103,7 +103,7 @@ def test_odd_text_survives(prepared: Any, model: Path, tmp_path: Path) -> None:
     assert texts(prepared(dataset=tmp_path / "a.jsonl", validation_split=0), model) == joined([odd, odd])
 
 
-def test_globs_directories_and_addresses(prepared: Any, model: Path, tmp_path: Path) -> None:
+def test_globs_directories_and_uris(prepared: Any, model: Path, tmp_path: Path) -> None:
     for number in range(3):
         write(tmp_path / f"part-{number}.jsonl", rows(5, start=5 * number))
     everything = joined(rows(15))

@@ -128,7 +128,7 @@ def test_resume_path_counts_where_the_run_has_nothing_of_its_own(tmp_path: Path)
     assert to_reshape(_resuming(job, other)) is None
 
 
-def test_of_a_run_at_an_address_this_machine_may_have_the_manifests_only(tmp_path: Path) -> None:
+def test_of_a_run_at_a_uri_this_machine_may_have_the_manifests_only(tmp_path: Path) -> None:
     old, job = _job(tmp_path, **{TP: 2, "num_workers": 4}), _job(tmp_path, **{TP: 4, "num_workers": 4})
     directory, other = _saved(old, 10), _saved(old, 50, tmp_path / "other")
     for path in (directory, other):

@@ -1,4 +1,4 @@
-"""A run at an address: what a machine sees of it before it starts, what its driver pushes, and who may drive."""
+"""A run at a URI: what a machine sees of it before it starts, what its driver pushes, and who may drive."""
 
 from __future__ import annotations
 
@@ -331,13 +331,13 @@ def fast(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(params=["memory", "file", "s3"])
 def locked(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fast: None) -> RunDir:
     monkeypatch.setenv("RAYMB_CACHE", str(tmp_path / "cache"))
-    addresses = {"memory": f"memory://{uuid.uuid4().hex}", "file": f"file://{tmp_path}/there"}
+    uris = {"memory": f"memory://{uuid.uuid4().hex}", "file": f"file://{tmp_path}/there"}
     if request.param == "s3":  # S3 says when an object was written to the second, so a live driver beats slowly enough
         monkeypatch.setattr(remote_lock, "_SECONDS_BETWEEN_BEATS", 1.1)
         monkeypatch.setattr(remote_lock, "_SECONDS_BETWEEN_LOOKS", 0.2)
         monkeypatch.setattr(remote_lock, "_STALE_AFTER", 20.0)
         return RunDir.of(spec_of(request.getfixturevalue("s3")), "")
-    return RunDir.of(spec_of(addresses[request.param]), "")
+    return RunDir.of(spec_of(uris[request.param]), "")
 
 
 def test_one_driver_at_a_time(locked: RunDir) -> None:

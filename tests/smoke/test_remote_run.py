@@ -60,7 +60,7 @@ def test_a_run_on_s3_survives_the_loss_of_the_machine(
     assert "has finished" in capfd.readouterr().err
 
 
-def test_a_broken_checkpoint_at_the_address_is_left_out(
+def test_a_broken_checkpoint_at_the_uri_is_left_out(
     finetune: Callable[..., Path],
     s3: str,
     tmp_path: Path,

@@ -1,4 +1,4 @@
-"""Files at an address: whole or not there, the same from threads and other processes, and refusals in plain words."""
+"""Files at a URI: whole or not there, the same from threads and other processes, and refusals in plain words."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ KINDS = ["memory", "file", "s3"]
 
 
 @pytest.fixture(params=KINDS)
-def address(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+def uri(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "s3":
         return f"{request.getfixturevalue('s3')}/prefix"
     return {"memory": f"memory://{uuid.uuid4().hex}", "file": f"file://{tmp_path}/there"}[request.param]
 
 
 @pytest.fixture
-def place(address: str) -> Remote:
-    place = Remote.of(address)
+def place(uri: str) -> Remote:
+    place = Remote.of(uri)
     assert place is not None
     return place
 
@@ -56,7 +56,7 @@ def write_tree(directory: Path, files: dict[str, bytes]) -> Path:
     return directory
 
 
-# Addresses
+# URIs
 
 
 def test_a_directory_stands_for_a_storage_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,7 +76,7 @@ def test_remote_of_a_storage_path() -> None:
     assert Remote("s3://bucket").child("a").child("b/c/").child("") == Remote("s3://bucket/a/b/c")
 
 
-def test_a_spec_keeps_an_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_spec_keeps_a_uri(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAYMB_CACHE", str(tmp_path))
     flags = {"hf_model_path": "owner/name", "experiment_name": "one"}
     spec = load_spec({**flags, "storage_path": "s3://bucket/prefix"})
@@ -93,12 +93,12 @@ def test_a_spec_keeps_an_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ("flag", "value", "words"),
     [
         ("storage_path", "s3://", "names no bucket"),
-        ("storage_path", "s3://key:sesame@bucket/prefix", "a password in the address would be stored"),
+        ("storage_path", "s3://key:sesame@bucket/prefix", "a password in the URI would be stored"),
         ("storage_path", "", "must not be empty"),
-        ("output_dir", "s3://bucket/prefix", "must be a directory; --storage_path takes an address"),
+        ("output_dir", "s3://bucket/prefix", "must be a directory; --storage_path takes a URI"),
     ],
 )
-def test_addresses_that_are_refused(flag: str, value: str, words: str) -> None:
+def test_uris_that_are_refused(flag: str, value: str, words: str) -> None:
     with pytest.raises(SpecError, match=words) as caught:
         load_spec({"hf_model_path": "owner/name", flag: value})
     assert f"--{flag}" in str(caught.value) and "sesame" not in str(caught.value)
@@ -261,7 +261,7 @@ def _answer(place: Remote) -> None:
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
-@pytest.mark.parametrize("address", ["file", "s3"], indirect=True)
+@pytest.mark.parametrize("uri", ["file", "s3"], indirect=True)
 def test_other_processes(place: Remote, method: str) -> None:
     """Also one that is forked while a connection is open, and afterwards this one again."""
     place.write_text("question", "42")
@@ -298,9 +298,9 @@ def test_forking_while_other_threads_are_busy(s3: str) -> None:
 # Before a run
 
 
-def test_check_leaves_nothing(address: str) -> None:
-    check_writable(address)
-    place = Remote.of(address)
+def test_check_leaves_nothing(uri: str) -> None:
+    check_writable(uri)
+    place = Remote.of(uri)
     assert place is not None and place.listing() == []
 
 
@@ -309,12 +309,12 @@ def test_a_directory_is_not_checked(tmp_path: Path) -> None:
     assert not (tmp_path / "none").exists()
 
 
-def refused(address: str) -> RunDirError:
+def refused(uri: str) -> RunDirError:
     start = time.monotonic()
     with pytest.raises(RunDirError) as caught:
-        check_writable(address)
+        check_writable(uri)
     assert time.monotonic() - start < 16
-    assert f"--storage_path {address}: " in caught.value.message and "--storage_path" in caught.value.hint
+    assert f"--storage_path {uri}: " in caught.value.message and "--storage_path" in caught.value.hint
     assert "\n" not in caught.value.message
     return caught.value
 
@@ -392,14 +392,14 @@ def test_denied(s3_server: str, s3: str, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.parametrize(
-    ("address", "reason"),
+    ("uri", "reason"),
     [("nonsense://bucket", "Protocol not known: nonsense"), ("gs://bucket", "gcsfs")],
 )
-def test_back_ends_that_are_not_there(address: str, reason: str) -> None:
-    assert reason in refused(address).message
+def test_back_ends_that_are_not_there(uri: str, reason: str) -> None:
+    assert reason in refused(uri).message
 
 
-def test_a_file_address_that_cannot_be_written(tmp_path: Path) -> None:
+def test_a_file_uri_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     assert "Not a directory" in refused(f"file://{tmp_path}/file/runs").message
 

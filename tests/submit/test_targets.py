@@ -126,7 +126,7 @@ def test_sagemaker(rendered: Callable[..., Path], tmp_path: Path) -> None:
     assert RunSpec.model_validate(sections) == expected.model_copy(update={"run": named})
 
 
-def test_checkpoints_of_several_instances_need_an_address(refused: Callable[..., str], rendered) -> None:
+def test_checkpoints_of_several_instances_need_a_uri(refused: Callable[..., str], rendered) -> None:
     flags = [
         word
         for name, value in SAGEMAKER.items()

@@ -266,23 +266,23 @@ def test_a_page_that_cannot_be_written_is_a_mistake_of_the_user(
     assert "give another --output" in capsys.readouterr().err
 
 
-def test_runs_at_an_address(
+def test_runs_at_a_uri(
     run: MadeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    address = f"file://{tmp_path}/bucket"
-    remote = Remote.of(address)
+    uri = f"file://{tmp_path}/bucket"
+    remote = Remote.of(uri)
     assert remote is not None
     remote.upload(run.path, "run")
     remote.upload(run.path, "_prepared")
     monkeypatch.chdir(tmp_path)
-    (line,) = listed(capsys, address)
-    assert (line["name"], line["path"], line["state"]) == ("run", f"{address}/run", "finished")
-    assert main(["report", f"{address}/run"]) == 0
+    (line,) = listed(capsys, uri)
+    assert (line["name"], line["path"], line["state"]) == ("run", f"{uri}/run", "finished")
+    assert main(["report", f"{uri}/run"]) == 0
     assert capsys.readouterr().out == "run-report.html\n"
     page = (tmp_path / "run-report.html").read_text()
-    assert f"{address}/run<br>" in page and "A script." in page and "Failure 1" in page
-    assert main(["report", f"{address}/other"]) == 2
-    assert f"{address}/other is no run directory" in capsys.readouterr().err
+    assert f"{uri}/run<br>" in page and "A script." in page and "Failure 1" in page
+    assert main(["report", f"{uri}/other"]) == 2
+    assert f"{uri}/other is no run directory" in capsys.readouterr().err
 
 
 def test_only_small_imports(run: MadeRun) -> None:

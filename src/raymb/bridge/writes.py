@@ -107,7 +107,7 @@ class Writes:
             sys.setswitchinterval(interval)
 
     def _described(self, files: list[Path]) -> dict[str, Any]:
-        """The manifest's entries of files, which go to the run's address, if it has one."""
+        """The manifest's entries of files, which go to the run's URI, if it has one."""
         described = checkpoint.describe_files(files)
         if self.saving.remote is not None:
             self.saving.remote.upload(files)

@@ -18,10 +18,10 @@ from raymb.storage.transfer import side_by_side
 
 
 class RemoteCheckpoints:
-    """The checkpoints at an address, and the directories that stand for them on this machine.
+    """The checkpoints at a URI, and the directories that stand for them on this machine.
 
     Args:
-        remote: the run's address.
+        remote: the run's URI.
         run_dir: the run's directory in this machine's workspace.
     """
 
@@ -36,7 +36,7 @@ class RemoteCheckpoints:
         return RemoteCheckpoints(remote, job.run_dir) if remote is not None and inside else None
 
     def candidates(self, checkpoint_dir: str) -> list[str]:
-        """Iteration directories that have a manifest at the address, in the order of checkpoint.candidates."""
+        """Iteration directories that have a manifest at the URI, in the order of checkpoint.candidates."""
         directories = checkpoint.own_candidates(
             checkpoint_dir, lambda home: checkpoint.steps_in(self.remote.listing(self._name(home)))
         )

@@ -12,7 +12,7 @@ def command(
         str | None, typer.Option("--hf_model_path", metavar="TEXT", help="Also: can this model be read or fetched?")
     ] = None,
     storage_path: Annotated[
-        str, typer.Option("--storage_path", metavar="TEXT", help="Where runs will be written: a directory or address.")
+        str, typer.Option("--storage_path", metavar="TEXT", help="Where runs will be written: a directory or URI.")
     ] = "raymb-runs",
     ray_address: Annotated[
         str | None,

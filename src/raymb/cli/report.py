@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-_RUN = "Run directory, or its address: STORAGE_PATH/EXPERIMENT_NAME."
+_RUN = "Run directory, or its URI: STORAGE_PATH/EXPERIMENT_NAME."
 
 
 def runs(

@@ -47,7 +47,7 @@ def check_cluster(
 ) -> Iterator[Finding]:
     """
     Args:
-        storage: directory that all nodes should see; None for an address.
+        storage: directory that all nodes should see; None for a URI.
         seconds: for the nodes' answers.
         parameters: of the model, where one is known.
     """

@@ -28,7 +28,7 @@ class Question:
 
     Args:
         model: --hf_model_path; None looks at no model.
-        storage_path: a directory or an address.
+        storage_path: a directory or a URI.
         address: of a Ray cluster; None looks at this machine alone.
         allreduce: measure the bandwidth, too.
         seconds: that the cluster, and the measurement, may take each.

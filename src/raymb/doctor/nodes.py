@@ -23,7 +23,7 @@ def main() -> None:
 def ask_cluster(address: str, storage: str | None, seconds: float) -> dict[str, Any]:
     """
     Args:
-        storage: a directory that all nodes should see; None for an address.
+        storage: a directory that all nodes should see; None for a URI.
         seconds: for the nodes' answers.
     """
     join(address)

@@ -29,7 +29,7 @@ def room_for_a_run(parameters: int) -> int:
 
 
 def check_storage_path(storage_path: str) -> Iterator[Finding]:
-    """Whether runs can be written: a directory or an address."""
+    """Whether runs can be written: a directory or a URI."""
     if is_uri(storage_path):
         try:
             check_writable(storage_path)

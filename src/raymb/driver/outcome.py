@@ -19,7 +19,7 @@ from raymb.spec import RunSpec
 
 
 def newest_step(place: RunDir) -> int | None:
-    """The step of the newest checkpoint that looks whole, at the run's address if it has one."""
+    """The step of the newest checkpoint that looks whole, at the run's URI if it has one."""
     if not _elsewhere(place):
         return latest_step(place.checkpoints)
     assert place.remote is not None
@@ -29,7 +29,7 @@ def newest_step(place: RunDir) -> int | None:
 
 
 def _elsewhere(place: RunDir) -> bool:
-    """Whether the checkpoints are at an address: this machine may have none of them."""
+    """Whether the checkpoints are at a URI: this machine may have none of them."""
     return place.remote is not None and place.checkpoints.is_relative_to(place.path)
 
 
@@ -118,7 +118,7 @@ def _write_cards(place: RunDir) -> None:
         if directory.name not in exported:
             continue
         with tempfile.TemporaryDirectory() as copy:
-            # Exports at an address are there alone, where rank 0 has worked on another machine.
+            # Exports at a URI are there alone, where rank 0 has worked on another machine.
             to = directory if directory.exists() else Path(copy)
             write_card(to, place.path, exported[directory.name], adapter=directory == place.adapter)
             for name in (CARD, CURVE):

@@ -123,7 +123,7 @@ def make_trainer(job: Job, cluster: Cluster, resources: Resources, place: RunDir
 
 def _has_api_server() -> bool:
     """Whether somebody listens where the cluster says that its API server (dashboard) is: one without a dashboard gives
-    an address, too."""
+    a URI, too."""
     told = _internal_kv_get(DASHBOARD_ADDRESS, namespace=KV_NAMESPACE_DASHBOARD) or b""
     host, _, port = told.decode().rpartition(":")
     try:

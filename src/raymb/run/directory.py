@@ -54,7 +54,7 @@ class RunDir:
     """
     Args:
         path: the run directory on this machine.
-        remote: what it mirrors, if --storage_path is an address.
+        remote: what it mirrors, if --storage_path is a URI.
     """
 
     path: Path

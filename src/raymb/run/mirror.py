@@ -30,15 +30,15 @@ _TREES = ("tensorboard", *_APPENDED)
 
 
 def pull(run: RunDir) -> None:
-    """Give the workspace the run's small files as they are at the address, and take away what is not there. Does
+    """Give the workspace the run's small files as they are at the URI, and take away what is not there. Does
     nothing for a local run, nor in a workspace that a live driver uses, which the next check will refuse.
 
-    An iteration directory whose checkpoint is not the one at the address goes, too: half of it could be taken for
+    An iteration directory whose checkpoint is not the one at the URI goes, too: half of it could be taken for
     a part of the other. metrics.jsonl and its like, logs and failure pages stay if they continue where the remote
     ones end: their driver crashed before a push.
 
     Raises:
-        RunDirError: the address cannot be read, or the workspace not be written.
+        RunDirError: the URI cannot be read, or the workspace not be written.
     """
     if run.remote is None or lock.is_held(run.lock):
         return
@@ -101,7 +101,7 @@ def _take_over(file: Path, content: bytes | None, keep: bool) -> None:
 
 
 class Mirror:
-    """Pushes a run's small files to its address when they have changed.
+    """Pushes a run's small files to its URI when they have changed.
 
     Args:
         names: files and directories of the run directory. The default is what the driver's machine writes; a worker's
@@ -181,7 +181,7 @@ def pushing(run: RunDir, say: Callable[[str], None], seconds: float = 30.0) -> I
 
 
 def delete_old_run(run: RunDir) -> None:
-    """--overwrite at the address: delete what raymb makes there, pointers and manifests first, and nothing else."""
+    """--overwrite at the URI: delete what raymb makes there, pointers and manifests first, and nothing else."""
     remote = run.remote
     if remote is None:
         return

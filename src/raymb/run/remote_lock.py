@@ -1,4 +1,4 @@
-"""One driver at a time for a run at an address: an object that its owner writes again every few seconds.
+"""One driver at a time for a run at a URI: an object that its owner writes again every few seconds.
 
 Clocks are not compared. Who finds a lock looks at it until it changes (its owner lives) or has not changed for a minute
 (it does not): the time is the one that passes here, and "changed" is what the storage says of the object.
@@ -26,7 +26,7 @@ _SECONDS_FOR_ANOTHER_TAKER = 2.0
 
 
 class RemoteLock:
-    """The lock of a run at an address; for a local run all methods do nothing.
+    """The lock of a run at a URI; for a local run all methods do nothing.
 
     Use:
         lock = RemoteLock(run)
@@ -49,7 +49,7 @@ class RemoteLock:
             say: takes a sentence before such a wait.
 
         Raises:
-            RunDirError: another driver lives, or was faster; or the address cannot be written.
+            RunDirError: another driver lives, or was faster; or the URI cannot be written.
         """
         if self.remote is None:
             return

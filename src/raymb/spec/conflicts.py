@@ -201,11 +201,11 @@ def _storage(spec: RunSpec) -> Iterator[str]:
         yield f"--storage_path {path}: names no bucket or directory; s3://bucket/prefix is expected"
     if re.match(r"[^/]*://[^/]*:[^/]*@", path):  # not shown, because a message may end up in a log
         yield (
-            "--storage_path: a password in the address would be stored with the run; give it in the environment "
+            "--storage_path: a password in the URI would be stored with the run; give it in the environment "
             "(AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, ...)"
         )
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", output_dir):  # a Path has one slash left
-        yield f"--output_dir {output_dir}: must be a directory; --storage_path takes an address"
+        yield f"--output_dir {output_dir}: must be a directory; --storage_path takes a URI"
 
 
 def _telemetry(telemetry: Telemetry) -> Iterator[str]:
@@ -214,7 +214,7 @@ def _telemetry(telemetry: Telemetry) -> Iterator[str]:
             yield f"--{flag} says where, and nothing is sent without --{needed}; add it, or leave --{flag} out"
     if re.match(r"[^/]*://[^/]*:[^/]*@", telemetry.mlflow_tracking_uri or ""):
         yield (
-            "--mlflow_tracking_uri: a password in the address would be stored with the run; give it in the environment "
+            "--mlflow_tracking_uri: a password in the URI would be stored with the run; give it in the environment "
             "(MLFLOW_TRACKING_USERNAME, MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_URI as a whole)"
         )
 

@@ -33,7 +33,7 @@ class Model(Section):
 
 class Data(Section):
     dataset: Words = Field(default=[])
-    """JSONL, JSON, CSV, TSV or Parquet file, glob, directory or address (s3://...); hub id (owner/name, with
+    """JSONL, JSON, CSV, TSV or Parquet file, glob, directory or URI (s3://...); hub id (owner/name, with
     ?config=&split=&revision=); squad, gsm8k, tulu3, openmathinstruct2; `sample` (dialogues of the chatterbot-corpus
     package). Repeatable; a:0.7 and b:0.3 mix by weight. Default: squad."""
     validation_dataset: str | None = None
@@ -138,7 +138,7 @@ class Resilience(Section):
 
 class Run(Section):
     storage_path: PathOrAddress = "raymb-runs"
-    """Directory that holds runs; on a cluster every node must see it. Or an address (s3://bucket/prefix), with which
+    """Directory that holds runs; on a cluster every node must see it. Or a URI (s3://bucket/prefix), with which
     every node works in a directory of its own below RAYMB_CACHE (default: ~/.cache/raymb)."""
     experiment_name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """Name of the run directory. Default: made from model and layout, so the same command finds its run again."""

@@ -1,11 +1,11 @@
-"""Storage that is no directory: an address that fsspec can write, such as s3://bucket/prefix.
+"""Storage that is no directory: a URI that fsspec can write, such as s3://bucket/prefix.
 
-On every node a directory stands for the address, the workspace, with the same layout:
+On every node a directory stands for the URI, the workspace, with the same layout:
 
-    RAYMB_CACHE/storage/16 HEX OF THE ADDRESS/EXPERIMENT_NAME/...
+    RAYMB_CACHE/storage/16 HEX OF THE URI/EXPERIMENT_NAME/...
                                              /_prepared/HASH/...
 
-A `Remote` is an address and nothing else, so it can be pickled and used by any thread of any process. fsspec keeps one
+A `Remote` is a URI and nothing else, so it can be pickled and used by any thread of any process. fsspec keeps one
 connection for all threads of a process where a store has an event loop, and a forked child begins anew.
 """
 
@@ -35,7 +35,7 @@ from raymb.storage.transfer import (
 )
 
 HINT = (
-    "--storage_path takes a directory, or an address that fsspec can write (s3://bucket/prefix); credentials and "
+    "--storage_path takes a directory, or a URI that fsspec can write (s3://bucket/prefix); credentials and "
     "endpoint come from the environment (AWS_ACCESS_KEY_ID, AWS_PROFILE, AWS_ENDPOINT_URL, ...)"
 )
 _PUT_IS_ATOMIC = frozenset(("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oci", "oss"))  # and listings are cached
@@ -53,7 +53,7 @@ is_address = is_uri  # The former name, which run/job.py still imports.
 
 
 def storage_root(storage_path: str | Path) -> Path:
-    """The local directory that stands for a storage path: itself, or the workspace of an address."""
+    """The local directory that stands for a storage path: itself, or the workspace of a URI."""
     if not is_uri(storage_path):
         return Path(storage_path).expanduser().absolute()
     return cache_directory() / "storage" / hashlib.sha256(_normal(str(storage_path)).encode()).hexdigest()[:16]
@@ -61,9 +61,9 @@ def storage_root(storage_path: str | Path) -> Path:
 
 @dataclass(frozen=True)
 class Remote:
-    """A place at an address. Names are relative to it, with slashes; "" is the place itself.
+    """A place at a URI. Names are relative to it, with slashes; "" is the place itself.
 
-    Every method raises StorageError with the address and the reason when the storage does not do as it is told.
+    Every method raises StorageError with the URI and the reason when the storage does not do as it is told.
     """
 
     url: str
@@ -238,10 +238,10 @@ class Remote:
 
 
 def check_writable(storage_path: str | Path) -> None:
-    """Write, list, read and delete a token at an address, before a run relies on it. A directory is not looked at.
+    """Write, list, read and delete a token at a URI, before a run relies on it. A directory is not looked at.
 
     Raises:
-        RunDirError: within 15 seconds, with the address and the reason.
+        RunDirError: within 15 seconds, with the URI and the reason.
     """
     remote = Remote.of(storage_path)
     if remote is None:

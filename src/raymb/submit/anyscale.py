@@ -59,7 +59,7 @@ class Anyscale(Uploading):
         return any(Path(path).is_relative_to(place) for place in STORAGE) or self.is_uploaded(path, spec)
 
     def where(self) -> str:
-        return f"a path below {', '.join(STORAGE)}, an address (s3://...), or --working_dir . for what is here"
+        return f"a path below {', '.join(STORAGE)}, a URI (s3://...), or --working_dir . for what is here"
 
     def check(self, job: Submission) -> None:
         super().check(job)

@@ -84,7 +84,7 @@ def _directory(spec: RunSpec, target: Target) -> Path | None:
 
 
 def _paths(spec: RunSpec) -> Iterator[tuple[str, str]]:
-    """(flag, path) for every value that names a file or directory, not a hub id or an address."""
+    """(flag, path) for every value that names a file or directory, not a hub id or a URI."""
     data, checkpoint = spec.data, spec.checkpoint
     for word in data.dataset:
         yield "dataset", word if Path(word).exists() else _WEIGHT.sub("", word)

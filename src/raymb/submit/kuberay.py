@@ -70,7 +70,7 @@ class Kuberay(Target):
         return any(Path(path).is_relative_to(claim.partition(":")[2]) for claim in self.volume_claims)
 
     def where(self) -> str:
-        return "--volume_claims CLAIM:/PATH mounts a volume; or give an address (s3://...) or a hub id"
+        return "--volume_claims CLAIM:/PATH mounts a volume; or give a URI (s3://...) or a hub id"
 
     def check(self, job: Submission) -> None:
         if job.options.pass_env:

@@ -39,8 +39,8 @@ class Sagemaker(Target):
     """Data that SageMaker brings to /opt/ml/input/data/NAME, NAME=s3://...; train, validation and test are the data
     sets where no flag says otherwise. Repeatable."""
     checkpoint_s3: Bucket | None = None
-    """Keeps /opt/ml/checkpoints there, for --storage_path /opt/ml/checkpoints on one instance; for several use an
-    address as --storage_path."""
+    """Keeps /opt/ml/checkpoints there, for --storage_path /opt/ml/checkpoints on one instance; for several use a
+    URI as --storage_path."""
     region: str | None = None
     """AWS region; default: the one that is configured."""
     time_limit: Size = 86400
@@ -66,7 +66,7 @@ class Sagemaker(Target):
 
     def where(self) -> str:
         return (
-            f"an address (s3://...); a channel (--channels NAME=s3://..., {INPUT}/NAME); "
+            f"a URI (s3://...); a channel (--channels NAME=s3://..., {INPUT}/NAME); "
             f"--checkpoint_s3 for --storage_path {CHECKPOINTS}"
         )
 

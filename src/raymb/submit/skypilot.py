@@ -57,7 +57,7 @@ class Skypilot(Uploading):
         return any(Path(path).is_relative_to(place) for place in mounted) or self.is_uploaded(path, spec)
 
     def where(self) -> str:
-        return "--file_mounts /PATH:s3://bucket or --volumes /PATH:NAME; an address (s3://...); --working_dir ."
+        return "--file_mounts /PATH:s3://bucket or --volumes /PATH:NAME; a URI (s3://...); --working_dir ."
 
     def check(self, job: Submission) -> None:
         super().check(job)

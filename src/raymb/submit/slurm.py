@@ -56,7 +56,7 @@ class Slurm(Target):
     stop_before: Size = 180
     """Seconds before --time_limit at which the run is asked for its last checkpoint; more than --grace_time."""
     container_image: str | None = None
-    """Run in this image: what pyxis (an address or .sqsh file) or Apptainer (.sif file) takes."""
+    """Run in this image: what pyxis (an image URI or .sqsh file) or Apptainer (.sif file) takes."""
     container_runtime: Literal["pyxis", "apptainer"] = "pyxis"
     """What runs --container_image."""
     container_mounts: Words = Field(default=[])

@@ -1,4 +1,4 @@
-"""Runs as directories of this machine: where they are, or for a while as copies of what lies at an address."""
+"""Runs as directories of this machine: where they are, or for a while as copies of what lies at a URI."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ def run_here(run: str) -> AbstractContextManager[Path]:
     """The directory of a run, or a copy of its small files.
 
     Args:
-        run: a directory, or an address: STORAGE_PATH/EXPERIMENT_NAME.
+        run: a directory, or a URI: STORAGE_PATH/EXPERIMENT_NAME.
 
     Raises:
-        StorageError: the address cannot be read.
+        StorageError: the URI cannot be read.
     """
     return _here(run, _fetch_run)
 
@@ -30,7 +30,7 @@ def storage_here(storage_path: str) -> AbstractContextManager[Path]:
     """The directory of a storage path, or copies of what a list of its runs shows.
 
     Raises:
-        StorageError: the address cannot be read.
+        StorageError: the URI cannot be read.
     """
     return _here(storage_path, _fetch_list)
 
@@ -61,7 +61,7 @@ def _fetch_list(remote: Remote, home: Path) -> Path:
 
 
 def place_of(path: Path, asked: str) -> str:
-    """Where a run is, for people: its directory, or its address."""
+    """Where a run is, for people: its directory, or its URI."""
     return asked if is_uri(asked) else str(path)
 
 

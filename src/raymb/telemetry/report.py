@@ -25,13 +25,13 @@ def write_report(asked: list[str], output: Path | None = None) -> Path:
     """Read one run, or two to compare, and write the page.
 
     Args:
-        asked: run directories or addresses.
-        output: default: report.html in the first run's directory, or here for a run at an address; named after the
+        asked: run directories or URIs.
+        output: default: report.html in the first run's directory, or here for a run at a URI; named after the
             second run, too, if there is one.
 
     Raises:
         RunDirError: one is no run, or the page cannot be written.
-        StorageError: an address cannot be read.
+        StorageError: a URI cannot be read.
     """
     with ExitStack() as stack:
         runs = [read_run(stack.enter_context(run_here(one)), one) for one in asked]

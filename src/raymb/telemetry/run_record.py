@@ -23,7 +23,7 @@ _TRAIN = '{"kind": "train"'
 class RunRecord:
     """
     Args:
-        place: its directory or address, for people.
+        place: its directory or URI, for people.
         state: of state_of.
         records: metrics.jsonl, in its order.
         events: events.jsonl, in its order.

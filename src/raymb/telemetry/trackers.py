@@ -52,7 +52,7 @@ def check_trackers(spec: RunSpec) -> None:
         if uri.partition(":")[0].partition("+")[0] in _DATABASES and find_spec("sqlalchemy") is None:
             raise SpecError(
                 f"{asked} writes into a database, which mlflow-skinny cannot",
-                "pip install mlflow, or give --mlflow_tracking_uri DIRECTORY or the address of a server",
+                "pip install mlflow, or give --mlflow_tracking_uri DIRECTORY or the URI of a server",
             )
 
 
