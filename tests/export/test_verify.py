@@ -105,7 +105,7 @@ def test_what_is_found(damage: Callable[[Path], None], problem: str, exported: V
 
 
 def test_what_bf16_cannot_tell_apart(exported: VerificationRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(verify.TOLERANCES, "bf16", 1e-6)  # a model that answers to rounding with more than is allowed
+    monkeypatch.setitem(verify.TOLERANCES, "bf16", 1e-6)  # a model that rounding changes by more than is allowed
     found = check(replace(exported, precision="bf16"))
     assert found["problems"] == [] and 1e-3 < found["error"] <= found["tolerance"] < 0.1
     _swap_layers(Path(exported.model))
@@ -127,7 +127,7 @@ def test_a_merged_model_is_what_peft_makes(
     AutoTokenizer.from_pretrained(tiny_qwen2).save_pretrained(tmp_path / "adapter")
     tensors = load_file(exported.reference)
     before = Reference.read(Path(exported.reference))
-    save_file({**tensors, "logits": before.answers(tuned)}, exported.reference)
+    save_file({**tensors, "logits": before.logits_of(tuned)}, exported.reference)
     shutil.rmtree(exported.model)
     Path(exported.model).mkdir()
     merge(tiny_qwen2, tmp_path / "adapter", Path(exported.model), dtype)

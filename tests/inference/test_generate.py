@@ -15,7 +15,7 @@ import pytest
 from raymb.cli import main
 from raymb.errors import DataError, RunDirError, SpecError
 from raymb.inference.engines import Sampling, open_engines
-from raymb.inference.generate import Asker, read_questions
+from raymb.inference.generate import PromptFormat, read_questions
 from raymb.inference.tuned_model import TunedModel, find_tuned_model
 
 TEMPLATE = (
@@ -87,8 +87,8 @@ def test_whom_a_word_means(tiny_qwen2: Path, adapter: Path, tmp_path: Path) -> N
 
 def test_in_the_words_of_the_training(tiny_qwen2: Path, chat_model: Path, tmp_path: Path) -> None:
     def text(model: TunedModel, question: Any, **flags: Any) -> str:
-        asker = Asker(model, **flags)
-        return asker.tokenizer.decode(asker.tokens(question))
+        prompt_format = PromptFormat(model, **flags)
+        return prompt_format.tokenizer.decode(prompt_format.tokens(question))
 
     chat, plain = TunedModel(str(chat_model), None), TunedModel(str(tiny_qwen2), None)
     assert text(chat, "alpha") == "<user>alpha<assistant>"
@@ -100,11 +100,11 @@ def test_in_the_words_of_the_training(tiny_qwen2: Path, chat_model: Path, tmp_pa
     assert text(of_pairs, "alpha") == "Q: alpha\nA:"
     assert text(of_pairs, "alpha", chat=True) == "<user>alpha<assistant>"
     with pytest.raises(SpecError, match=r"--chat: .* has no chat template"):
-        Asker(plain, chat=True)
+        PromptFormat(plain, chat=True)
     with pytest.raises(SpecError, match="--system is a message"):
-        Asker(plain, system="beta")
+        PromptFormat(plain, system="beta")
     with pytest.raises(DataError, match="messages need a chat template"):
-        Asker(plain).tokens([{"role": "user", "content": "mu"}])
+        PromptFormat(plain).tokens([{"role": "user", "content": "mu"}])
 
 
 def test_answers_of_both_models(tiny_qwen2: Path, adapter: Path) -> None:
@@ -114,8 +114,8 @@ def test_answers_of_both_models(tiny_qwen2: Path, adapter: Path) -> None:
     from transformers import AutoModelForCausalLM
 
     model = TunedModel(str(adapter), str(tiny_qwen2), adapter=True)
-    asker, prompts = Asker(model), [[5, 9, 40], [7], [80, 81, 82, 83, 84]]
-    engines = open_engines(model, asker.tokenizer, True, "transformers", batch_size=2)
+    prompt_format, prompts = PromptFormat(model), [[5, 9, 40], [7], [80, 81, 82, 83, 84]]
+    engines = open_engines(model, prompt_format.tokenizer, True, "transformers", batch_size=2)
     base = AutoModelForCausalLM.from_pretrained(tiny_qwen2, dtype=torch.float32).eval()
     expected = {"base": [_by_hand(base, prompt, 6) for prompt in prompts]}
     tuned = PeftModel.from_pretrained(base, adapter).eval()
@@ -123,7 +123,7 @@ def test_answers_of_both_models(tiny_qwen2: Path, adapter: Path) -> None:
     assert expected["base"] != expected["tuned"]
     told: list[int] = []
     for name, engine in engines.items():
-        answers = engine.answers(prompts, Sampling(max_new_tokens=6), told.append)
+        answers = engine.generate(prompts, Sampling(max_new_tokens=6), told.append)
         for answer, wanted in zip(answers, expected[name], strict=True):
             assert answer == (wanted[: wanted.index(0)] if 0 in wanted else wanted)
     assert told == [2, 1, 2, 1]
@@ -131,10 +131,10 @@ def test_answers_of_both_models(tiny_qwen2: Path, adapter: Path) -> None:
 
 def test_drawn_answers_repeat_with_the_seed(tiny_qwen2: Path) -> None:
     model = TunedModel(str(tiny_qwen2), None)
-    engine = open_engines(model, Asker(model).tokenizer, False, "transformers")["tuned"]
+    engine = open_engines(model, PromptFormat(model).tokenizer, False, "transformers")["tuned"]
 
     def answers(seed: int) -> list[list[int]]:
-        return engine.answers([[5, 6]], Sampling(20, temperature=1.0, top_p=0.9, seed=seed), lambda count: None)
+        return engine.generate([[5, 6]], Sampling(20, temperature=1.0, top_p=0.9, seed=seed), lambda count: None)
 
     assert answers(1) == answers(1) != answers(2)
 
@@ -165,13 +165,13 @@ def test_one_prompt_prints_the_answer_alone(chat_model: Path, capsys: pytest.Cap
 def test_a_conversation(chat_model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Each question is asked with what was said before, until /new."""
     asked: list[str] = []
-    tokens = Asker.tokens
+    tokens = PromptFormat.tokens
 
-    def heard(self: Asker, question: Any) -> list[int]:
+    def heard(self: PromptFormat, question: Any) -> list[int]:
         asked.append(" ".join(one["role"] for one in question))
         return tokens(self, question)
 
-    monkeypatch.setattr(Asker, "tokens", heard)
+    monkeypatch.setattr(PromptFormat, "tokens", heard)
     monkeypatch.setattr(sys, "stdin", io.StringIO("alpha\nbeta\n/new\ngamma\n"))
     assert main(["generate", str(chat_model), "--max_new_tokens", "3"]) == 0
     assert asked == ["user", "user assistant user", "user"]
@@ -238,7 +238,7 @@ def test_vllm_is_asked_with_a_lora_request(tiny_qwen2: Path, adapter: Path, monk
     monkeypatch.setitem(sys.modules, "vllm.lora.request", request)
     model = TunedModel(str(adapter), str(tiny_qwen2), adapter=True)
     engines = open_engines(model, None, True, "vllm")
-    answers = {name: engine.answers([[1], [2]], Sampling(4), lambda count: None) for name, engine in engines.items()}
+    answers = {name: engine.generate([[1], [2]], Sampling(4), lambda count: None) for name, engine in engines.items()}
     assert answers == {"base": [[20, 21]] * 2, "tuned": [[10, 11]] * 2}
     assert (seen["model"], seen["enable_lora"], seen["max_lora_rank"]) == (str(tiny_qwen2), True, 2)
 

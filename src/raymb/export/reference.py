@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import torch
 
 _SHARE = 0.9
-"""Of the positions must be near: with 16 bits, a router may send a token to another expert."""
+"""Share of the positions that must be near: with 16 bits, a router may send a token to another expert."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Reference:
         ids: [rows, tokens], lengths: [rows].
         logits: [rows, positions, vocabulary], of the Megatron model with the weights of the export.
         trained: the same with the weights as they were trained.
-        beside: what a model is called with besides, of each row.
+        beside: the other inputs of a model, for each row.
     """
 
     ids: torch.Tensor
@@ -46,7 +46,7 @@ class Reference:
                 beside[int(row)][argument] = tensor
         return Reference(tensors["ids"], lengths, logits, tensors.get("trained", logits), beside)
 
-    def answers(self, model: Any) -> torch.Tensor:
+    def logits_of(self, model: Any) -> torch.Tensor:
         """A Hugging Face model's logits: [rows, positions, vocabulary]."""
         import torch
 
@@ -77,7 +77,7 @@ def distance(logits: torch.Tensor, expected: torch.Tensor) -> float:
 
 @contextlib.contextmanager
 def computing_in_fp32(model: Any) -> Iterator[None]:
-    """A module's weights are of fp32 while they are used; only those of one module at a time are."""
+    """Cast each module's weights to fp32 while it is used, those of one module at a time."""
     kept: dict[Any, list[torch.Tensor]] = {}
 
     def widen(module: Any, _: Any) -> None:

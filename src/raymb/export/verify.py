@@ -27,10 +27,10 @@ if TYPE_CHECKING:
     from raymb.export.reference import Reference
 
 TOLERANCES = {"fp32": 1e-4, "merged": 1e-2, "bf16": 5e-2}
-"""Of reference.distance. fp32: computed in it, from the same weights. merged: likewise, but rounded to 16 bits after
-sums in another order. bf16: computed in it; more for a model that answers to rounding with more, see _NOISE."""
+"""The largest reference.distance. fp32: computed in fp32, from the same weights. merged: likewise, but rounded to 16
+bits after sums in another order. bf16: computed in bf16; more for a model that rounding changes more, see _NOISE."""
 _NOISE = 3.0
-"""Times the distance that computing in bf16 instead of fp32 makes in transformers alone is Megatron's to have."""
+"""Megatron may be off by this many times the distance between bf16 and fp32 in transformers alone."""
 _OF_A_COPY = ("_name_or_path", "dtype", "torch_dtype", "transformers_version")
 """Entries of config.json that may differ."""
 
@@ -69,7 +69,7 @@ def check(request: VerificationRequest) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Compared:
-    """A model's answers (logits) beside the expected ones."""
+    """A model's logits beside the expected ones."""
 
     answers: torch.Tensor
     error: float
@@ -85,7 +85,7 @@ def _compared(request: VerificationRequest, reference: Reference) -> Iterator[Co
         yield _beside(reference, model, problems, f"adapter: its logits differ from {of}", tolerance)
         if request.model:
             merged, rounded = _merged(model, Path(request.model))
-            reference = replace(reference, logits=reference.answers(merged))
+            reference = replace(reference, logits=reference.logits_of(merged))
             of, tolerance = "PEFT's merged model's", max(tolerance, TOLERANCES["merged"] if rounded else 0.0)
             del merged
         del model
@@ -97,14 +97,14 @@ def _compared(request: VerificationRequest, reference: Reference) -> Iterator[Co
 def _beside(reference: Reference, model: Any, problems: list[str], differ: str, tolerance: float) -> Compared:
     from raymb.export.reference import computing_in_fp32, distance
 
-    answers = reference.answers(model)
-    error = distance(answers, reference.logits)
+    logits = reference.logits_of(model)
+    error = distance(logits, reference.logits)
     if error > tolerance == TOLERANCES["bf16"]:
         with computing_in_fp32(model):
-            tolerance = max(tolerance, _NOISE * distance(answers, reference.answers(model)))
+            tolerance = max(tolerance, _NOISE * distance(logits, reference.logits_of(model)))
     if not error <= tolerance:
         problems = [*problems, f"{differ} by {error:.2e}, and {tolerance:.0e} is allowed"]
-    return Compared(answers, error, tolerance, problems)
+    return Compared(logits, error, tolerance, problems)
 
 
 def _merged(model: Any, directory: Path) -> tuple[Any, bool]:

@@ -1,4 +1,4 @@
-"""What computes answers: transformers, or vLLM where it is installed and there is a GPU. Tokens in, tokens out."""
+"""What generates: transformers, or vLLM where it is installed and there is a GPU. Tokens in, tokens out."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ class Sampling:
 
 
 class Engine(Protocol):
-    def answers(self, prompts: Sequence[list[int]], sampling: Sampling, done: Done) -> list[list[int]]:
-        """The new tokens behind each prompt, without those that end an answer.
+    def generate(self, prompts: Sequence[list[int]], sampling: Sampling, done: Done) -> list[list[int]]:
+        """The tokens generated after each prompt, without those that end an answer.
 
         Args:
             done: told how many more prompts are answered.
@@ -131,7 +131,7 @@ class Transformers:
         with torch.inference_mode(), contextlib.nullcontext() if self.adapter else self.model.disable_adapter():
             yield self.model
 
-    def answers(self, prompts: Sequence[list[int]], sampling: Sampling, done: Done) -> list[list[int]]:
+    def generate(self, prompts: Sequence[list[int]], sampling: Sampling, done: Done) -> list[list[int]]:
         order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))  # little padding
         found: dict[int, list[int]] = {}
         for first in range(0, len(order), self.batch_size):
@@ -185,7 +185,7 @@ class VLLM:
     def __init__(self, llm: Any, adapter: Any = None):
         self.llm, self.adapter = llm, adapter
 
-    def answers(self, prompts: Sequence[list[int]], sampling: Sampling, done: Done) -> list[list[int]]:
+    def generate(self, prompts: Sequence[list[int]], sampling: Sampling, done: Done) -> list[list[int]]:
         from vllm import SamplingParams  # type: ignore[import-not-found]
 
         settings = SamplingParams(

@@ -23,7 +23,7 @@ from raymb.data.store import RowFile, read_manifest
 from raymb.errors import RunDirError, SpecError
 from raymb.inference import scores
 from raymb.inference.engines import BASE, TUNED, Sampling, Transformers, chosen_engine, open_engines
-from raymb.inference.generate import Asker, answer_all
+from raymb.inference.generate import PromptFormat, generate_all
 from raymb.inference.tuned_model import TunedModel
 from raymb.spec import RunSpec, load_spec
 from raymb.storage.files import write_atomically
@@ -77,10 +77,10 @@ def evaluate(model: TunedModel, request: Evaluation, console: Console) -> dict[s
             raise RunDirError(f"{file} exists", "ways out: --to ANOTHER_DIR, --overwrite to replace it")
     rows = _rows(model, request, console)
     samples = list(islice(samples_in(rows), request.limit))
-    asker = Asker(model)
+    prompt_format = PromptFormat(model)
     began = time.monotonic()
     found: dict[str, dict[str, float]] = {name: {} for name in ([BASE] if request.compare else []) + [TUNED]}
-    answered = _answered(model, request, asker, samples, found, console)
+    answered = _answered(model, request, prompt_format, samples, found, console)
     result = {
         "model": model.path,
         "base": model.base,
@@ -120,7 +120,7 @@ def _rows(model: TunedModel, request: Evaluation, console: Console) -> RowFile:
         raise SpecError(f"--split {request.split}: {directory} has no such rows", f"there are rows for {there}")
     if manifest.get("images"):
         raise SpecError(
-            f"--split {request.split}: its rows have images, and raymb evaluate asks in words",
+            f"--split {request.split}: its rows have images, and raymb evaluate has prompts of text only",
             "name rows of text: --dataset FILE; every export is verified on rows with images anyway",
         )
     return RowFile(directory / f"{request.split}.arrow")
@@ -138,7 +138,7 @@ def _spec(model: TunedModel, dataset: str) -> RunSpec:
 def _answered(
     model: TunedModel,
     request: Evaluation,
-    asker: Asker,
+    prompt_format: PromptFormat,
     samples: list[Sample],
     found: dict[str, dict[str, float]],
     console: Console,
@@ -147,24 +147,26 @@ def _answered(
     pairs = [sample.last_answer() for sample in samples]
     pairs = [(prompt, answer) for prompt, answer in pairs if len(prompt) > 1]  # else the whole text is trained
     by_vllm = chosen_engine(request.engine) == "vllm"
-    asks = bool(pairs) and request.metrics != ["loss"]
+    generates = bool(pairs) and request.metrics != ["loss"]
     if "loss" in request.metrics or not by_vllm:
         with console.status(f"loading {model.path}"):
-            engines: Any = open_engines(model, asker.tokenizer, request.compare, "transformers", request.batch_size)
+            engines: Any = open_engines(
+                model, prompt_format.tokenizer, request.compare, "transformers", request.batch_size
+            )
     if "loss" in request.metrics:
         for name, engine in engines.items():
             found[name] |= losses(engine, samples, f"{name} model reads", console)
-    if not asks:
+    if not generates:
         return []
     if by_vllm:
-        engines = None  # the GPU is vLLM's now
+        engines = None  # frees the GPU for vLLM
         gc.collect()
-        engines = open_engines(model, asker.tokenizer, request.compare, "vllm")
-    answers = answer_all(engines, asker, [prompt for prompt, _ in pairs], request.sampling, console)
-    expected = [asker.text(answer) for _, answer in pairs]
+        engines = open_engines(model, prompt_format.tokenizer, request.compare, "vllm")
+    answers = generate_all(engines, prompt_format, [prompt for prompt, _ in pairs], request.sampling, console)
+    expected = [prompt_format.text(answer) for _, answer in pairs]
     for name, texts in answers.items():
         found[name] |= _scored(texts, expected, request)
-    prompts = [asker.text(prompt) for prompt, _ in pairs]
+    prompts = [prompt_format.text(prompt) for prompt, _ in pairs]
     return [
         {
             "prompt": prompts[index],

@@ -1,4 +1,4 @@
-"""`raymb generate`: what a tuned model answers, and what its base does."""
+"""`raymb generate`: what a tuned model generates, and what its base does."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ Question = str | list[dict[str, Any]]
 """A text, or the messages of a conversation."""
 
 
-class Asker:
-    """Asks in the words that the model was tuned with.
+class PromptFormat:
+    """Turns questions into prompts of the form that the model was tuned with, and tokens into text.
 
     Args:
         chat: put questions into the chat template; None: as the training rows were, and without a run if there is one.
@@ -42,12 +42,12 @@ class Asker:
             raise SpecError(f"--chat: {model.path} has no chat template", "leave --chat out")
         self.chat = template and not model.data.get("pairs") if chat is None else chat
         if system is not None and not self.chat:
-            raise SpecError("--system is a message, and this model is asked without a chat template", "leave it out")
+            raise SpecError("--system is a message, and this model is prompted without a chat template", "leave it out")
 
     def tokens(self, question: Question) -> list[int]:
         if not self.chat:
             if not isinstance(question, str):
-                raise DataError("messages need a chat template, and this model is asked without one", "add --chat")
+                raise DataError("messages need a chat template, and this model is prompted without one", "add --chat")
             return self.encoder.tokens_of_prompt(question)
         messages = [{"role": "user", "content": question}] if isinstance(question, str) else question
         system = [] if self.system is None else [{"role": "system", "content": self.system}]
@@ -96,17 +96,21 @@ def _question(line: str, where: str) -> Question:
     raise DataError(f'{where}: {line[:80]} is neither a text, {{"prompt": text}} nor {{"messages": [...]}}')
 
 
-def answer_all(
-    engines: dict[str, Engine], asker: Asker, prompts: Sequence[list[int]], sampling: Sampling, console: Console
+def generate_all(
+    engines: dict[str, Engine],
+    prompt_format: PromptFormat,
+    prompts: Sequence[list[int]],
+    sampling: Sampling,
+    console: Console,
 ) -> dict[str, list[str]]:
-    """The answers of each model, by its name, with a progress bar for more than one prompt."""
+    """The answers that each model generates, by its name, with a progress bar for more than one prompt."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=len(prompts) == 1) as progress:
         answers = {}
         for name, engine in engines.items():
             task = progress.add_task(f"{name} model answers", total=len(prompts))
-            tokens = engine.answers(prompts, sampling, lambda count, task=task: progress.advance(task, count))
-            answers[name] = [asker.text(one) for one in tokens]
+            tokens = engine.generate(prompts, sampling, lambda count, task=task: progress.advance(task, count))
+            answers[name] = [prompt_format.text(one) for one in tokens]
     return answers
 
 
@@ -123,7 +127,7 @@ def generate(
     output: Path | None,
     console: Console,
 ) -> None:
-    """Answer.
+    """Print or write the answers of a tuned model.
 
     Args:
         questions: None begins a conversation with who sits at the terminal.
@@ -131,16 +135,16 @@ def generate(
         output: JSON lines instead of text for people.
         console: for what is not an answer.
     """
-    asker = Asker(model, chat, system)
+    prompt_format = PromptFormat(model, chat, system)
     if output is not None and output.exists():
         raise SpecError(f"--output {output} exists", "name another file")
-    prompts = [asker.tokens(question) for question in questions or []]
+    prompts = [prompt_format.tokens(question) for question in questions or []]
     with console.status(f"loading {model.path}"):
-        engines = open_engines(model, asker.tokenizer, compare, engine, batch_size)
+        engines = open_engines(model, prompt_format.tokenizer, compare, engine, batch_size)
     if questions is None:
-        converse(engines, asker, sampling, console)
+        converse(engines, prompt_format, sampling, console)
         return
-    answers = answer_all(engines, asker, prompts, sampling, console)
+    answers = generate_all(engines, prompt_format, prompts, sampling, console)
     if output is not None:
         _write(output, questions, answers)
         console.print(f"{len(questions):,} answers in {output}", highlight=False)
@@ -170,7 +174,7 @@ def print_answers(question: Question, answers: dict[str, str], console: Console)
     console.print(table)
 
 
-def converse(engines: dict[str, Engine], asker: Asker, sampling: Sampling, console: Console) -> None:
+def converse(engines: dict[str, Engine], prompt_format: PromptFormat, sampling: Sampling, console: Console) -> None:
     """Question and answer until the end of input. Each model remembers its own conversation."""
     import readline  # noqa: F401  (editing and history for input())
 
@@ -188,22 +192,27 @@ def converse(engines: dict[str, Engine], asker: Asker, sampling: Sampling, conso
             histories = {name: [] for name in engines}
         elif question:
             for name, engine in engines.items():
-                _reply(name if len(engines) > 1 else "", engine, asker, sampling, histories[name], question)
+                _reply(name if len(engines) > 1 else "", engine, prompt_format, sampling, histories[name], question)
 
 
 def _reply(
-    name: str, engine: Engine, asker: Asker, sampling: Sampling, history: list[dict[str, Any]], question: str
+    name: str,
+    engine: Engine,
+    prompt_format: PromptFormat,
+    sampling: Sampling,
+    history: list[dict[str, Any]],
+    question: str,
 ) -> None:
     history.append({"role": "user", "content": question})
-    prompt = asker.tokens(history if asker.chat else question)
+    prompt = prompt_format.tokens(history if prompt_format.chat else question)
     if name:
         print(f"[{name}] ", end="", flush=True)
     if isinstance(engine, Transformers):
         from transformers import TextStreamer
 
-        streamer = TextStreamer(asker.tokenizer, skip_prompt=True, skip_special_tokens=True)
+        streamer = TextStreamer(prompt_format.tokenizer, skip_prompt=True, skip_special_tokens=True)
         tokens = engine.stream(prompt, sampling, streamer)
     else:
-        (tokens,) = engine.answers([prompt], sampling, lambda count: None)
-        print(asker.text(tokens))
-    history.append({"role": "assistant", "content": asker.text(tokens)})
+        (tokens,) = engine.generate([prompt], sampling, lambda count: None)
+        print(prompt_format.text(tokens))
+    history.append({"role": "assistant", "content": prompt_format.text(tokens)})

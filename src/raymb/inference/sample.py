@@ -10,7 +10,7 @@ from rich.console import Console
 from raymb.data.samples import samples_in
 from raymb.data.store import RowFile
 from raymb.inference.engines import Sampling, open_engines
-from raymb.inference.generate import Asker, answer_all, print_answers
+from raymb.inference.generate import PromptFormat, generate_all, print_answers
 from raymb.inference.tuned_model import find_tuned_model
 from raymb.run.directory import RunDir
 from raymb.run.job import Job
@@ -19,19 +19,19 @@ _TOKENS = 48
 
 
 def print_sample(job: Job, place: RunDir, console: Console) -> None:
-    """Ask both models --sample_prompt, and print their answers beside the one in the data if there is one."""
+    """Have both models answer --sample_prompt, and print their answers beside the one in the data if there is one."""
     asked, model = job.spec.run.sample_prompt or "", find_tuned_model(job.run_dir)
-    asker = Asker(model)
+    prompt_format = PromptFormat(model)
     expected = {}
     if asked == "held-out":
         part = "validation" if job.validation_rows else "train"
         prompt, answer = next(samples_in(RowFile(Path(job.data_dir, f"{part}.arrow")))).last_answer()
-        asked, expected = asker.text(prompt), {"in the data": asker.text(answer)}
+        asked, expected = prompt_format.text(prompt), {"in the data": prompt_format.text(answer)}
     else:
-        prompt = asker.tokens(asked)
-    console.print("asking the base and the tuned model", style="dim")
-    engines = open_engines(model, asker.tokenizer, True, "transformers")
-    answers = answer_all(engines, asker, [prompt], Sampling(_TOKENS), console)
+        prompt = prompt_format.tokens(asked)
+    console.print("generating with the base and the tuned model", style="dim")
+    engines = open_engines(model, prompt_format.tokenizer, True, "transformers")
+    answers = generate_all(engines, prompt_format, [prompt], Sampling(_TOKENS), console)
     said = {**{name: texts[0] for name, texts in answers.items()}, **expected}
     with open(place.answers, "a", encoding="utf-8") as stream:
         stream.write(json.dumps({"prompt": asked, **said}, ensure_ascii=False) + "\n")

@@ -64,7 +64,7 @@ def bertscore(answers: Sequence[str], expected: Sequence[str], model: str) -> fl
 
     name, _, layer = model.rpartition(":")
     scorer = BERTScorer(model_type=name, num_layers=int(layer)) if name and layer.isdigit() else BERTScorer(model)
-    tokenizer: Any = scorer._tokenizer  # those without a limit have one that no tokenizer takes
+    tokenizer: Any = scorer._tokenizer  # a tokenizer without a limit has a number too large for its own code
     tokenizer.model_max_length = min(tokenizer.model_max_length, scorer._model.config.max_position_embeddings)
     scored: Any = scorer.score(list(answers), list(expected))
     return scored[2].mean().item()
