@@ -1,4 +1,4 @@
-"""Each side in turn, and one table. A side's step time is the median behind its first five steps."""
+"""Each side in turn, and one table. A side's step time is the median after its first five steps."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Result:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--sides", default=",".join(SIDES), help="which, in which order, behind raymb")
+    parser.add_argument("--sides", default=",".join(SIDES), help="which, in which order, after raymb")
     parser.add_argument("--warm", action="store_true", help="start raymb once before, so that nothing is compiled anew")
     given, flags = parser.parse_known_args()
     with tempfile.TemporaryDirectory(prefix="bench-gpu-") as work:

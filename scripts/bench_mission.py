@@ -44,7 +44,7 @@ def _runs(work: Path, flags: list[str], train_iters: int) -> Iterator[tuple[str,
     killed = finetune(work, "killed", [*saving, *_kill(work, train_iters // 2)])
     failure, training = _event(killed, "failure"), _event(killed, "training")
     seconds, lost = training["time"] - failure["time"], failure["step"] - training["step"]
-    yield f"a worker killed behind step {train_iters // 2}", f"training again after {seconds:.1f} s, {lost} steps lost"
+    yield f"a worker killed after step {train_iters // 2}", f"training again after {seconds:.1f} s, {lost} steps lost"
     after = _losses(killed)
     yield "its losses beside the undisturbed", f"{_worst(after, whole)}; the last ones {after[-1]} and {whole[-1]}"
     on_cpus = finetune(work, "cpu", [*flags, "--backend", "cpu", f"train.exit_interval={STEPS_ON_CPUS}"])
@@ -52,7 +52,7 @@ def _runs(work: Path, flags: list[str], train_iters: int) -> Iterator[tuple[str,
 
 
 def _kill(work: Path, step: int) -> list[str]:
-    """Flags with which rank 1 kills itself behind a step."""
+    """Flags with which rank 1 kills itself after a step."""
     faults = work / "faults.json"
     faults.write_text(json.dumps([{"do": "kill", "phase": "step", "rank": 1, "step": step}]), encoding="utf-8")
     path = os.pathsep.join((str(FAULTS), os.environ["PYTHONPATH"]))

@@ -22,7 +22,7 @@ _STEP = re.compile(
     r".*?lm loss: ([\d.E+-]+)"
 )
 END_OF_JOB = '{"job": '
-"""What the line begins with that bench_bridge.py prints behind a job."""
+"""What the line begins with that bench_bridge.py prints after a job."""
 _ERROR = re.compile(r"^(?:\[rank\d+\]: ?)?((?:\w+\.)*\w*(?:Error|Exception): .+)", re.MULTILINE)
 
 

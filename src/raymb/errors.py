@@ -10,7 +10,7 @@ RaymbError                 message + hint; the base of everything raymb raises o
  |    |-- ClusterError     the cluster lacks what the plan needs
  |    `-- SubmitError      a job's files cannot be written, or the target's client does not take them
  |-- RunFailed             exit 1: workers started and the run did not finish
- |-- StorageError          exit 1: the URI of --storage_path does not do as it is told
+ |-- StorageError          exit 1: the storage at the URI of --storage_path fails or is out of reach
  |-- BadLoss               on a worker: NaN, or a spike of the loss
  `-- WorkersStopped        on a worker: left with a checkpoint, to be started again
 """
@@ -88,7 +88,7 @@ class RunFailed(RaymbError):
 
 
 class WorkersStopped(RaymbError):
-    """The workers have left behind a checkpoint and want to be started again; not a failure.
+    """The workers have stopped after a checkpoint and want to be started again; not a failure.
 
     Args:
         reason: preemption, or resize.

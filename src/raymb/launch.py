@@ -84,7 +84,7 @@ def run(checked: Preflight) -> int:
 
 
 def _reserved(cluster: Cluster, backend: str, sizes: list[int], spec: RunSpec, console: Console) -> Resources:
-    """What a worker gets, of as many as there may be, once the cluster has it for as few as there may be."""
+    """What each worker gets where the run has its largest size, once the cluster has it for the smallest size."""
     resources = cluster.resources_of_a_worker(backend, spec.cluster.cpus_per_worker, max(sizes))
     chosen = backend == "cuda" and spec.run.backend == "auto"
     way_out = "; --backend cpu trains on CPUs" if chosen else ""
@@ -155,7 +155,7 @@ def _reshape(job: Job, cluster: Cluster, place: directories.RunDir, console: Con
     again = reshaping(job, directory)
     workers = again.layout.num_workers
     console.print(
-        f"{directory} was written with {described(again)}; writing it again for {described(job)} with {workers} CPU "
+        f"{directory} was written with {described(again)}; resharding it for {described(job)} with {workers} CPU "
         "workers",
         highlight=False,
         soft_wrap=True,
@@ -166,7 +166,7 @@ def _reshape(job: Job, cluster: Cluster, place: directories.RunDir, console: Con
     try:
         trainer.fit()
     except Exception as error:
-        raise RunFailed(f"{directory} cannot be reshaped: {reason_of(error)}", where_to_look(place)) from error
+        raise RunFailed(f"{directory} cannot be resharded: {reason_of(error)}", where_to_look(place)) from error
     finally:
         monitor.close()
 
@@ -224,7 +224,7 @@ def _trainer(job: Job, cluster: Cluster, resources: Resources, place: directorie
 
 @contextmanager
 def _asking_at(max_time: str | None, began: float, monitor: Monitor) -> Iterator[threading.Event]:
-    """Ask the workers to stop at --max_time; the event says that it came to that."""
+    """Ask the workers to stop at --max_time; the event is set if that happens."""
     event = threading.Event()
 
     def ask() -> None:

@@ -131,8 +131,8 @@ def _random_state_fits(job: Job, load_dir: str, backend: str) -> bool:
 
 
 def _read_ahead(job: Job) -> None:
-    """One worker of a machine has the model's files read meanwhile, if they will be loaded: adapters always want them,
-    a model only where there is no checkpoint yet."""
+    """While Megatron is imported, one worker of each machine has the model's files read, if they will be loaded: with
+    adapters always, otherwise only where there is no checkpoint yet."""
     from raymb.rank.read_ahead import read_ahead
 
     begins = not (job.load_dir or any(Path(job.checkpoint_dir).glob("iter_*")))
@@ -235,19 +235,19 @@ def _processes_of_this_host(rank: int) -> dict[int, int]:
 
 
 def _only_measurements(emit: Emit) -> Emit:
-    """Every rank goes through the same phases; one of them says so."""
+    """For ranks other than the one that reports phases: all ranks go through the same ones."""
     return lambda record: emit(record) if record["kind"] != "phase" else None
 
 
 def _preempted() -> bool:
-    """Whether Ray has said that a node of this run will be taken away. The public question is a collective."""
+    """Whether Ray has said that a node of this run will be taken away. Ray's public function is a collective."""
     from raymb.runtime.ray_internals import get_train_context
 
     return get_train_context().preemption_context.preemption_info is not None
 
 
 def _push_log(job: Job, rank: int) -> None:
-    """A log on a machine of its own goes to the run's URI; one that cannot be sent fails no training."""
+    """Upload this rank's log where its machine has a workspace of its own; a failure to upload fails no training."""
     from raymb.run.directory import RunDir
     from raymb.run.mirror import Mirror
 

@@ -90,7 +90,7 @@ def build_config(
         peft=adapters,
         mixed_precision=_mixed_precision(job, precision),
     )
-    config.rerun_state_machine.check_for_nan_in_loss = False  # for the same reason
+    config.rerun_state_machine.check_for_nan_in_loss = False  # raymb.bridge.bad_loss looks, at no cost
     for path, value in accelerator.config_settings().items():
         set_field(config, path, value)
     apply_overrides(config, job.spec.overrides)

@@ -20,7 +20,7 @@ class PreparedRowsConfig(DatasetProvider):
     """The dataset section of a ConfigContainer: a directory that raymb.data.prepare has written.
 
     Args:
-        pad_id: token behind the end of a row.
+        pad_id: token that fills a row up to its length.
         validation: rows that a validation takes, the same ones each time; 0 for none.
         test: whether there are such rows.
         enable_offline_packing: rows hold several samples; Bridge asks under this name.

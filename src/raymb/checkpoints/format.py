@@ -29,7 +29,7 @@ def optimizer_layout(layout: Layout) -> dict[str, Any]:
 
 
 def optimizer_format(spec: RunSpec) -> dict[str, bool]:
-    """What decides what the optimizer's state is called in a checkpoint, in which there is no going over."""
+    """What decides the names of the optimizer's state in a checkpoint: state under other names cannot be loaded."""
     return {
         "megatron_fsdp": spec.parallel.fsdp,
         "distributed_optimizer": spec.optimizer.distributed_optimizer,

@@ -114,13 +114,13 @@ def wrong_content(directory: str | Path, share: int = 0, shares: int = 1) -> str
 
 
 def reshaped(checkpoint_dir: str | Path) -> Path:
-    """Where checkpoints lie that were written again for another layout (raymb.driver.resharding)."""
+    """Where checkpoints lie that were resharded for another layout (raymb.driver.resharding)."""
     return Path(checkpoint_dir, "reshaped")
 
 
 def candidates(checkpoint_dir: str | Path, resume: str) -> list[str]:
-    """Iteration directories that a run may resume from: newest first, its own before those of --resume PATH, and one
-    that was written again before the one it was made of."""
+    """Iteration directories that a run may resume from: newest first, its own before those of --resume PATH, and a
+    resharded one before its original."""
     directories = own_candidates(checkpoint_dir, steps_of)
     if resume in ("auto", "never"):
         return directories

@@ -1,4 +1,4 @@
-"""`raymb generate`: ask a tuned model."""
+"""`raymb generate`: generate text with a tuned model."""
 
 from __future__ import annotations
 

@@ -152,7 +152,7 @@ def default_of(field: FieldInfo) -> str:
 
 
 def metavar_of(field: FieldInfo) -> str:
-    """What stands behind a flag."""
+    """The kind of value that `--help` shows after a flag."""
     many = {dict: "NAME=VALUE", list: "TEXT"}
     return many.get(get_origin(field.annotation)) or _metavar(field.annotation)
 

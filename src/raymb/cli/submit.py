@@ -26,7 +26,7 @@ TARGETS: dict[str, tuple[type[Target], str]] = {
     "sagemaker": (Sagemaker, "A training job for Amazon SageMaker."),
     "skypilot": (Skypilot, "A task for SkyPilot."),
 }
-"""Name to its flags and what it makes."""
+"""Name to the target, whose fields are flags, and what it renders."""
 
 
 class TargetGroup(TyperGroup):

@@ -34,7 +34,7 @@ _MUST_AGREE = (
 )
 """Packages whose pickles or checkpoints pass from one process to another."""
 _VERSIONS = re.compile(r"started with:\s+Ray: (\S+)\s+Python: (\S+).*?Ray: (\S+)\s+Python: (\S+)", re.S)
-"""In what Ray says of a cluster of other versions."""
+"""Finds the versions in Ray's message about a cluster of other versions."""
 
 
 def check_cluster(

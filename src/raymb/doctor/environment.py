@@ -15,7 +15,7 @@ _TOLD = ("torch", "ray", "megatron-core", "megatron-bridge", "transformers")
 _CUDA_TOLD = ("transformer-engine", "nvidia-nccl-cu13")
 _OF_CUDA = "transformer-engine-torch"
 _GLIBC_OF_CUDA = (2, 39)
-"""That the wheel of nvidia-resiliency-ext 0.6.0 is made for."""
+"""The glibc that the wheel of nvidia-resiliency-ext 0.6.0 needs."""
 
 
 def check_environment(machine: Machine) -> Iterator[Finding]:

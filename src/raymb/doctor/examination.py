@@ -19,7 +19,7 @@ from raymb.errors import last_line
 from raymb.storage.remote import is_uri, storage_root
 
 SECONDS = 60.0
-"""That a check of this machine may take; a file system or driver that hangs would take for ever."""
+"""Seconds that a check of this machine may take: a file system or driver that hangs would take for ever."""
 
 
 @dataclass(frozen=True)

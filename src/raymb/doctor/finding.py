@@ -10,7 +10,7 @@ Status = Literal["ok", "warning", "error"]
 _COLOURS = {"ok": "green", "warning": "yellow", "error": "bold red"}
 
 MOST_NAMED = 8
-"""Of a long list."""
+"""Entries of a long list that a finding names."""
 
 
 @dataclass(frozen=True)

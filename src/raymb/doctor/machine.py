@@ -135,7 +135,7 @@ def disk_of(path: str | Path) -> Disk:
 
 
 def nearest(path: str | Path) -> Path:
-    """A path, or what is above it, that exists: a check leaves nothing behind."""
+    """The path or its nearest parent that exists: a check creates nothing."""
     place = Path(path).expanduser().absolute()
     return next(above for above in (place, *place.parents) if above.exists())
 

@@ -14,7 +14,7 @@ from datetime import timedelta
 from typing import Any
 
 _BYTES = {"nccl": 256 << 20, "gloo": 16 << 20}
-"""Of one all-reduce: gradients of a large model come in buckets of this order; a CPU takes seconds for as much."""
+"""Bytes of one all-reduce: gradients of a large model come in buckets of this size; a CPU takes seconds for as much."""
 _TIMES = {"nccl": 20, "gloo": 5}
 _WARMING = 3
 _SECONDS_FOR_A_MEETING = 60.0

@@ -12,11 +12,11 @@ from raymb.storage.remote import check_writable, is_uri
 
 AREA = "storage"
 _CHECKPOINT_BYTES, _EXPORT_BYTES = 14, 2
-"""Of a parameter: bf16 weight, fp32 main weight and two moments; a bf16 export."""
+"""Bytes a parameter: bf16 weight, fp32 main weight and two moments in a checkpoint; bf16 in an export."""
 _KEPT = 2
 """Checkpoints at least: a new one is whole before an old one goes."""
 USUAL_PARAMETERS = 500_000_000
-"""Of a small model, where nobody names one."""
+"""Of a small model, which is assumed where none is named."""
 _FULL = 0.95
 """Share from which on Ray starts no more tasks (local_fs_capacity_threshold)."""
 _LEAST_SHM = 1 * GIB

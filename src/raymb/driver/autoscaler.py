@@ -59,7 +59,7 @@ def look(bundle: Mapping[str, float], count: int) -> Autoscaling:
 
 
 def _is_infeasible(state: Any, bundle: Mapping[str, float]) -> bool:
-    """Whether the second autoscaler says so of a group of such bundles. It says so, too, while others use the nodes."""
+    """Whether the second autoscaler calls such bundles infeasible, which it does, too, while others use the nodes."""
     groups = (
         [dict(one.resources_bundle) for one in group.requests] for group in state.infeasible_gang_resource_requests
     )

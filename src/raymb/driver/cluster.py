@@ -177,14 +177,14 @@ def _runtime_environment(working_dir: Path | None, joined: bool) -> dict[str, An
         }
     places = [place for place in os.environ.get("PYTHONPATH", "").split(os.pathsep) if place]
     if joined and places and "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:
-        # A worker has a working directory of its own.
+        # Absolute: a worker has a working directory of its own.
         environment["env_vars"] = {"PYTHONPATH": os.pathsep.join(str(Path(place).absolute()) for place in places)}
     return environment
 
 
 @contextmanager
 def _without_api_server() -> Iterator[None]:
-    """Ray 2.60 starts one and waits for it (1 to 3 s) also where no dashboard is wanted. Nothing in a run asks it."""
+    """Have Ray 2.60 start no API server, for which it waits 1 to 3 s even without a dashboard. No run uses it."""
     original = getattr(ray_internals, "start_api_server", None)
     if original is None:
         yield

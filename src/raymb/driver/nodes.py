@@ -14,7 +14,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from raymb.errors import ClusterError, last_line
 
 _SECONDS = 120.0
-"""For all nodes; a file system whose server is gone answers never."""
+"""Seconds for all nodes together: a file system whose server is gone never answers."""
 Node = dict[str, Any]
 """As ray.nodes() describes it."""
 
@@ -83,7 +83,8 @@ def ask_nodes(question: Callable[[], Callable[..., Any]], nodes: Sequence[Node],
     """Call a function on every node, beside what runs there.
 
     Args:
-        question: returns the function, which it defines: such a one is pickled by value, and needs no raymb there.
+        question: returns a function that it defines: a nested function is pickled by value, so that the nodes need no
+            raymb to unpickle it.
         seconds: for all nodes together.
         given: the function's arguments.
 
@@ -122,7 +123,7 @@ def _what_is_there() -> Callable[[], dict[str, Any]]:
             import raymb.worker  # noqa: F401
         except Exception as error:
             trouble = f"{type(error).__name__}: {error}"
-        os.environ.pop("CUDA_VISIBLE_DEVICES", None)  # Ray hides the GPUs from what asks for none
+        os.environ.pop("CUDA_VISIBLE_DEVICES", None)  # Ray hides GPUs from tasks that request none
         try:
             cuda = ctypes.CDLL("libcuda.so.1")
             if cuda.cuInit(0) == 0:

@@ -110,7 +110,7 @@ def say_how_to_resume(what: str, code: int, job: Job, place: RunDir, console: Co
 
 
 def _write_cards(place: RunDir) -> None:
-    """The model cards of what the run has exported last; all metrics are there now."""
+    """Write the model cards of the last exports, now that all metrics are there."""
     text = place.metrics.read_text(encoding="utf-8") if place.metrics.exists() else ""
     records = [json.loads(line) for line in text.splitlines()]
     exported = {name: one for one in records if one["kind"] == "export" for name in map(_name, one["directories"])}

@@ -102,7 +102,7 @@ def packed_sample_multiple(run: run_dir.RunDir, spec: RunSpec, plan: Plan) -> in
     need, former = plan.layout.sample_multiple, run_dir.read_object(run.data) or {}
     begun_so = former.get("packing") and former.get("seq_length") == spec.data.seq_length
     if not spec.data.packing or spec.checkpoint.overwrite or not begun_so:
-        return need  # where that changes the rows, the fingerprint tells
+        return need  # where that changes the rows, the fingerprint refuses them
     packed_for = former.get("multiple", need)
     if packed_for % need == 0:
         return packed_for
@@ -119,7 +119,8 @@ def packed_sample_multiple(run: run_dir.RunDir, spec: RunSpec, plan: Plan) -> in
 
 
 def as_packed(spec: RunSpec, plan: Plan) -> RunSpec:
-    """The spec with the sizes fixed that packed rows have been prepared for; what GPUs there are may be known now."""
+    """The spec with those sizes fixed that packed rows were prepared for, so that a plan made again, with the cluster's
+    GPUs known, has them, too."""
     if not spec.data.packing:
         return spec
     sizes = {"context_parallel_size": plan.layout.context_parallel_size}
@@ -134,7 +135,7 @@ def checked_shape(spec: RunSpec) -> ModelShape:
     A model whose repository brings code is refused without --trust_remote_code.
 
     Raises:
-        SpecError: an override that no ConfigContainer field answers to, or another model's forward step.
+        SpecError: an override that matches no ConfigContainer field, or another model's forward step.
         ModelError: not found, incomplete, of a kind that raymb does not train, or in need of code that may not run.
     """
     if spec.overrides:

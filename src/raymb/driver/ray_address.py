@@ -1,6 +1,6 @@
 """Which Ray cluster a command uses: --ray_address, else RAY_ADDRESS, else one that runs on this machine, else none.
 
-Imports no Ray: `raymb plan` asks, too, and takes less time than that import.
+Imports no Ray: `raymb plan` uses it, too, and takes less time than importing Ray.
 """
 
 from __future__ import annotations
@@ -74,14 +74,14 @@ def latest_cluster() -> str:
 
 
 def init_argument(address: str) -> str | None:
-    """What ray.init is to be given: nothing for the cluster that Ray finds by itself. To such a one it shows the token
-    that lies on this machine, which is what it was started with; to one that is named, only with RAY_AUTH_MODE=token.
+    """The address for ray.init: None for the cluster that Ray finds by itself. To that one Ray shows this machine's
+    token, which it was started with; to one that is named by its address, only with RAY_AUTH_MODE=token.
     """
     return None if address == latest_cluster() and not os.environ.get("RAY_ADDRESS") else address
 
 
 def show_token(address: str) -> None:
-    """The same for what asks a cluster without ray.init; before Ray is imported."""
+    """The same for clients that do without ray.init; to be called before Ray is imported."""
     token = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
     if init_argument(address) is None and (os.environ.get("RAY_AUTH_TOKEN") or token.is_file()):
         os.environ.setdefault("RAY_AUTH_MODE", "token")

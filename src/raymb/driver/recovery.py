@@ -135,8 +135,8 @@ class ElasticPolicy(ElasticScalingPolicy):
         self.sizes, self.hub = sizes, hub
 
     def _count_possible_workers(self, reserved_resources: Any) -> int:
-        """Of nodes that live: what is reserved is still said of one that has just gone. And Ray counts whole workers a
-        node with floor division, in which 1.0 // 0.1 is 9."""
+        """Count living nodes only: one that has just gone is still among the reserved resources. Ray counts whole
+        workers a node with floor division, by which 1.0 // 0.1 is 9."""
         alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
         need = {name: each for name, each in dict(self.scaling_config._resources_per_worker_not_none).items() if each}
         room = sum(

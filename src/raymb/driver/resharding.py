@@ -3,7 +3,7 @@
 Megatron's optimizer writes its state in the pieces of its own layout, which is fast and which any number of copies
 (data and context parallel) can read. Another tensor, pipeline or expert layout cannot, nor can weights of another
 precision: GPUs' bf16 and CPUs' fp32. Its other format, which all can read, gathers the whole state on every rank at
-every save. So checkpoints are written in the first, and the one that such a run resumes from is written again in the
+every save. So checkpoints are written in the first, and the one that such a run resumes from is resharded into the
 second: by CPU workers in the old layout and precision that load it and save it.
 """
 
@@ -26,7 +26,7 @@ def described(job: Job) -> str:
 
 
 def to_reshape(job: Job, remote: bool = False) -> Path | None:
-    """The checkpoint that a run would resume from, if it must be written again for it.
+    """The checkpoint that a run would resume from, if it must be resharded first.
 
     Args:
         remote: only the manifests of the run's own checkpoints are on this machine.
@@ -40,7 +40,7 @@ def to_reshape(job: Job, remote: bool = False) -> Path | None:
 
 
 def reshaping(job: Job, directory: Path) -> Job:
-    """The job that writes a checkpoint again, in its own layout, on CPU workers."""
+    """The job that reshards a checkpoint, on CPU workers in the checkpoint's own layout."""
     job, manifest = job.on_cpus(), checkpoint.read_manifest(directory)
     assert manifest is not None
     plan = smallest_plan(job.plan, manifest)
@@ -49,7 +49,9 @@ def reshaping(job: Job, directory: Path) -> Job:
     settings = job.spec.checkpoint.model_copy(
         update={"save_interval": 0, "export_hf": False, "keep_last": None, "keep_best": None}
     )
-    optimizer = job.spec.optimizer.model_copy(update={"lr_warmup_iters": 0})  # no warm-up is as long as no step
+    optimizer = job.spec.optimizer.model_copy(
+        update={"lr_warmup_iters": 0}
+    )  # a warm-up must be shorter than the training, which has no steps
     spec = job.spec.model_copy(
         update={"train": train, "evaluation": evaluation, "checkpoint": settings, "optimizer": optimizer}
     )

@@ -1,5 +1,5 @@
-"""Waiting for what the workers need: asked of the cluster as one placement group, which its autoscaler sees, and which
-Ray takes back by itself when the driver ends, however it ends."""
+"""Waiting for the workers' resources. They are requested as one placement group, which the autoscaler sees and which
+Ray removes by itself when the driver ends, however it ends."""
 
 from __future__ import annotations
 
@@ -70,8 +70,8 @@ def _limit(seconds: float | str, found: Autoscaling) -> float:
 
 @contextmanager
 def _asked(bundles: list[dict[str, float]]) -> Iterator[Any]:
-    """A question, `is_there(seconds)`, whether the cluster has set these bundles aside. After the block they are asked
-    for no more: Ray Train asks for its own workers."""
+    """Request these bundles; yields `is_there(seconds)`, which says whether the cluster has reserved them. The request
+    ends with the block: Ray Train makes its own."""
     group = placement_group(bundles, strategy="PACK")
     try:
         yield group.wait

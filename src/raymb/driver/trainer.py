@@ -89,7 +89,7 @@ def make_trainer(job: Job, cluster: Cluster, resources: Resources, place: RunDir
     """The trainer whose fit() runs a job with these resources for each worker."""
     logging.getLogger("ray.train").setLevel(logging.WARNING)
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    hub = Hub.options(scheduling_strategy=here).remote()  # it must not go with a worker's node
+    hub = Hub.options(scheduling_strategy=here).remote()  # it must outlive the workers' nodes
     failures, scaling = _failures(job), _scaling(job, resources)
     policies: dict[str, Any] = {
         "failure_policy": RestartPolicy(failures, hub, job.spec.resilience.bad_loss == "rollback")
@@ -123,7 +123,7 @@ def make_trainer(job: Job, cluster: Cluster, resources: Resources, place: RunDir
 
 def _has_api_server() -> bool:
     """Whether somebody listens where the cluster says that its API server (dashboard) is: one without a dashboard gives
-    a URI, too."""
+    an address, too."""
     told = _internal_kv_get(DASHBOARD_ADDRESS, namespace=KV_NAMESPACE_DASHBOARD) or b""
     host, _, port = told.decode().rpartition(":")
     try:
@@ -134,7 +134,7 @@ def _has_api_server() -> bool:
 
 
 def _group(job: Job) -> int:
-    """Ranks that belong on one node; what passes over a checkpoint once does not mind."""
+    """Ranks that belong on one node; a job that only rewrites a checkpoint may have its ranks anywhere."""
     return job.layout.tensor_parallel_size if job.task == "train" else 1
 
 
@@ -162,7 +162,7 @@ def _scaling(job: Job, resources: Resources) -> ScalingConfig:
 
 def _settings(job: Job) -> dict[str, str]:
     """Ray Train's own variables, which its controller reads."""
-    settings = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1"}  # a question costs a worker 10 ms of Python
+    settings = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1"}  # a health check costs a worker 10 ms of Python
     if timeout := job.spec.resilience.hang_timeout:  # a worker whose whole process is stopped answers nobody
         settings["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(min(600.0, max(60.0, timeout)))
     if len(job.plans) > 1:
@@ -224,7 +224,7 @@ _PASSED_ON = (
 
 
 def _forget_former_runs(place: RunDir) -> None:
-    """Ray Train continues with its own list of checkpoints in a second fit(), and stops where one has been deleted."""
+    """Delete Ray Train's list of checkpoints: a second fit() continues it, and fails where one has been deleted."""
     place.ray_snapshot.unlink(missing_ok=True)
     if place.remote is not None:
         place.remote.delete(place.ray_snapshot.name)

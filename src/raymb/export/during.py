@@ -78,7 +78,7 @@ class Exports:
         self._export(wanted, self.job.hf_dir, self.job.adapter_dir)
 
     def close(self) -> None:
-        """Leave what is not done."""
+        """Leave undone what is not done yet."""
         self.closed = True
         self.waiting.put(None)
         if self.child is not None:
@@ -94,7 +94,7 @@ class Exports:
             self.in_use.discard(step)
 
     def _export(self, step: int, model: str, adapter: str) -> None:
-        """A checkpoint, to these directories."""
+        """Export a checkpoint to these directories."""
         job, log = self.job, Path(self.job.log_dir, f"export-step-{step}.log")
         directory = checkpoint.iteration_dir(job.checkpoint_dir, step)
         if self.remote is not None:

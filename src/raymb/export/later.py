@@ -53,7 +53,7 @@ class ExportRequest:
 
 
 def export_alone(job: Job, say: Callable[[str], None]) -> Findings:
-    """In this process."""
+    """Export in this process."""
     say("loading the checkpoint and writing")
     written = _write_alone(job)
     say("verifying in a fresh process")

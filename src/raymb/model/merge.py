@@ -90,7 +90,9 @@ def tensors_of(directory: Path) -> Iterator[tuple[str, torch.Tensor]]:
         with safe_open(file, framework="pt") as content:
             names = list(content.keys())
         for name in names:
-            with safe_open(file, framework="pt") as content:  # anew: what was read stays mapped until it is closed
+            with safe_open(
+                file, framework="pt"
+            ) as content:  # opened for each tensor: what was read stays mapped until the file is closed
                 yield name, content.get_tensor(name)
 
 

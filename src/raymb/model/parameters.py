@@ -26,7 +26,7 @@ def parameter_count(shape: Sizes, config: Mapping[str, Any]) -> int:
 
 
 def tower_parameters(tower: Mapping[str, Any], shape: Sizes) -> int:
-    """Elements of what a model has beside its language part, by Qwen2.5-VL's layers: exact for those, an estimate for
+    """Elements of a tower beside the language part, by Qwen2.5-VL's layers: exact for those, an estimate for
     others.
 
     Args:

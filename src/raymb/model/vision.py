@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 TEXT_STEP = "gpt_step"
 """Bridge's forward step for models of text alone."""
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
-"""What a vision-language model has beside its weights, so that others can show it images."""
+"""What a vision-language model has beside its weights, from which other programs prepare images."""
 
 
 def vision_architecture(architecture: str) -> str:
@@ -34,7 +34,7 @@ def forward_step(asked: str, architecture: str) -> str:
 
 
 def step_of_recipe(module: str) -> str | None:
-    """The forward step of the vision-language models of a module of recipes; None where raymb has no way for them."""
+    """The forward step of the vision-language models of a module of recipes; None where raymb cannot train them."""
     known = [family.vision for family in FAMILIES if family.vision]
     return next((vision.step for vision in known if vision.recipes == module.rpartition(".")[2]), None)
 
@@ -52,7 +52,7 @@ def module_name(architecture: str, name: str) -> str:
 
 
 def check_forward_step(asked: str, shape: ModelShape) -> None:
-    """Whether raymb can train this model, and so.
+    """Refuse a model or a forward step that raymb cannot train with.
 
     Raises:
         ModelError: it takes images or sound beside text, and raymb cannot train its family.
@@ -61,7 +61,7 @@ def check_forward_step(asked: str, shape: ModelShape) -> None:
     family = family_of(shape.architecture)
     if not family.vision and shape.tower:
         raise ModelError(
-            f"{shape.architecture} has a {shape.tower} beside its language model, of such "
+            f"{shape.architecture} has a {shape.tower} beside its language model; of such "
             f"models raymb trains {known_families()} only",
             "give one of those, or a language model, to --hf_model_path",
         )

@@ -11,7 +11,7 @@ from types import FrameType
 from typing import Any
 
 on_sigterm: Callable[[], None] | None = None
-"""On a worker that trains: what SIGTERM asks for."""
+"""What SIGTERM calls in a worker that trains."""
 
 
 class Interrupts:

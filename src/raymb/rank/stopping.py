@@ -2,7 +2,7 @@
 
 Any rank may ask (a signal, a notice of preemption, the driver). Threads beside the training agree over torch's
 key-value store: each rank promises the latest step at which it will look again, the largest promise is the last step.
-Until the answer is there a rank waits behind the step it promised, so nobody runs past it; and a rank that waits has
+Until the answer is there a rank waits after the step it promised, so nobody runs past it; and a rank that waits has
 done its part of every step that the others still have to finish, so nobody is waited for in vain.
 """
 
@@ -45,7 +45,7 @@ class StopTogether:
         self.thread = threading.Thread(target=self._run, name="raymb-stop", daemon=True)
 
     def start(self, step: int) -> None:
-        """The training begins behind this step."""
+        """The training begins after this step."""
         self.done = step
         self.thread.start()
 
@@ -55,7 +55,7 @@ class StopTogether:
         self.asked.set()
 
     def leave_after(self, step: int) -> str | None:
-        """Called by the training thread behind each step: the reason, if this is the last one."""
+        """Called by the training thread after each step: the reason, if this is the last one."""
         self.done = step
         if not self.promised:
             return None
@@ -93,7 +93,7 @@ class StopTogether:
         if self.rank == 0:
             self._decide(max(int(self.store.get(f"{self.prefix}/promise/{rank}")) for rank in range(self.world_size)))
         last = int(self.store.get(f"{self.prefix}/last"))
-        self.reason = self.store.get(asked).decode()  # behind the last promise nobody writes another one
+        self.reason = self.store.get(asked).decode()  # after the last promise nobody writes another reason
         self.last = last
 
     def _promise(self) -> None:

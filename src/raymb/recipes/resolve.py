@@ -22,7 +22,7 @@ _DIFFUSION = ("flux", "wan")
 class ResolvedRecipe:
     """
     Args:
-        step: forward step of its models, "" where raymb has no way for them.
+        step: forward step of its models, "" where raymb cannot train them.
     """
 
     recipe: Recipe
@@ -68,7 +68,7 @@ def values_below(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
     if resolved.recipe.mode == "pretrain" and peft is None:
         raise SpecError(f"--recipe {name} is for pretraining, and raymb fine-tunes", _other_modes(resolved.recipe))
     if not resolved.step:
-        raise SpecError(f"--recipe {name}: of the families that see or hear raymb trains {known_families()} only")
+        raise SpecError(f"--recipe {name}: of the families with images or sound raymb trains {known_families()} only")
     sections = {section: dict(values) for section, values in resolved.translation.sections.items()}
     if given.get("train", {}).get("num_epochs") is not None:
         sections["train"].pop("train_iters", None)

@@ -114,7 +114,7 @@ _ONE: dict[str, Any] = {
     "expert_model_parallel_size": 1,
     "sequence_parallel": False,
 }
-"""What a layout is in a recipe that does not speak of it: nothing is left to `auto`."""
+"""The sizes of a recipe that does not set them: none is left to `auto`."""
 
 
 def _sizes(translation: Translation, found: Mapping[str, Any], recipe: Recipe) -> None:
@@ -123,12 +123,12 @@ def _sizes(translation: Translation, found: Mapping[str, Any], recipe: Recipe) -
     for name, size in sizes.items():
         if flag := FLAG_THAT_OWNS.get(f"model.{name}"):
             translation.set(flag, size)
-    if recipe.gpus:  # else as many as the sizes make, also where flags give others
+    if recipe.gpus:  # without a number of GPUs, the sizes make the number of workers, also where flags change them
         translation.set("num_workers", recipe.gpus)
 
 
 _FROM_NONE: dict[str, Any] = {"eval_interval": 0, "save_interval": 0, "recompute": "none"}
-"""What a flag has for a field that is None, where that is not its own default."""
+"""The flag's value for a field that is None, where that is not the flag's default."""
 _OWN_WAY = frozenset(
     {
         *(f"model.{name}" for name in _ONE),
@@ -181,7 +181,7 @@ def _flags(translation: Translation, found: Mapping[str, Any]) -> None:
     for flag in ("overlap_grad_reduce", "overlap_param_gather"):
         overlap = values.get(f"comm_overlap.{flag}")
         if overlap is None and "comm_overlap.tp_comm_overlap" in values:
-            overlap = True  # of data parallel workers, where there is a comm_overlap section
+            overlap = True  # Bridge turns it on for data parallel workers where there is a comm_overlap section
         translation.set(flag, bool(values.get(f"ddp.{flag}") if overlap is None else overlap))
     graphs = values.get("model.cuda_graph_impl") or "none"
     if graphs != "none":
@@ -236,7 +236,10 @@ def _images(translation: Translation, found: Mapping[str, Any], recipe: Recipe) 
     if found["dataset"]["kind"] in TEXT or step is None:
         return
     translation.set("step_func", step)
-    for flag in ("overlap_grad_reduce", "overlap_param_gather"):  # rows without images give what sees no gradient
+    for flag in (
+        "overlap_grad_reduce",
+        "overlap_param_gather",
+    ):  # rows without images give the vision tower no gradient
         translation.set(flag, False)
 
 
@@ -265,12 +268,12 @@ _NOTHING: dict[str, _Rule] = {
     "model.freeze_": lambda value, values: not value,
     "model.transformer_impl": lambda value, values: value == "transformer_engine",
     "scheduler.lr_decay_iters": lambda value, values: value in (None, values.get("train.train_iters")),
-    "scheduler.lr_wsd_": lambda value, values: True,  # of a decay that raymb has not
+    "scheduler.lr_wsd_": lambda value, values: True,  # of a decay that raymb does not have
     "train.manual_gc_": lambda value, values: not values.get("train.manual_gc"),
     "comm_overlap.": lambda value, values: value in (None, False),
     "model.mtp_num_layers": lambda value, values: False,  # None takes away what config.json has
 }
-"""Fields, by how they begin, and when their value is what a run of raymb has anyway. None is, where no rule is."""
+"""Fields, by how they begin, and when their value is a run's anyway; without a rule, when it is None."""
 
 
 def _says_nothing(path: str, value: Any, values: Mapping[str, Any]) -> bool:

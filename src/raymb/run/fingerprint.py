@@ -29,7 +29,7 @@ _LOOSE = ("torch", "transformers")  # and raymb itself
 class Difference:
     """
     Args:
-        flag: with its former value; "" where no flag is behind the key.
+        flag: with its former value; "" where the key belongs to no flag.
     """
 
     group: str

@@ -46,7 +46,7 @@ class Job:
         vocab_size: rows of the model's embedding, before padding.
         model_path: what Hugging Face loads: a hub id or a local directory.
         data_dir: directory of prepared rows: train.arrow, validation.arrow, test.arrow.
-        pad_id: token behind the end of a row.
+        pad_id: token that fills a row up to its length.
         validation_rows, test_rows: rows in those files; 0 for none.
         run_dir: the run directory.
         checkpoint_dir: where checkpoints are written, and read on a restart.

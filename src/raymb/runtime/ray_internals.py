@@ -160,7 +160,7 @@ NAMES = (
     Name(
         f"{_TRAIN}.execution.failure_handling",
         "FailureDecision",
-        "what a failure policy answers",
+        "what a failure policy returns",
         _NO_RUN,
         ("RETRY", "RAISE"),
     ),
@@ -174,13 +174,13 @@ NAMES = (
     Name(
         f"{_TRAIN}.execution.scaling_policy",
         "NoopDecision",
-        "what ElasticPolicy answers while the workers run: they leave with a checkpoint by themselves",
+        "what ElasticPolicy returns while the workers run: they leave with a checkpoint by themselves",
         _NO_RUN,
     ),
     Name(
         f"{_TRAIN}.execution.scaling_policy",
         "ResizeDecision",
-        "what Ray's policy answers when there is room for more workers",
+        "what Ray's policy returns when there is room for more workers",
         _NO_RUN,
     ),
     Name(

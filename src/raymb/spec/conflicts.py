@@ -176,7 +176,7 @@ def _performance(performance: Performance) -> Iterator[str]:
 
 
 def _cuda_graphs(spec: RunSpec) -> Iterator[str]:
-    """What a recorded layer cannot have, or nobody has compared."""
+    """What CUDA graphs cannot record, and what was never compared with and without them."""
     train, strategy = spec.train, spec.parallel.megatron_fsdp
     impossible = {
         "--packing": spec.data.packing,

@@ -6,7 +6,7 @@ _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 def seconds_of(text: str) -> float:
-    """Seconds of 90, 90s, 90m, 2h, 1d, or [DAYS-]HH:MM[:SS]; the form is the schema's matter."""
+    """Seconds of 90, 90s, 90m, 2h, 1d, or [DAYS-]HH:MM[:SS]; the schema has checked the form."""
     days, _, clock = text.rpartition("-")
     if ":" in clock:
         hours, minutes, *seconds = (int(part) for part in clock.split(":"))

@@ -43,7 +43,7 @@ def flag_meant(name: str, known: Iterable[str]) -> str | None:
     if exact in flags:
         return exact
     slip = difflib.get_close_matches(name, flags, n=1, cutoff=_SLIP)
-    long = [flag for flag in flags if flag not in FLAG_OF_SHORT]  # two letters are like many a name
+    long = [flag for flag in flags if flag not in FLAG_OF_SHORT]  # two letters resemble too many names
     found = slip or _by_words(name, flags) or difflib.get_close_matches(name, long, n=1)
     return found[0] if found else None
 

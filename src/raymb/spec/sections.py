@@ -113,8 +113,8 @@ class Checkpoint(Section):
     overwrite: bool = False
     """Delete the run directory's old content first."""
     accept_changes: Annotated[list[Change], BeforeValidator(one_or_more)] = Field(default=[])
-    """Go on with checkpoints although this is another than in the run that wrote them: model, tokenizer, data, batch,
-    seed or versions. Repeatable."""
+    """Resume from checkpoints although this differs from the run that wrote them: model, tokenizer, data, batch, seed
+    or versions. Repeatable."""
 
 
 class Resilience(Section):

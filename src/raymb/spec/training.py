@@ -133,8 +133,7 @@ class Train(Section):
     seed: int = bridge("rng.seed", "dataset.seed", default=1234, ge=1)
     """Seed of data order and dropout."""
     step_func: Literal["auto", "gpt_step", "vlm_step", "llava_step"] = "auto"
-    """Bridge's forward step: gpt_step for language models, vlm_step for those that see images, too. auto: the model's
-    own."""
+    """Bridge's forward step: gpt_step for language models, vlm_step for vision-language ones. auto: the model's own."""
 
 
 class Peft(Section):
@@ -145,7 +144,7 @@ class Peft(Section):
     lora_alpha: Size = 32
     """An adapter's output is multiplied by alpha / rank."""
     lora_dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Dropout in front of the adapters."""
+    """Dropout on the adapters' input."""
     lora_target_modules: Names = Field(default=["all-linear"])
     """What gets an adapter: q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj, or all-linear. Megatron's names
     (linear_qkv, linear_proj, linear_fc1, linear_fc2) put one adapter on a whole fused matrix."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def cache_directory() -> Path:
-    """What raymb keeps on a machine, and can make or fetch again."""
+    """RAYMB_CACHE, else raymb/ in the user's cache directory. It need not exist."""
     if place := os.environ.get("RAYMB_CACHE"):
         return Path(place).expanduser().absolute()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").absolute() / "raymb"

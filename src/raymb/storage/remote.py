@@ -38,11 +38,11 @@ HINT = (
     "--storage_path takes a directory, or a URI that fsspec can write (s3://bucket/prefix); credentials and "
     "endpoint come from the environment (AWS_ACCESS_KEY_ID, AWS_PROFILE, AWS_ENDPOINT_URL, ...)"
 )
-_PUT_IS_ATOMIC = frozenset(("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oci", "oss"))  # and listings are cached
+_PUT_IS_ATOMIC = frozenset(("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oci", "oss"))  # their listings are cached
 _S3: dict[str, Any] = {"max_concurrency": 4, "default_block_size": 16 << 20}
 _S3_IN_A_HURRY = {"connect_timeout": 3, "read_timeout": 5, "retries": {"max_attempts": 1}}
 _SECONDS_FOR_THE_CHECK = 15.0
-_SECONDS_FOR_A_TREE = 600.0  # its files are deleted by the thousand
+_SECONDS_FOR_A_TREE = 600.0  # files are deleted by the thousand
 
 
 def is_uri(storage_path: str | Path) -> bool:
@@ -63,7 +63,7 @@ def storage_root(storage_path: str | Path) -> Path:
 class Remote:
     """A place at a URI. Names are relative to it, with slashes; "" is the place itself.
 
-    Every method raises StorageError with the URI and the reason when the storage does not do as it is told.
+    Every method raises StorageError with the URI and the reason when the storage fails.
     """
 
     url: str
@@ -91,14 +91,16 @@ class Remote:
             local.parent.mkdir(parents=True, exist_ok=True)
             known = ask(filesystem, "info", path)
             if known["type"] != "directory":
-                return get_whole(filesystem, path, local, known["size"], exact=False)  # it may grow
+                return get_whole(
+                    filesystem, path, local, known["size"], exact=False
+                )  # a file that grows, such as a log, may have another size by now
             found = ask(filesystem, "find", path, detail=True)
             below = {item: item.removeprefix(path).lstrip("/") for item in found if not is_part(item)}
             with part_of(local) as part:
                 part.mkdir()
 
                 def get(item: str) -> None:
-                    if below[item] and not below[item].endswith("/"):  # a console's folder is an empty object
+                    if below[item] and not below[item].endswith("/"):  # a folder made in a console is an empty object
                         get_whole(filesystem, item, part / below[item], found[item]["size"])
 
                 side_by_side(get, below)
@@ -289,7 +291,7 @@ def _connect(url: str, **options: Any) -> tuple[Any, str]:
     import fsspec
 
     if _scheme(url) in _PUT_IS_ATOMIC:
-        options["use_listings_cache"] = False  # the others have none, and some take no such option
+        options["use_listings_cache"] = False  # other file systems cache no listings, and some reject the option
     return fsspec.url_to_fs(url, **(_S3 if _is_s3(url) else {}), **options)
 
 

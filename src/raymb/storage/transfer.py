@@ -1,4 +1,4 @@
-"""What a file system elsewhere is asked to do: in bounded time, several things at once, files whole or not at all.
+"""Transfers to and from a remote file system: in bounded time, several at once, files whole or not at all.
 
 s3fs, gcsfs and adlfs ask again by themselves when a store is busy or a connection breaks (s3fs 5 times, and in each
 botocore 5 times), so raymb does not. Two things are left to do: none of them ends when a server takes a request and
@@ -43,13 +43,13 @@ def ask(
     pauses: Sequence[float] | None = None,
     **options: Any,
 ) -> Any:
-    """Call a method of an fsspec file system, and again when it takes too long. Only the stores with an event loop can
-    be told so, which are those that talk to a network by themselves.
+    """Call a method of an fsspec file system, and again when it takes too long. Only the stores with an event loop,
+    which talk to a network by themselves, can be interrupted so.
 
     Args:
         size: bytes that travel.
         seconds: for an answer without them.
-        pauses: before each other try.
+        pauses: seconds before each further try.
     """
     limit = (_SECONDS_FOR_AN_ANSWER if seconds is None else seconds) + size / _SLOWEST
     pauses = _PAUSES if pauses is None else pauses
@@ -92,7 +92,7 @@ def get_whole(filesystem: Any, path: str, place: Path, size: int, exact: bool = 
 
 @contextlib.contextmanager
 def part_of(place: Path) -> Iterator[Path]:
-    """A path beside a place, of which nothing is left."""
+    """A temporary path beside a place; what is left there at the end is deleted."""
     part = place.with_name(name_of_part(place.name))
     try:
         yield part
@@ -101,7 +101,7 @@ def part_of(place: Path) -> Iterator[Path]:
 
 
 def move_directory(part: Path, place: Path) -> None:
-    """A directory in the place of whatever is there."""
+    """Move a directory to its place, instead of whatever is there."""
     try:
         os.rename(part, place)
     except OSError:

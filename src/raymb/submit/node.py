@@ -61,13 +61,13 @@ def follow(host: str, port: int, start: Sequence[str]) -> int:
 
 
 def _say_whether_a_token_is_wanted() -> None:
-    """Left unsaid, Ray 2.60 has a head take the token that a home directory may have, and its driver none."""
+    """Without RAY_AUTH_MODE a head of Ray 2.60 takes a token from the home directory; its driver takes none."""
     os.environ.setdefault("RAY_AUTH_MODE", "token" if "RAY_AUTH_TOKEN" in os.environ else "disabled")
 
 
 def _start(words: Sequence[str]) -> subprocess.Popen[bytes]:
-    """Ray in a session of its own: what a terminal signals is for the command. Ray 2.60 would wait 30 s at its end for
-    a node to drain, whose work has ended by then."""
+    """Start Ray in a session of its own, so that the terminal signals only the command. At its end Ray 2.60 would wait
+    30 s for the node to drain, whose work has ended by then."""
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats", *words]
     environment = {**os.environ, "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0"}
     return subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, env=environment)
@@ -105,7 +105,7 @@ def main() -> int:
     parser.add_argument("--rank", type=int, required=True, help="0 is the head")
     parser.add_argument("--head", required=True, metavar="HOST:PORT")
     parser.add_argument("--ray", action="append", default=[], metavar="OPTION", help="of ray start; repeatable")
-    parser.add_argument("command", nargs="+", help="behind --")
+    parser.add_argument("command", nargs="+", help="what to run, after --")
     asked = parser.parse_args()
     host, _, port = asked.head.rpartition(":")
     if asked.rank == 0:

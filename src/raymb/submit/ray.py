@@ -50,7 +50,7 @@ class Ray(Uploading):
         return ["ray", "job", "submit", *address, *directory, *wait, *more, "--", *job.command(self.spec_file(job))]
 
     def _runtime_env(self, job: Submission, values: dict[str, str]) -> dict[str, Any]:
-        """Runs that lie in an uploaded directory stay here."""
+        """The runs that lie in an uploaded directory are not uploaded."""
         environment: dict[str, Any] = {"working_dir": str(self.root(job))}
         if values:
             environment["env_vars"] = values

@@ -91,7 +91,7 @@ class Sagemaker(Target):
     def _hyperparameters(self, job: Submission) -> dict[str, str]:
         """The spec, a section each."""
         sections = without_secrets(job.spec).model_dump(mode="json")
-        # The job's own name would be another one each time.
+        # SageMaker's name of the job is another one at each submission, and the run must find its checkpoints again.
         sections["run"]["experiment_name"] = job.spec.run.experiment_name or job.name
         return {name: json.dumps(section) for name, section in sections.items() if section}
 
@@ -135,7 +135,7 @@ class Sagemaker(Target):
 
     def submit(self, job: Submission) -> int:
         """By botocore, which raymb has, so that no value of a variable stands in a command line. SageMaker's own names
-        of jobs are never used twice, so each submission gets the time behind its name."""
+        of jobs are never used twice, so each submission gets the time appended to its name."""
         from datetime import UTC, datetime
 
         import botocore.session

@@ -133,7 +133,7 @@ class Chart:
 
     @property
     def summary(self) -> str:
-        """The curves in words, for who does not see them."""
+        """The curves in words, for readers who cannot see them."""
         words = []
         for one in self.series:
             values = values_of(one.points)

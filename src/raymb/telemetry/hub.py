@@ -27,7 +27,7 @@ _SECONDS_BETWEEN_QUESTIONS = 0.5
 
 @ray.remote(num_cpus=0)
 class Hub:
-    """Holds records until the driver takes them, and the driver's wish until the ranks take it."""
+    """Holds records until the driver takes them, and the driver's request until the ranks take it."""
 
     def __init__(self) -> None:
         self.records: list[Record] = []
@@ -65,7 +65,7 @@ class Sender:
 
     Args:
         status: the rank's status; it is sent when it has changed.
-        listens: whether this rank asks for the driver's wishes; one of them does.
+        listens: whether this rank asks for the driver's requests; one of them does.
     """
 
     def __init__(self, hub: Any, status: Callable[[], RankStatus] | None = None, listens: bool = False):

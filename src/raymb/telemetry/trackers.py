@@ -1,7 +1,7 @@
 """Weights & Biases and MLflow: a run's settings, metrics and end, sent by the driver.
 
-A tracker may be slow, gone or misconfigured. So each has a thread of its own, nothing waits for it while the run goes
-on, and one that fails is left out with a single warning.
+A tracker may be slow, gone or misconfigured. So each has a thread of its own, nothing waits for it during the
+run, and one that fails is left out with a single warning.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def _check_login(project: str) -> None:
 
 
 def trackers(job: Job, place: RunDir, say: Callable[[str], None]) -> list[InBackground]:
-    """Those that the spec asks for, begun.
+    """Start the trackers that the spec names.
 
     Args:
         say: takes a sentence for the terminal.
@@ -198,7 +198,10 @@ class MLflow:
 
         wanted = job.spec.telemetry
         uri = wanted.mlflow_tracking_uri
-        if uri is not None and uri.partition("://")[0] in ("file", uri):  # MLflow wants a word before it writes files
+        if uri is not None and uri.partition("://")[0] in (
+            "file",
+            uri,
+        ):  # without this variable MLflow 3 writes no files
             os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
         self.client, self.once = MlflowClient(uri), Once()
         self.waiting: list[Any] = []

@@ -1,4 +1,4 @@
-"""FP8 recipes can be named and tested for, not made: FP8 arithmetic needs a GPU."""
+"""FP8 recipes can be named and tested for, not created: FP8 arithmetic needs a GPU."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The operation fuser (te.pytorch.ops) builds CUDA kernels: its names exist, for annotations, and cannot be made."""
+"""The operation fuser (te.pytorch.ops) builds CUDA kernels: its names exist, for annotations only."""
 
 from typing import Any
 

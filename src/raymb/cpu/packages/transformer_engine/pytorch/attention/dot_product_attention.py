@@ -115,7 +115,7 @@ class DotProductAttention(TransformerEngineModule):
             attention_mask: True where a score is left out, broadcastable to [b, heads, queries, keys]; read for mask
                 types with "padding" or "arbitrary" in `sbhd`.
             cu_seqlens_q, cu_seqlens_kv: `thd`: running sums of sequence lengths over all context parallel ranks.
-            cu_seqlens_q_padded, cu_seqlens_kv_padded: the same with the padding behind each sequence.
+            cu_seqlens_q_padded, cu_seqlens_kv_padded: the same with the padding after each sequence.
 
         Returns:
             [sequence, batch, heads x channels], or [tokens, heads x channels] with zeros at padding.
