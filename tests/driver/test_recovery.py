@@ -263,7 +263,7 @@ def test_preemptions_cost_no_failure(hub: Hub) -> None:
     record = hub.records[0]
     assert (record["rank"], record["failures"], record["workers"]) == (None, 0, {})
     assert record["text"] == "stopped after step 12 for preemption"
-    assert hub.done == ["preemption"] * 20, "the wish is taken back, or the next start would stop, too"
+    assert hub.done == ["preemption"] * 20, "the request is taken back, or the next start would stop, too"
 
 
 def test_preemptions_have_a_limit_of_their_own(hub: Hub) -> None:

@@ -40,7 +40,7 @@ def test_what_it_says(tmp_path: Path) -> None:
     for words in (
         "# my-run",
         "| step | 20 |",
-        "| training loss | 0.1500 (step 10: 0.3000) |",  # those behind the exported step are not its own
+        "| training loss | 0.1500 (step 10: 0.3000) |",  # those after the exported step are not its own
         "| validation loss | 0.1000 (step 10: 0.2000) |",
         "within 1.5e-07 (1e-04 allowed)",
         "![loss over steps](loss.png)",

@@ -93,7 +93,7 @@ def _finish(ranks: list[Rank]) -> None:
     deadline = time.monotonic() + SECONDS
     for rank in ranks:
         rank.thread.join(max(0.0, deadline - time.monotonic()))
-        assert not rank.thread.is_alive(), f"rank {rank.stop.rank} hangs behind step {rank.stop.done}"
+        assert not rank.thread.is_alive(), f"rank {rank.stop.rank} hangs after step {rank.stop.done}"
     for rank in ranks:
         rank.stop.thread.join(max(0.0, deadline - time.monotonic()))
         assert not rank.stop.thread.is_alive(), f"rank {rank.stop.rank} still agrees"
@@ -144,7 +144,7 @@ def test_steps_count_from_where_the_training_resumes(connections: list[Any], soo
 
 
 def test_without_a_wish_all_come_to_their_end_and_the_threads_go(connections: list[Any], soon: None) -> None:
-    ranks = _ranks(connections, "no wish", 3, most=30)
+    ranks = _ranks(connections, "no request", 3, most=30)
     for rank in ranks:
         rank.thread.start()
     _finish(ranks)
@@ -154,7 +154,7 @@ def test_without_a_wish_all_come_to_their_end_and_the_threads_go(connections: li
 
 
 def test_a_wish_at_the_very_end_lets_nobody_wait(connections: list[Any], soon: None) -> None:
-    """The agreed step may lie behind the last one; then all end as if nobody had asked, and so they do when one asks
+    """The agreed step may lie after the last one; then all end as if nobody had asked, and so they do when one asks
     whose training is over. They end together, because Bridge's last checkpoint is a collective."""
     left = 0
     for number in range(100):
@@ -186,7 +186,7 @@ def test_a_rank_that_is_done_keeps_nobody_waiting(connections: list[Any], soon: 
 
 
 class Held:
-    """A store in which `set` of a wish waits for the test."""
+    """A store in which `set` of a request waits for the test."""
 
     def __init__(self, store: Any, came: threading.Event, go_on: Callable[[], Any]):
         self.store, self.came, self.go_on = store, came, go_on
@@ -205,7 +205,7 @@ class Held:
 
 
 def test_two_wishes_at_once_have_one_reason(connections: list[Any], soon: None) -> None:
-    """Rank 1 writes its wish when rank 2 has long seen rank 0's: a rank that stops for time must not stop beside one
+    """Rank 1 writes its request when rank 2 has long seen rank 0's: a rank that stops for time must not stop beside one
     that stops to be started again."""
     stops = [StopTogether(dist.PrefixStore("two wishes", connections[rank]), rank, 3) for rank in range(3)]
     came = [threading.Event(), threading.Event()]
@@ -242,7 +242,7 @@ time.sleep(600)
 
 
 def test_nobody_waits_for_a_store_that_is_gone(soon: None) -> None:
-    """Rank 0's process holds the store; another rank waits behind the step that it promised."""
+    """Rank 0's process holds the store; another rank waits after the step that it promised."""
     master = subprocess.Popen([sys.executable, "-c", MASTER], stdout=subprocess.PIPE, text=True)
     try:
         assert master.stdout is not None

@@ -26,7 +26,7 @@ LIMITED += "from raymb.cli import main; sys.exit(main(sys.argv[1:]))"
 
 @pytest.fixture(scope="module")
 def trained(ray_cluster: None, tiny_qwen2: Path, rows: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that gets worse behind its first steps, with exports on the way and of its best checkpoint."""
+    """A run that gets worse after its first steps, with exports on the way and of its best checkpoint."""
     from raymb.cli import main
 
     given = {

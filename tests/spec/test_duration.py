@@ -27,7 +27,7 @@ PATTERN = next(
         ("2h", 7200),
         ("1d", 86400),
         ("0.5d", 43200),
-        ("1:30", 5400),  # hours and minutes, as Slurm has it behind days
+        ("1:30", 5400),  # hours and minutes, as Slurm has it after days
         ("01:30:15", 5415),
         ("100:00:00", 360000),
         ("1-00:00", 86400),

@@ -172,7 +172,7 @@ def test_hub_holds_records_until_they_are_taken() -> None:
     assert actor.take() == []
 
 
-def test_hub_answers_with_the_drivers_wish_until_it_is_taken_back() -> None:
+def test_hub_answers_with_the_drivers_request_until_it_is_taken_back() -> None:
     actor = _hub()
     assert actor.push([]) == ""
     actor.ask("interrupted")
@@ -242,7 +242,7 @@ def test_a_new_phase_is_told_at_once(waited: list[Any], monkeypatch: pytest.Monk
     rank.sender.close()
 
 
-def test_the_rank_that_listens_hears_the_drivers_wish(waited: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_rank_that_listens_hears_the_drivers_request(waited: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hub, "_SECONDS_BETWEEN_QUESTIONS", 0.02)
     ranks = [Rank(listens=True), Rank()]
     _until(lambda: min(rank.ticks for rank in ranks) > 5)

@@ -46,7 +46,7 @@ def command(
     if engine not in ENGINES:
         raise SpecError(f"--engine {engine}: {', '.join(ENGINES)} is expected")
     found = find_tuned_model(model, base)
-    wish = Evaluation(
+    request = Evaluation(
         split=split or ("train" if dataset else "validation"),
         dataset=dataset,
         metrics=metrics.split(",") if metrics else default_metrics(),
@@ -59,5 +59,5 @@ def command(
         to=to or (found.run or Path()) / "evaluation",
         overwrite=overwrite,
     )
-    evaluate(found, wish, Console(stderr=True))
+    evaluate(found, request, Console(stderr=True))
     return 0

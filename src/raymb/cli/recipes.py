@@ -67,7 +67,7 @@ def show(
     recipe = resolved.recipe
     print(f"# {recipe.name} ({recipe.mode}) of {recipe.module}")
     if not resolved.step:
-        print(f"# of the families that see or hear raymb trains {known_families()} only: finetune cannot start from it")
+        print(f"# with images or sound raymb trains {known_families()} only: finetune cannot start from it")
     for line in translation.left_out:
         print(f"# left out: {line}")
     print(yaml.safe_dump(translation.sections, sort_keys=False, width=1000), end="")

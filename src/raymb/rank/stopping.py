@@ -35,7 +35,7 @@ class StopTogether:
         self.prefix = "raymb/stop"
         self.done = 0
         self.promised = False
-        self.wish = ""
+        self.wanted = ""
         self.reason = ""
         self.last: int | None = None
         self.left = False
@@ -51,7 +51,7 @@ class StopTogether:
 
     def ask(self, reason: str) -> None:
         """Stop all ranks. From any thread; the first reason that arrives counts."""
-        self.wish = self.wish or reason
+        self.wanted = self.wanted or reason
         self.asked.set()
 
     def leave_after(self, step: int) -> str | None:
@@ -85,8 +85,8 @@ class StopTogether:
                 self._decide(self.done + 1)
                 return
             self.asked.wait(_SECONDS_BETWEEN_LOOKS)
-            if self.wish and not self.store.check([asked]):
-                self.store.set(asked, self.wish)
+            if self.wanted and not self.store.check([asked]):
+                self.store.set(asked, self.wanted)
         # The order matters: a training thread that finishes a step between these two lines finds the promise and waits.
         self.promised = True
         self._promise()

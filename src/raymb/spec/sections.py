@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from raymb.spec.training import Moe, Optimizer, Parallel, Peft, Performance, Train
-from raymb.spec.values import Auto, PathOrAddress, Section, Size, Words, bridge, one_or_more
+from raymb.spec.values import Auto, PathOrUri, Section, Size, Words, bridge, one_or_more
 
 Change = Literal["model", "tokenizer", "data", "batch", "seed", "versions"]
 """A part of a run's fingerprint."""
@@ -137,7 +137,7 @@ class Resilience(Section):
 
 
 class Run(Section):
-    storage_path: PathOrAddress = "raymb-runs"
+    storage_path: PathOrUri = "raymb-runs"
     """Directory that holds runs; on a cluster every node must see it. Or a URI (s3://bucket/prefix), with which
     every node works in a directory of its own below RAYMB_CACHE (default: ~/.cache/raymb)."""
     experiment_name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")

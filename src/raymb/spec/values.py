@@ -30,7 +30,7 @@ Words = Annotated[list[str], BeforeValidator(one_or_more)]
 """A repeatable flag; in YAML one word or a list."""
 Names = Annotated[list[str], BeforeValidator(comma_words), Field(min_length=1)]
 """Names with commas between them, or repeated; in YAML a list, too."""
-PathOrAddress = Annotated[str, BeforeValidator(lambda value: str(value) if isinstance(value, Path) else value)]
+PathOrUri = Annotated[str, BeforeValidator(lambda value: str(value) if isinstance(value, Path) else value)]
 """Kept as it is written: a Path would make s3:/bucket of s3://bucket."""
 WorkerRange = Annotated[str, Field(pattern=r"^[1-9]\d*:[1-9]\d*$")]
 """MIN:MAX."""
