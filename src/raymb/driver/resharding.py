@@ -49,9 +49,7 @@ def reshaping(job: Job, directory: Path) -> Job:
     settings = job.spec.checkpoint.model_copy(
         update={"save_interval": 0, "export_hf": False, "keep_last": None, "keep_best": None}
     )
-    optimizer = job.spec.optimizer.model_copy(
-        update={"lr_warmup_iters": 0}
-    )  # a warm-up must be shorter than the training, which has no steps
+    optimizer = job.spec.optimizer.model_copy(update={"lr_warmup_iters": 0})  # it must be shorter than no steps
     spec = job.spec.model_copy(
         update={"train": train, "evaluation": evaluation, "checkpoint": settings, "optimizer": optimizer}
     )

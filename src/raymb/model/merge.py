@@ -90,9 +90,8 @@ def tensors_of(directory: Path) -> Iterator[tuple[str, torch.Tensor]]:
         with safe_open(file, framework="pt") as content:
             names = list(content.keys())
         for name in names:
-            with safe_open(
-                file, framework="pt"
-            ) as content:  # opened for each tensor: what was read stays mapped until the file is closed
+            # Opened for each tensor: what was read stays mapped until the file is closed.
+            with safe_open(file, framework="pt") as content:
                 yield name, content.get_tensor(name)
 
 

@@ -68,9 +68,7 @@ class ModelShape(Sizes):
         experts = read.first("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
         architectures = config.get("architectures") or text.get("architectures") or ["unknown"]
         tower = next((name for name in _TOWERS if isinstance(config.get(name), Mapping)), "")
-        places = (
-            (config, text) if tower else (text, config)
-        )  # a model with a tower has the setting outside its language part
+        places = (config, text) if tower else (text, config)  # a model with a tower has it outside its language part
         tied = next((one["tie_word_embeddings"] for one in places if "tie_word_embeddings" in one), None)
         if tied is None:
             tied = family_of_type(str(text.get("model_type"))).tied_by_default

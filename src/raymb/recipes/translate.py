@@ -236,10 +236,8 @@ def _images(translation: Translation, found: Mapping[str, Any], recipe: Recipe) 
     if found["dataset"]["kind"] in TEXT or step is None:
         return
     translation.set("step_func", step)
-    for flag in (
-        "overlap_grad_reduce",
-        "overlap_param_gather",
-    ):  # rows without images give the vision tower no gradient
+    # Rows without images give the vision tower no gradient.
+    for flag in ("overlap_grad_reduce", "overlap_param_gather"):
         translation.set(flag, False)
 
 

@@ -91,9 +91,8 @@ class Remote:
             local.parent.mkdir(parents=True, exist_ok=True)
             known = ask(filesystem, "info", path)
             if known["type"] != "directory":
-                return get_whole(
-                    filesystem, path, local, known["size"], exact=False
-                )  # a file that grows, such as a log, may have another size by now
+                # Not exact: a file that grows, such as a log, may have another size by now.
+                return get_whole(filesystem, path, local, known["size"], exact=False)
             found = ask(filesystem, "find", path, detail=True)
             below = {item: item.removeprefix(path).lstrip("/") for item in found if not is_part(item)}
             with part_of(local) as part:

@@ -1,7 +1,7 @@
 """Weights & Biases and MLflow: a run's settings, metrics and end, sent by the driver.
 
-A tracker may be slow, gone or misconfigured. So each has a thread of its own, nothing waits for it during the
-run, and one that fails is left out with a single warning.
+A tracker may be slow, gone or misconfigured. So each has a thread of its own, nothing waits for it during the run,
+and one that fails is left out with a single warning.
 """
 
 from __future__ import annotations
@@ -198,10 +198,7 @@ class MLflow:
 
         wanted = job.spec.telemetry
         uri = wanted.mlflow_tracking_uri
-        if uri is not None and uri.partition("://")[0] in (
-            "file",
-            uri,
-        ):  # without this variable MLflow 3 writes no files
+        if uri is not None and uri.partition("://")[0] in ("file", uri):  # else MLflow 3 refuses to write files
             os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
         self.client, self.once = MlflowClient(uri), Once()
         self.waiting: list[Any] = []
