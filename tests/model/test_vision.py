@@ -86,7 +86,7 @@ def test_the_forward_step_is_the_models():
         ({"context_parallel_size": "2", "num_workers": "2"}, "--context_parallel_size 2 must be 1"),
         ({"overlap_grad_reduce": "true"}, "--overlap_grad_reduce waits for the gradient"),
         ({"megatron_fsdp": "optim"}, "--megatron_fsdp optim has been tried with language models only"),
-        ({"sample_prompt": "held-out"}, "--sample_prompt held-out asks in words"),
+        ({"sample_prompt": "held-out"}, "--sample_prompt held-out takes a prompt of text"),
     ],
 )
 def test_what_images_do_not_go_with(flags: dict[str, str], said: str):

@@ -266,7 +266,7 @@ def _train_config(context: CallbackContext) -> Any:
 
 
 class Stops(Callback):
-    """Leaves the loop behind the step that all ranks have agreed on; Bridge saves and goes."""
+    """Leaves the loop after the step that all ranks have agreed on; Bridge saves and goes."""
 
     def __init__(self, stop: StopTogether):
         self.stop = stop

@@ -28,7 +28,7 @@ from raymb.bridge.overrides import apply_overrides, set_field
 from raymb.bridge.patches import collectives, models
 from raymb.bridge.patches.attention import check_attention, leave_attention_to_transformer_engine
 from raymb.checkpoints.manifest import left_out
-from raymb.model.vision import seeing
+from raymb.model.vision import vision_architecture
 from raymb.plan.layout import evaluation_batch
 from raymb.rank.accelerator import ACCELERATORS, Accelerator, precision_of
 from raymb.run.job import Job
@@ -109,7 +109,7 @@ def _model(job: Job, hf_bridge: AutoBridge, accelerator: Accelerator, precision:
     models.pass_on_llama3_rope(hf_bridge.hf_pretrained.config)
     provider = hf_bridge.to_megatron_provider(load_weights=load_weights)
     leave_attention_to_transformer_engine(provider)
-    if seeing(job.architecture):
+    if vision_architecture(job.architecture):
         models.pass_on_mrope_sections(hf_bridge.hf_pretrained.config, provider)
         collectives.lay_out_embeddings()
     layout = job.layout
@@ -157,7 +157,7 @@ def _precision(precision: str) -> dict[str, Any]:
 
 
 def _interleaving(virtual: int | None) -> dict[str, Any]:
-    """With two stages a stage's neighbours before and behind are the same rank. Megatron-Core 0.19.2's batched
+    """With two stages a stage's neighbours before and after it are the same rank. Megatron-Core 0.19.2's batched
     exchange, its default, then pairs each one's gradient with the other's activation (both posted first), and trains
     on exchanged tensors without an error. The overlapped exchange keeps the two directions apart, and is faster."""
     return {"overlap_p2p_comm": True, "batch_p2p_comm": False} if virtual else {}
@@ -290,7 +290,7 @@ def _dataset(job: Job, validation: ValidationConfig) -> PreparedRowsConfig:
         test=job.test_rows > 0,
         enable_offline_packing=job.spec.data.packing,
         sample_multiple=job.layout.sample_multiple,
-        architecture=seeing(job.architecture),
+        architecture=vision_architecture(job.architecture),
         model_path=job.model_path,
         revision=job.spec.model.hf_revision,
     )

@@ -99,7 +99,7 @@ class PaddedRows(PreparedRows):
 
     def collate_fn(self, batch: list[dict[str, np.ndarray]]) -> dict[str, Any]:
         """tokens, labels, loss_mask and position_ids, each [rows, seq_length]: the label of an input is the token
-        behind it."""
+        after it."""
         return {
             "tokens": self._padded([row["input_ids"][:-1] for row in batch], self.pad_id),
             "labels": self._padded([row["input_ids"][1:] for row in batch], self.pad_id),

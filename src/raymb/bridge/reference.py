@@ -58,7 +58,7 @@ def write_reference(
 
 
 def _held_out(job: Job) -> tuple[list[list[int]], list[dict[str, torch.Tensor]]]:
-    """(rows, images of each): the longest of the first samples, cut behind their images; of the training rows if none
+    """(rows, images of each): the longest of the first samples, cut after their images; of the training rows if none
     are held out."""
     part = "validation" if job.validation_rows else "test" if job.test_rows else "train"
     first = list(islice(samples_in(RowFile(Path(job.data_dir, f"{part}.arrow"))), 100))

@@ -140,7 +140,7 @@ class Saving:
         self.later.shutdown(wait=True)
 
     def _publish(self, step: int, uploaded: list[str], again: bool = False) -> None:
-        """On the thread, behind the manifest: the pointers, the message, and what is too old."""
+        """On the thread, after the manifest: the pointers, the message, and what is too old."""
         settings, home = self.job.spec.checkpoint, Path(self.job.checkpoint_dir)
         if self.remote is not None:
             self.remote.finish(self.directory(step), uploaded)

@@ -36,11 +36,6 @@ class ModelShape(Sizes):
     has_chat_template: bool = False
     needs_remote_code: bool = False
 
-    @property
-    def sees(self) -> str:
-        """The former name of tower, which plan/rules still reads."""
-        return self.tower
-
     @classmethod
     def from_config(cls, config: Mapping[str, Any], source: str = "config.json") -> ModelShape:
         """Read the shape from the parsed config.json.

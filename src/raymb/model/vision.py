@@ -21,9 +21,6 @@ def vision_architecture(architecture: str) -> str:
     return architecture if family_of(architecture).vision else ""
 
 
-seeing = vision_architecture  # The former name, which bridge/config.py still imports.
-
-
 def forward_step(asked: str, architecture: str) -> str:
     """The forward step of a model, once check_forward_step has found nothing.
 

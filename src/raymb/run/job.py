@@ -11,14 +11,14 @@ from raymb.model.files import base_directory
 from raymb.plan import Layout, Plan
 from raymb.spec import RunSpec, spec_from_json, spec_to_json
 from raymb.spec.training import Moe
-from raymb.storage.remote import is_address, storage_root
+from raymb.storage.remote import is_uri, storage_root
 
 
 def with_absolute_paths(spec: RunSpec) -> RunSpec:
     """The spec as every process reads it: Ray Train's workers have a working directory of their own."""
 
     def absolute(path: Any) -> Any:
-        return path if path is None or is_address(path) else type(path)(Path(path).expanduser().absolute())
+        return path if path is None or is_uri(path) else type(path)(Path(path).expanduser().absolute())
 
     run, checkpoint, resume = spec.run, spec.checkpoint, spec.checkpoint.resume
     paths = {
@@ -131,7 +131,7 @@ class Job:
 
     def here(self) -> Job:
         """The job with this machine's paths: of a run on remote storage each machine has a workspace of its own."""
-        if not is_address(self.spec.run.storage_path):
+        if not is_uri(self.spec.run.storage_path):
             return self
         there, root = Path(self.run_dir).parent, storage_root(self.spec.run.storage_path)
 

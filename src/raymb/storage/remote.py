@@ -49,9 +49,6 @@ def is_uri(storage_path: str | Path) -> bool:
     return "://" in str(storage_path)
 
 
-is_address = is_uri  # The former name, which run/job.py still imports.
-
-
 def storage_root(storage_path: str | Path) -> Path:
     """The local directory that stands for a storage path: itself, or the workspace of a URI."""
     if not is_uri(storage_path):

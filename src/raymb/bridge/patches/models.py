@@ -71,11 +71,11 @@ def _drops_sections_of_qwen_vl() -> bool:
 
 PATCHES = (
     Patch(
-        "epsilon of norms behind layers",
+        "epsilon of norms after layers",
         "megatron-bridge",
         "0.6.2",
         f"{_POST_NORM}.__init__",
-        "the norm behind a row parallel layer (Gemma 2 and 3) takes TENorm's epsilon of 1e-5 whatever the model says, "
+        "the norm after a row parallel layer (Gemma 2 and 3) takes TENorm's epsilon of 1e-5 whatever the model says, "
         "which moves logits by 1e-4",
         _norms_take_the_default,
         give_post_norms_their_epsilon,

@@ -10,7 +10,7 @@ from raymb.plan.rules.run import Run
 from raymb.plan.sizes import DetailedLayout, layers_per_stage
 
 _OF_EXPERTS = ("layernorm", "moe", "moe_act", "shared_experts")
-"""Modules of sparse layers. Transformer Engine joins a dense layer's norms with the matrices behind them, so that
+"""Modules of sparse layers. Transformer Engine joins a dense layer's norms with the matrices after them, so that
 `layernorm` finds none there."""
 
 

@@ -45,7 +45,7 @@ def packing(layout: DetailedLayout, shape: ModelShape) -> Iterator[str]:
             f"--seq_length {layout.seq_length} must be a multiple of {multiple} with --packing in this layout (2 x "
             f"context x tensor parallel); set --seq_length to {nearest_multiples(layout.seq_length, multiple)}"
         )
-    if shape.sees:
+    if shape.tower:
         yield f"--packing is for rows of text, and {shape.architecture}'s have images; leave --packing out"
     if why := family_of(shape.architecture).no_packing:
         yield f"--packing is not possible with {shape.architecture}: {why}; leave --packing out"
