@@ -23,6 +23,6 @@ def settings(run: Run) -> Iterator[str]:
         )
     if spec.run.sample_prompt == "held-out":
         yield (
-            "--sample_prompt held-out takes a prompt of text, and held-out rows have images; give a prompt, or leave it "
-            "out"
+            "--sample_prompt held-out takes a prompt of text, and held-out rows have images; give a prompt, or leave "
+            "it out"
         )
