@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from datasets import Dataset
 
+from raymb.data.hub import Loaded
 from raymb.data.locate import locate
 from raymb.data.presets import PRESETS
 from raymb.errors import DataError
@@ -30,15 +31,15 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, str]]]:
     """What is asked of the hub; it answers with the splits train, dev and other."""
     asked = []
 
-    def load(name: str, hub_id: str, settings: dict[str, str]) -> Any:
+    def load(name: str, hub_id: str, settings: dict[str, str], streaming: Any) -> Any:
         asked.append((hub_id, dict(settings)))
         row = HUB_ROWS.get(name, HUB_ROWS["gsm8k"] if name.startswith("gsm8k") else {"prompt": "p", "completion": " c"})
         splits = {split: Dataset.from_list([row] * count) for split, count in (("train", 5), ("dev", 2), ("other", 1))}
         if name == "owner/untrained":
             splits.pop("train")
-        return (splits.get(settings["split"], splits["train"]) if "split" in settings else splits), "abc"
+        return Loaded({"": splits.get(settings["split"], splits["train"])} if "split" in settings else splits, "abc")
 
-    monkeypatch.setattr("raymb.data.locate._load", load)
+    monkeypatch.setattr("raymb.data.hub.load", load)
     return asked
 
 
@@ -121,7 +122,8 @@ def test_hub_out_of_reach_fails_within_seconds(tmp_path: Path, shape_only_model_
     assert time.monotonic() - start < 30
     assert done.returncode == 2
     first, hint = done.stderr.strip().splitlines()[-2:]
-    assert "error: --dataset squad: reading it from the hub failed (ConnectError" in first
+    assert "error: no --dataset: training on SQuAD, as the public example does; --dataset squad: reading it " in first
+    assert "from the hub failed (ConnectError" in first
     assert "--dataset takes a file" in hint and "sample" in hint
 
 

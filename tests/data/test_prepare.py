@@ -157,6 +157,35 @@ def test_weights(prepared: Any, tmp_path: Path) -> None:
     assert prepared(dataset=[str(one), str(two)], validation_split=0).rows("train") == 1100
 
 
+def test_rows_that_are_used_again_are_not_held_out(prepared: Any, model: Path, tmp_path: Path) -> None:
+    one, two = write(tmp_path / "one.jsonl", rows(40)), write(tmp_path / "two.jsonl", rows(20, start=100))
+    found = prepared(dataset=[f"{one}:2.5", str(two)], validation_split=0.1)
+    train, held_out = texts(found, model), texts(found, model, "validation")
+    assert len(held_out) == 4 + 2 and not set(train) & set(held_out)
+    times = {text: train.count(text) for text in train}
+    assert sorted(times[text] for text in joined(rows(40)) if text in times) == [2] * 18 + [3] * 18
+    assert [times[text] for text in joined(rows(20, start=100)) if text in times] == [1] * 18
+    assert found.manifest["parts"]["train"]["duplicate_rows"] == 0
+
+
+def test_the_data_seed_is_the_seed_unless_it_is_given(prepared: Any, model: Path, tmp_path: Path) -> None:
+    file = write(tmp_path / "a.jsonl", rows(100))
+    first = prepared(dataset=file)
+    assert {prepared(dataset=file, data_seed=1234, seed=seed).path for seed in (1234, 5)} == {first.path}
+    other = prepared(dataset=file, data_seed=5)
+    assert other.path == prepared(dataset=file, seed=5).path
+    assert texts(other, model, "validation") != texts(first, model, "validation")
+
+
+def test_long_documents_fill_rows(prepared: Any, model: Path, tmp_path: Path) -> None:
+    """Pieces of --seq_length are full rows, and the ends that are left share rows."""
+    file = write(tmp_path / "a.jsonl", [{"text": "abc " * count} for count in (10, 30, 100)])
+    found = prepared(dataset=file, seq_length=64, packing=True, validation_split=0)
+    numbers = found.manifest["parts"]["train"]
+    assert numbers["trained_tokens"] == numbers["tokens"] > 300 and found.manifest["pairs"] == 3
+    assert numbers["packed_rows"] == -(-numbers["tokens"] // 64) and numbers["truncated_rows"] == 0
+
+
 def test_reused_only_while_everything_is_the_same(prepared: Any, tmp_path: Path) -> None:
     file = write(tmp_path / "a.jsonl", rows(50))
     first = prepared(dataset=file)
@@ -166,6 +195,9 @@ def test_reused_only_while_everything_is_the_same(prepared: Any, tmp_path: Path)
     assert moved.reused and moved.path == first.path
     changes: list[dict[str, Any]] = [
         {"seed": 2},
+        {"data_seed": 3},
+        {"max_samples": 40},
+        {"apply_chat_template": False},
         {"seq_length": 32},
         {"packing": True},
         {"packing": True, "sample_multiple": 4},

@@ -284,7 +284,7 @@ def _dataset(job: Job, validation: ValidationConfig) -> PreparedRowsConfig:
     return PreparedRowsConfig(
         directory=job.data_dir,
         seq_length=job.spec.data.seq_length,
-        seed=job.spec.train.seed,
+        seed=job.spec.data_seed,
         pad_id=job.pad_id,
         validation=shown if job.validation_rows else 0,
         test=job.test_rows > 0,

@@ -15,8 +15,9 @@ from typing import Any
 
 from raymb.data.encoded import Encoded, EncodedSample, collected
 from raymb.data.images import ImageProcessor, ImageReader, Places, expanded
+from raymb.data.row_values import EmptyAnswer, WrongRow, shown
 from raymb.data.settings import Settings
-from raymb.data.shapes import EmptyAnswer, Row, WrongRow, filled, shown
+from raymb.data.shapes import Row, filled
 from raymb.data.sources import Batch
 from raymb.data.turns import Turns, overlap
 from raymb.errors import DataError, ModelError
@@ -51,12 +52,13 @@ class Encoder:
         """Read, tokenize and cut the rows of a batch; a row that cannot be used is named in `problems`."""
         problems: list[tuple[int, str]] = []
         rows: list[tuple[int, Row]] = []
-        empty = 0
+        empty, chat = 0, bool(self.tokenizer.chat_template)
         for number, raw in zip(batch.numbers, batch.rows, strict=True):
             if isinstance(raw, bytes) and not raw.strip():
                 continue
             try:
-                rows.append((number, self.settings.shape.read(_parsed(raw) if isinstance(raw, bytes) else raw)))
+                parsed = _parsed(raw) if isinstance(raw, bytes) else raw
+                rows.append((number, self.settings.shape.read(parsed, chat=chat)))
             except WrongRow as wrong:
                 problems.append((number, str(wrong)))
                 empty += isinstance(wrong, EmptyAnswer)
@@ -65,7 +67,7 @@ class Encoder:
             self._tokenized(rows, home, problems), batch, problems, self.settings, self.tokenizer.eos_token_id
         )
         encoded.problems.sort()
-        encoded.empty, encoded.pairs = empty, sum("prompt" in row for _, row in rows)
+        encoded.empty, encoded.pairs = empty, sum("messages" not in row for _, row in rows)
         return encoded
 
     def tokens_of_prompt(self, text: str) -> list[int]:
@@ -81,8 +83,20 @@ class Encoder:
     ) -> list[EncodedSample]:
         pairs = [(number, row) for number, row in rows if "prompt" in row]
         chats = [(number, row) for number, row in rows if "messages" in row]
-        samples = self._pairs(pairs) + self._chats(chats, home, problems)
-        return sorted(samples, key=lambda sample: sample.number) if pairs and chats else samples
+        documents = [(number, row) for number, row in rows if "text" in row]
+        samples = self._pairs(pairs) + self._chats(chats, home, problems) + self._documents(documents)
+        return sorted(samples, key=lambda sample: sample.number) if len(rows) > len(pairs) else samples
+
+    def _documents(self, rows: list[tuple[int, Row]]) -> list[EncodedSample]:
+        """Documents in pieces of the sequence length. A piece begins with the last token of the one before it, which
+        is only predicted there: so every token is a target once."""
+        end, longest = [self.tokenizer.eos_token_id], self.settings.max_tokens
+        samples = []
+        for (number, _), ids in zip(rows, self._prompts([row["text"] for _, row in rows]), strict=True):
+            whole = ids + end
+            pieces = [whole[begin : begin + longest] for begin in range(0, len(whole) - 1, longest - 1)]
+            samples += [EncodedSample(number, piece, [1] * len(piece)) for piece in pieces]
+        return samples
 
     def _pairs(self, rows: list[tuple[int, Row]]) -> list[EncodedSample]:
         """Prompt and completion are tokenized apart, as they are when the model is asked."""

@@ -28,7 +28,7 @@ class Encoded:
         problems: (row number, what is wrong) of the rows left out.
         truncated, too_long, untrained: row numbers: cut, left out for their length, left with nothing to train on.
         empty, cut_tokens: problems that are empty answers; tokens that were cut.
-        pairs: rows of prompt and completion.
+        pairs: rows of texts: prompt and completion, or a document.
         size: of the batch.
         images: digests of each sample's images, which lie in the settings' copies.
     """

@@ -14,7 +14,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from raymb.data.shapes import WrongRow, shown
+from raymb.data.row_values import WrongRow, shown
 from raymb.errors import ModelError
 from raymb.model.families import family_of
 

@@ -5,23 +5,27 @@ from __future__ import annotations
 import glob
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs
 
+from raymb.data import hub
+from raymb.data.dialogues import Dialogues
 from raymb.data.presets import PRESETS
-from raymb.data.sources import FORMATS, Dialogues, File, HubSplit, Source, kind_of
+from raymb.data.sources import FORMATS, File, First, Source, kind_of
+from raymb.data.words import DEFAULT, DEFAULT_NOTE, read_word
 from raymb.errors import DataError
 from raymb.model.files import HUB_ID
+from raymb.spec.sections import Data
 
 PARTS = ("train", "validation", "test")
 _OTHER_NAMES = {"train": ("training",), "validation": ("valid", "val", "dev", "eval"), "test": ()}
-_WAYS_OUT = (
-    f"--dataset takes a file or glob ({', '.join(FORMATS)}), a directory of them, an address (s3://...), a hub id "
-    f"(owner/name), one of {', '.join(PRESETS)}, or sample (the dialogues of the chatterbot-corpus package)"
+WAYS_OUT = (
+    f"--dataset takes a file or glob ({', '.join(FORMATS)}), a directory of them or of save_to_disk, an address "
+    f"(s3://...), a hub id (owner/name), {', '.join(PRESETS)}, or sample (dialogues of the chatterbot-corpus "
+    "package)"
 )
-_WEIGHT = re.compile(r"(.+):(\d+(?:\.\d*)?|\.\d+)")
 _HUB_SETTINGS = ("config", "split", "revision")
 
 
@@ -30,8 +34,8 @@ class Located:
     """One --dataset.
 
     Args:
-        word: as the user gave it, without the weight.
-        weight: its share of the rows among the others; None if none was given.
+        word: as the user gave it, without rows and weight.
+        weight: its part in the mix; None if none was given.
         parts: sources by part; only "train" is always there.
     """
 
@@ -40,46 +44,96 @@ class Located:
     parts: Mapping[str, Sequence[Source]]
 
 
-def locate(word: str, *, chat: bool) -> Located:
-    """Find the sources behind one --dataset. Looks at the disk or the hub, reads no rows.
+def located_data(data: Data, *, chat: bool) -> list[Located]:
+    """Every --dataset, then the rows of --validation_dataset and --test_dataset. Looks at the disk or the hub, reads
+    no rows.
 
     Args:
-        word: a path, glob, address, directory, hub id with ?config=&split=&revision=, preset or `sample`; a weight
-            may follow after a colon.
+        chat: whether the model has a chat template.
+
+    Raises:
+        DataError: there is nothing, or nothing that can be read, or only some data sets have a weight.
+    """
+    located = [locate(word, data, chat=chat) for word in data.dataset or [DEFAULT]]
+    _check_weights(located)
+    for part, word in (("validation", data.validation_dataset), ("test", data.test_dataset)):
+        if word:
+            located = [_without(one, part) for one in located]
+            located.append(_as_part(locate(word, data, chat=chat), part))
+    return located
+
+
+def locate(word: str, data: Data | None = None, *, chat: bool) -> Located:
+    """Find the sources behind one --dataset.
+
+    Args:
+        word: a path, glob, address, directory, hub id with ?config=&split=&revision=, preset or `sample`; behind it may
+            be #ROWS and :WEIGHT.
+        data: says how many rows are used of its training rows, and how a hub data set is read.
         chat: whether the model has a chat template.
 
     Raises:
         DataError: there is nothing, or nothing that can be read.
     """
-    match = _WEIGHT.fullmatch(word)
-    name, weight = (match[1], float(match[2])) if match and not Path(word).exists() else (word, None)
-    if weight == 0:
-        raise DataError(f"--dataset {word}: a weight must be greater than 0", "leave a data set out that is not wanted")
-    return Located(name, weight, _parts(name, chat))
+    data, read = data or Data(), read_word(word)
+    try:
+        parts = dict(_parts(read.name, chat and data.apply_chat_template, data.streaming))
+    except DataError as error:
+        if data.dataset or read.name != DEFAULT:
+            raise
+        raise DataError(f"{DEFAULT_NOTE}; {error.message}", error.hint) from None
+    if most := read.rows or data.max_samples:
+        parts["train"] = [First(parts["train"], most)]
+    return Located(read.name, read.weight, parts)
 
 
-def _parts(name: str, chat: bool) -> Mapping[str, Sequence[Source]]:
+def _check_weights(located: Sequence[Located]) -> None:
+    """Shares need one of each; where a weight is above 1, weights are times, and one that is not given is once."""
+    weights = [one.weight for one in located]
+    given = [weight for weight in weights if weight is not None]
+    if None in weights and given and max(given) <= 1:
+        bare, other = located[weights.index(None)], next(one for one in located if one.weight is not None)
+        raise DataError(
+            f"--dataset {bare.word} has no weight, and {other.word} has {other.weight:g}, its share of the mix",
+            f"give {bare.word} a share, too, for example {bare.word}:{max(0.1, 1 - sum(given)):g}",
+        )
+
+
+def _without(one: Located, part: str) -> Located:
+    """Without its own rows of a part that another --*_dataset brings."""
+    return replace(one, parts={name: sources for name, sources in one.parts.items() if name != part})
+
+
+def _as_part(one: Located, part: str) -> Located:
+    if one.weight is not None:
+        raise DataError(
+            f"--{part}_dataset {one.word}:{one.weight:g}: a weight says how training rows are mixed", "leave it out"
+        )
+    return replace(one, parts={part: one.parts.get(part) or one.parts["train"]})
+
+
+def _parts(name: str, chat: bool, streaming: bool | str) -> Mapping[str, Sequence[Source]]:
     path = Path(name).expanduser()
     if name == "sample" and not path.exists():
         return {"train": [Dialogues(chat)]}
     if path.is_dir():
-        return _directory(path)
+        return _directory(str(path), [str(file) for file in sorted(path.iterdir()) if file.is_file()])
     if path.is_file():
         return {"train": [_file(str(path))]}
     if "://" in name:
-        return {"train": _address(name)}
-    if any(sign in name for sign in "*?[") and not _names_hub_data(name.partition("?")[0]):
+        return _address(name)
+    hub_id, _, query = name.partition("?")
+    if any(sign in name for sign in "*?[") and (kind_of(name) or not _names_hub_data(hub_id)):
         found = sorted(file for file in glob.glob(str(path), recursive=True) if Path(file).is_file())
         if not found:
-            raise DataError(f"--dataset {name}: no file matches", _WAYS_OUT)
+            raise DataError(f"--dataset {name}: no file matches", WAYS_OUT)
         return {"train": [_file(file) for file in found]}
-    hub_id, _, query = name.partition("?")
     if hub_id in PRESETS:
         preset = PRESETS[hub_id]
-        return _hub(name, preset.hub_id, {**preset.settings, **_settings(name, query)}, preset.row)
+        return _of_hub(name, preset.hub_id, {**preset.settings, **_settings(name, query)}, streaming, preset.row)
     if kind_of(name) is None and HUB_ID.fullmatch(hub_id) and not name.startswith((".", "/", "~")):
-        return _hub(name, hub_id, _settings(name, query), None)
-    raise DataError(f"--dataset {name}: no such file or directory", _WAYS_OUT)
+        return _of_hub(name, hub_id, _settings(name, query), streaming)
+    raise DataError(f"--dataset {name}: no such file or directory", WAYS_OUT)
 
 
 def _names_hub_data(word: str) -> bool:
@@ -89,31 +143,37 @@ def _names_hub_data(word: str) -> bool:
 def _file(name: str) -> File:
     kind = kind_of(name)
     if kind is None:
-        raise DataError(f"--dataset {name}: the ending says no format that can be read", _WAYS_OUT)
+        raise DataError(f"--dataset {name}: the ending says no format that can be read", WAYS_OUT)
     return File(name, kind)
 
 
-def _directory(path: Path) -> Mapping[str, Sequence[Source]]:
-    """Files are told apart by name: train*, validation* (valid, val, dev, eval) and test*; if none is called train*,
-    all files that are neither of the others are trained on."""
-    files = sorted(file for file in path.iterdir() if file.is_file() and kind_of(file.name))
+def _directory(directory: str, names: Sequence[str]) -> Mapping[str, Sequence[Source]]:
+    """Of a directory with these files, local or at an address. Files are told apart by name: train*, validation*
+    (valid, val, dev, eval) and test*; if none is called train*, all files that are neither of the others are trained
+    on."""
+    if hub.was_saved([_last(name) for name in names]):
+        return _by_split(directory, hub.load_saved(directory), "give the directory of one of them")
+    files = [name for name in names if kind_of(name)]
     parts: dict[str, Sequence[Source]] = {
-        part: [_file(str(file)) for file in files if _is_called(file.name, (part, *_OTHER_NAMES[part]))]
-        for part in PARTS
+        part: [_file(file) for file in files if _is_called(_last(file), (part, *_OTHER_NAMES[part]))] for part in PARTS
     }
     named = {source.name for sources in parts.values() for source in sources}
     if not parts["train"]:
-        parts["train"] = [_file(str(file)) for file in files if str(file) not in named]
+        parts["train"] = [_file(file) for file in files if file not in named]
     if not parts["train"]:
-        raise DataError(f"--dataset {path}: this directory has no rows to train on (train.jsonl)", _WAYS_OUT)
+        raise DataError(f"--dataset {directory}: this directory has no rows to train on (train.jsonl)", WAYS_OUT)
     return {part: sources for part, sources in parts.items() if sources}
+
+
+def _last(name: str) -> str:
+    return name.rpartition("/")[2]
 
 
 def _is_called(name: str, words: Iterable[str]) -> bool:
     return any(re.match(rf"{word}(?![a-z])", name.lower()) for word in words)
 
 
-def _address(name: str) -> Sequence[Source]:
+def _address(name: str) -> Mapping[str, Sequence[Source]]:
     import fsspec
 
     try:
@@ -123,10 +183,11 @@ def _address(name: str) -> Sequence[Source]:
         names = [filesystem.unstrip_protocol(item) for item in found]
     except (ImportError, OSError, ValueError) as error:
         raise DataError(f"--dataset {name}: cannot be reached ({' '.join(str(error).split())[:200]})") from None
-    files = [_file(item) for item in names if kind_of(item) or not is_directory]
-    if not files:
-        raise DataError(f"--dataset {name}: nothing to read at this address", _WAYS_OUT)
-    return list(files)
+    if is_directory:
+        return _directory(name, names)
+    if not names:
+        raise DataError(f"--dataset {name}: nothing to read at this address", WAYS_OUT)
+    return {"train": [_file(item) for item in names]}
 
 
 def _settings(name: str, query: str) -> dict[str, str]:
@@ -140,51 +201,33 @@ def _settings(name: str, query: str) -> dict[str, str]:
     return settings
 
 
-def _hub(
-    name: str, hub_id: str, settings: Mapping[str, str], row: Callable[[Any], Any] | None
+def _of_hub(
+    name: str,
+    hub_id: str,
+    settings: Mapping[str, str],
+    streaming: bool | str,
+    row: Callable[[Any], Any] | None = None,
 ) -> Mapping[str, Sequence[Source]]:
-    """Every split of a hub data set that has one of the parts' names; ?split= is trained on instead of train."""
-    loaded, revision = _load(name, hub_id, settings)
-    parts: dict[str, Sequence[Source]] = {}
-    if "split" in settings:
-        parts["train"] = [HubSplit(name, loaded, revision, row)]
-        return parts
-    for part in PARTS:
-        found = next((split for split in (part, *_OTHER_NAMES[part]) if split in loaded), None)
-        if found:
-            parts[part] = [HubSplit(f"{name} {found}", loaded[found], revision, row)]
-    if "train" not in parts:
-        raise DataError(
-            f"--dataset {name}: no split is called train; there are {', '.join(loaded)}", "choose one with ?split=NAME"
-        )
-    return parts
-
-
-def _load(name: str, hub_id: str, settings: Mapping[str, str]) -> tuple[Any, str]:
-    """The data set, from the hub or from the local cache when the hub does not answer, and its revision."""
     try:
-        import datasets
-        import datasets.config
-        from huggingface_hub import HfApi
+        loaded = hub.load(name, hub_id, settings, streaming)
     except ImportError as error:
-        raise DataError(f"--dataset {name} needs the package {error.name}, which is not installed", _WAYS_OUT) from None
-    revision = settings.get("revision")
-    try:
-        revision = HfApi().dataset_info(hub_id, revision=revision, timeout=5).sha  # datasets alone retries for long
-        reason = ""
-    except Exception as error:
-        datasets.config.HF_HUB_OFFLINE = True
-        reason = _in_one_line(error)
-    try:
-        loaded = datasets.load_dataset(
-            hub_id, settings.get("config"), split=settings.get("split"), revision=settings.get("revision")
-        )
-    except Exception as error:
-        raise DataError(
-            f"--dataset {name}: reading it from the hub failed ({(reason or _in_one_line(error))[:200]})", _WAYS_OUT
-        ) from None
-    return loaded, revision or "cached"
+        raise DataError(f"--dataset {name} needs the package {error.name}, which is not installed", WAYS_OUT) from None
+    except DataError as error:
+        raise DataError(error.message, WAYS_OUT) from None
+    return _by_split(name, loaded, "choose one with ?split=NAME", row)
 
 
-def _in_one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+def _by_split(
+    name: str, loaded: hub.Loaded, way_out: str, row: Callable[[Any], Any] | None = None
+) -> Mapping[str, Sequence[Source]]:
+    """Every split that has one of the parts' names; one that was asked for alone (?split=) is trained on."""
+    if "" in loaded.splits:
+        return {"train": [loaded.split("", name, row)]}
+    parts: dict[str, Sequence[Source]] = {}
+    for part in PARTS:
+        found = next((split for split in (part, *_OTHER_NAMES[part]) if split in loaded.splits), None)
+        if found:
+            parts[part] = [loaded.split(found, f"{name} {found}", row)]
+    if "train" not in parts:
+        raise DataError(f"--dataset {name}: no split is called train; there are {', '.join(loaded.splits)}", way_out)
+    return parts

@@ -10,6 +10,7 @@ import numpy as np
 from raymb.data.encoded import Encoded
 from raymb.data.shapes import ROW_RULE
 from raymb.data.store import Samples
+from raymb.data.words import DEFAULT
 from raymb.errors import DataError
 from raymb.spec import RunSpec
 
@@ -71,7 +72,7 @@ class Pool:
 
     @property
     def pairs(self) -> int:
-        """Rows of prompt and completion, which are asked about without a chat template."""
+        """Rows of texts, which are asked about without a chat template."""
         return sum(batch.pairs for batch in self.batches)
 
     def row(self, index: int) -> str:
@@ -101,7 +102,7 @@ class Pool:
 
     def check(self, spec: RunSpec) -> None:
         """The rules that need all rows."""
-        words = ", ".join(spec.data.dataset or ["squad"])
+        words = ", ".join(spec.data.dataset or [DEFAULT])
         if self.wrong and spec.data.bad_rows == "fail":
             raise _wrong_rows(self.problems, self.wrong, words)
         count, first = self._rows_of("too_long")

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from raymb.data.locate import PARTS, Located, locate
+from raymb.data.locate import PARTS, Located, located_data
 from raymb.data.packing import first_fit_decreasing
 from raymb.data.parallel import Encoders
 from raymb.data.pool import Pool, check_problems
@@ -105,15 +105,7 @@ def prepare(
     Raises:
         DataError: rows that cannot be had or used.
     """
-    data = spec.data
-    words = data.dataset or ["squad"]
-    located = [locate(word, chat=chat) for word in words]
-    if data.validation_dataset:
-        located = [_only_train(one, "validation") for one in located]
-        located.append(_as_part(locate(data.validation_dataset, chat=chat), "validation"))
-    if data.test_dataset:
-        located = [_only_train(one, "test") for one in located]
-        located.append(_as_part(locate(data.test_dataset, chat=chat), "test"))
+    located = located_data(spec.data, chat=chat)
     settings = replace(encoder_settings(spec, model_path), architecture=architecture)
     key = _key(spec, located, settings, sample_multiple)
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
@@ -133,15 +125,6 @@ def prepare(
     manifest = read_manifest(path)
     assert manifest is not None
     return Prepared(path, manifest, reused=False)
-
-
-def _only_train(one: Located, part: str) -> Located:
-    """Without its own rows of a part that another --*_dataset brings."""
-    return Located(one.word, one.weight, {name: sources for name, sources in one.parts.items() if name != part})
-
-
-def _as_part(one: Located, part: str) -> Located:
-    return Located(one.word, one.weight, {part: one.parts.get(part) or one.parts["train"]})
 
 
 def encoder_settings(spec: RunSpec, model_path: str) -> Settings:
@@ -164,6 +147,10 @@ def encoder_settings(spec: RunSpec, model_path: str) -> Settings:
             data.messages_column,
             _unescaped(data.prompt_template),
             _unescaped(data.completion_template),
+            data.text_column,
+            tuple(data.message_keys.items()),
+            tuple(data.role_names.items()),
+            data.apply_chat_template,
         ),
         loss_mode=data.loss_mode,
         max_tokens=data.seq_length + 1,
@@ -198,7 +185,7 @@ def _key(spec: RunSpec, located: list[Located], settings: Settings, sample_multi
         "bad_rows": data.bad_rows,
         "validation_split": data.validation_split,
         "test_split": data.test_split,
-        "seed": spec.train.seed,
+        "seed": spec.data_seed,
         "packing": [data.seq_length, sample_multiple] if data.packing else None,
     }
 

@@ -1,14 +1,13 @@
-"""Rows read in batches: JSON lines, JSON, CSV and Parquet at any fsspec address, hub data sets, the sample."""
+"""Rows read in batches: JSON lines, JSON, CSV and Parquet at any fsspec address."""
 
 from __future__ import annotations
 
 import csv
 import hashlib
-import importlib.util
 import io
 import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -146,17 +145,18 @@ def _json(file: File) -> Iterator[Batch]:
             raise DataError(
                 f"--dataset {file.name}: not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}"
             ) from None
-    yield from _of_objects(f"{file.name} row", rows, file.size)
+    yield from of_objects(f"{file.name} row", rows, file.size)
 
 
 def _csv(file: File) -> Iterator[Batch]:
-    """All columns are text."""
+    """All columns are text; one without a name (pandas writes its index so) is left out."""
     csv.field_size_limit(sys.maxsize)
     with file.open() as stream:
         text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
-        reader = csv.DictReader(text, delimiter="\t" if file.kind == "tsv" else ",", strict=True, restkey="")
+        reader = csv.DictReader(text, delimiter="\t" if file.kind == "tsv" else ",", strict=True)
         first, used = 1, 0
         try:
+            _check_header(file, reader.fieldnames or ())
             while rows := [_checked(file, reader, row) for row in islice(reader, BATCH)]:
                 place = min(file.size, getattr(stream, "tell", int)())
                 yield Batch(f"{file.name} row", range(first, first + len(rows)), rows, max(0, place - used))
@@ -165,13 +165,23 @@ def _csv(file: File) -> Iterator[Batch]:
             raise DataError(f"--dataset {file.name}: line {reader.line_num}: not valid CSV ({error})") from None
 
 
-def _checked(file: File, reader: csv.DictReader[str], row: dict[str, Any]) -> dict[str, Any]:
-    if "" in row or None in row.values():
+def _check_header(file: File, columns: Sequence[str]) -> None:
+    twice = [name for name in dict.fromkeys(columns) if name and columns.count(name) > 1]
+    if twice:
         raise DataError(
-            f"--dataset {file.name}: line {reader.line_num} has {'more' if '' in row else 'fewer'} fields "
+            f"--dataset {file.name}: {columns.count(twice[0])} columns of its first line are called {twice[0]!r}",
+            "give each column a name of its own",
+        )
+
+
+def _checked(file: File, reader: csv.DictReader[str], row: dict[str, Any]) -> dict[str, Any]:
+    if None in row or None in row.values():
+        raise DataError(
+            f"--dataset {file.name}: line {reader.line_num} has {'more' if None in row else 'fewer'} fields "
             f"than the {len(reader.fieldnames or ())} columns of the first line",
             "quote fields that hold commas, quotes or line ends",
         )
+    row.pop("", None)
     return row
 
 
@@ -196,92 +206,49 @@ def _parquet(file: File) -> Iterator[Batch]:
 _READERS = {"jsonl": _lines, "ndjson": _lines, "json": _json, "csv": _csv, "tsv": _csv, "parquet": _parquet}
 
 
-def _of_objects(where: str, rows: list[Any], size: int) -> Iterator[Batch]:
+def of_objects(where: str, rows: list[Any], size: int) -> Iterator[Batch]:
+    """Rows that are in memory."""
     for start in range(0, len(rows), BATCH):
         part = rows[start : start + BATCH]
         yield Batch(where, range(start + 1, start + 1 + len(part)), part, size * len(part) // len(rows))
 
 
 @dataclass(frozen=True)
-class HubSplit:
-    """One split of a data set that the datasets library has loaded."""
+class First:
+    """The first rows of sources, one source after the other; what comes behind them is not read.
 
-    name: str
-    dataset: Any
-    revision: str
-    columns: Any = None  # a preset's way to read its rows
-
-    @property
-    def size(self) -> int:
-        return len(self.dataset)
-
-    def fingerprint(self) -> str:
-        return f"{self.name}@{self.revision}:{self.dataset._fingerprint}"
-
-    def batches(self) -> Iterator[Batch]:
-        first = 1
-        for table in self.dataset.with_format("arrow").iter(batch_size=BATCH):
-            rows: Iterable[Any] = table.to_pylist()
-            try:
-                rows = [self.columns(row) for row in rows] if self.columns else list(rows)
-            except (KeyError, IndexError, TypeError):
-                raise DataError(
-                    f"--dataset {self.name}: its columns are no longer those that raymb knows; "
-                    f"found {', '.join(table.column_names)}",
-                    "name it by its hub id (owner/name), with --prompt_template and --completion_template",
-                ) from None
-            yield Batch(f"{self.name} row", range(first, first + len(rows)), rows, len(rows))
-            first += len(rows)
-
-
-@dataclass(frozen=True)
-class Dialogues:
-    """Question and first answer of every English dialogue of the chatterbot-corpus package, as messages or, for a model
-    without a chat template, as prompt and completion. A question asked again is left out.
-
-    2,026 dialogues ask 748 questions (ten tech-support questions alone a thousand times): with repetitions, a held-out
-    question would be trained on. Further answers contradict the first.
+    Args:
+        sources: of one part.
+        rows: how many; blank lines are none.
     """
 
-    chat: bool
-    name: str = "sample"
+    sources: Sequence[Source]
+    rows: int
+
+    @property
+    def name(self) -> str:
+        return self.sources[0].name
 
     @property
     def size(self) -> int:
-        return 1
+        return self.rows
 
     def fingerprint(self) -> str:
-        digest = hashlib.sha256()
-        for file in self._files():
-            digest.update(file.read_bytes())
-        return f"chatterbot-corpus:{self.chat}:{digest.hexdigest()}"
+        return json.dumps([self.rows, [source.fingerprint() for source in self.sources]])
 
     def batches(self) -> Iterator[Batch]:
-        import yaml
+        left = self.rows
+        for source in self.sources:
+            for batch in source.batches():
+                kept = _cut(batch, left)
+                left -= kept.size
+                yield kept
+                if not left:
+                    return
 
-        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-        answers: dict[str, tuple[str, str]] = {}
-        for file in self._files():
-            for conversation in yaml.load(file.read_text(encoding="utf-8"), loader)["conversations"]:
-                if not isinstance(conversation, list) or len(conversation) < 2:
-                    continue  # one entry of trivia.yml is a bare string
-                question, answer = (str(text).strip() for text in conversation[:2])
-                if question and answer:
-                    answers.setdefault(question.casefold(), (question, answer))
-        rows = [self._row(question, answer) for question, answer in answers.values()]
-        yield from _of_objects("sample row", rows, 1)
 
-    def _row(self, question: str, answer: str) -> dict[str, Any]:
-        if self.chat:
-            return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
-        return {"prompt": f"Question: {question}\nAnswer:", "completion": f" {answer}"}
-
-    def _files(self) -> list[Path]:
-        spec = importlib.util.find_spec("chatterbot_corpus")
-        folder = Path(spec.origin or "").parent / "data" / "english" if spec else None
-        if folder is None or not folder.is_dir():
-            raise DataError(
-                "--dataset sample: the package chatterbot-corpus is not installed",
-                "pip install chatterbot-corpus (the extra `sample`), or use your own rows with --dataset FILE.jsonl",
-            )
-        return sorted(folder.glob("*.yml"))
+def _cut(batch: Batch, most: int) -> Batch:
+    """The batch up to so many rows; its size is how many they are."""
+    rows = [index for index, row in enumerate(batch.rows) if not isinstance(row, bytes) or row.strip()][:most]
+    end = rows[-1] + 1 if rows else 0
+    return Batch(batch.where, batch.numbers[:end], batch.rows[:end], len(rows))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from raymb.data.locate import PARTS, Located
+from raymb.data.mixing import mixed
 from raymb.data.pool import Pool, rows_are
 from raymb.spec import RunSpec
 
@@ -15,11 +16,11 @@ def split(spec: RunSpec, located: list[Located], owners: np.ndarray, parts: np.n
         "validation": 0.0 if spec.data.validation_dataset else spec.data.validation_split,
         "test": 0.0 if spec.data.test_dataset else spec.data.test_split,
     }
-    random = np.random.default_rng(spec.train.seed)
+    random = np.random.default_rng(spec.data_seed)
     mine = [np.flatnonzero((owners == owner) & (parts == 0)) for owner in range(len(located))]
     chosen = {part: np.flatnonzero(parts == index) for index, part in enumerate(PARTS)}
     rest = []
-    for one, rows in zip(located, _weighted(located, mine, random), strict=True):
+    for one, rows in zip(located, mine, strict=True):
         total = len(rows)
         for part, share in shares.items():
             if share > 0 and part not in one.parts and len(rows) > 1:
@@ -28,21 +29,9 @@ def split(spec: RunSpec, located: list[Located], owners: np.ndarray, parts: np.n
                 chosen[part] = np.concatenate([chosen[part], rows[held_out]])
                 rows = np.delete(rows, held_out)
         rest.append(rows)
-    return {**chosen, "train": np.concatenate(rest)}
-
-
-def _weighted(located: list[Located], rows: list[np.ndarray], random: np.random.Generator) -> list[np.ndarray]:
-    """As many rows of each data set as its weight says, so many in all that none is repeated: the scarcest is used
-    whole. A data set without a weight among weighted ones counts as 1."""
-    trained = [one for one in located if "train" in one.parts]
-    if all(one.weight is None for one in trained):
-        return rows
-    weights = [(one.weight or 1.0) if "train" in one.parts else 0.0 for one in located]
-    total = min(len(mine) / weight for mine, weight in zip(rows, weights, strict=True) if weight)
-    return [
-        np.sort(random.choice(mine, min(len(mine), round(total * weight)), replace=False)) if weight else mine
-        for mine, weight in zip(rows, weights, strict=True)
-    ]
+    trained = [owner for owner, one in enumerate(located) if "train" in one.parts]
+    names, weights = [located[owner].word for owner in trained], [located[owner].weight for owner in trained]
+    return {**chosen, "train": np.concatenate(mixed(names, weights, [rest[owner] for owner in trained], random))}
 
 
 def used(chosen: dict[str, np.ndarray], owners: np.ndarray, owner: int) -> int:

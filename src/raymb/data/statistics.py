@@ -31,7 +31,7 @@ def part_statistics(
         "trained_tokens": _trained_tokens(samples, wanted),
         "shortest": int(lengths.min()),
         "longest": int(lengths.max()),
-        "duplicate_rows": len(wanted) - len(np.unique(hashes[wanted])),
+        "duplicate_rows": len(np.unique(wanted)) - len(np.unique(hashes[wanted])),
         "length_histogram": {"edges": [round(float(edge), 1) for edge in edges], "rows": counts.tolist()},
     }
 

@@ -50,7 +50,7 @@ def take_fingerprint(spec: RunSpec, model: str, *, rows: str, preparation: str) 
         preparation: name of their directory.
     """
     files, data = ModelFiles(model, spec.model.hf_revision), spec.data
-    elsewhere = {"seq_length", "packing", "chat_template"}
+    elsewhere = {"seq_length", "packing", "chat_template", "data_seed", "streaming"}
     return {
         "model": _model(files),
         "tokenizer": _tokenizer(files, data.chat_template),
@@ -60,7 +60,10 @@ def take_fingerprint(spec: RunSpec, model: str, *, rows: str, preparation: str) 
             "global_batch_size": spec.train.global_batch_size,
             "packing": data.packing,
         },
-        "seed": {"seed": spec.train.seed},
+        "seed": {
+            "seed": spec.train.seed,
+            **({"data_seed": spec.data_seed} if spec.data_seed != spec.train.seed else {}),
+        },
         "peft": {} if spec.peft.peft == "none" else spec.peft.model_dump(mode="json", exclude={"lora_dropout"}),
         "versions": {"raymb": __version__, **{name: installed_version(name) for name in (*_EXACT, *_LOOSE)}},
     }
@@ -126,6 +129,8 @@ def _as_flag(flag: str, value: Any) -> str:
         return f"no --{flag}"
     if isinstance(value, bool):
         return f"--{flag}" if value else f"--no_{flag}"
+    if isinstance(value, dict):
+        value = ",".join(f"{name}={text}" for name, text in value.items())
     return " ".join(f"--{flag} {shlex.quote(str(item))}" for item in (value if isinstance(value, list) else [value]))
 
 

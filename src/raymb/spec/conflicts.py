@@ -230,11 +230,18 @@ def _data(data: Data) -> Iterator[str]:
             template_columns(templates[name] or "")
         except ValueError as error:
             yield f"--{name} {templates[name]}: {error}"
-    columns = [name for name in ("prompt_column", "completion_column", "messages_column") if getattr(data, name)]
+    names = ("prompt_column", "completion_column", "messages_column", "text_column")
+    columns = [name for name in names if getattr(data, name)]
     if given and columns:
         yield f"--{given[0]} and --{columns[0]} both say what a row's text is; give one of them"
-    if data.messages_column and len(columns) > 1:
-        yield f"--messages_column and --{columns[0]} are two kinds of rows; give one of them"
+    alone = next((name for name in ("messages_column", "text_column") if name in columns), "")
+    if alone and len(columns) > 1:
+        other = next(name for name in columns if name != alone)
+        yield f"--{alone} and --{other} are two kinds of rows; give one of them"
+    renamed = next((name for name in ("message_keys", "role_names") if getattr(data, name)), "")
+    no_messages = [*given, *(name for name in columns if name == "text_column")]
+    if renamed and no_messages:
+        yield f"--{renamed} is of messages, and with --{no_messages[0]} rows have none; give one of them"
     if data.validation_split + data.test_split >= 1:
         yield (
             f"--validation_split {data.validation_split:g} and --test_split {data.test_split:g} leave no rows to train "

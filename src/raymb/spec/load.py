@@ -242,6 +242,8 @@ def _in_flag_names(error: ValidationError, depth: int = 1) -> list[str]:
             rules.setdefault(f"--{name}", ["needed"])
             continue
         value = item["input"]
+        if isinstance(value, list) and len(value) == 1:
+            value = value[0]
         shown = value if isinstance(value, str | int | float) else json.dumps(value, default=str)
         rules.setdefault(f"--{name} {shown}", []).append(_rule(name, item))
     return [

@@ -17,6 +17,7 @@ FLAG_OF_SHORT: dict[str, str] = {
 """`tp` to tensor_parallel_size. YAML has the long names only."""
 
 _OTHERS = {
+    "dataset_text_field": "text_column",
     "eval_dataset": "validation_dataset",
     "gradient_checkpointing": "recompute",
     "hf_dataset_revision": "dataset",
@@ -24,6 +25,7 @@ _OTHERS = {
     "max_steps": "train_iters",
     "model": "hf_model_path",
     "num_gpus": "num_workers",
+    "run_name": "experiment_name",
     "world_size": "num_workers",
 }
 """Names of other tools whose words say nothing, or something else."""

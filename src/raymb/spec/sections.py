@@ -13,10 +13,14 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from raymb.spec.training import Moe, Optimizer, Parallel, Peft, Performance, Train
-from raymb.spec.values import Auto, PathOrUri, Section, Size, Words, bridge, one_or_more
+from raymb.spec.values import Auto, PathOrUri, Section, Size, Words, bridge, one_or_more, pairs_of
 
 Change = Literal["model", "tokenizer", "data", "batch", "seed", "versions"]
 """A part of a run's fingerprint."""
+
+
+ROLES = ("system", "developer", "user", "assistant", "tool")
+"""Of a message."""
 
 
 class Model(Section):
@@ -35,11 +39,18 @@ class Data(Section):
     dataset: Words = Field(default=[])
     """JSONL, JSON, CSV, TSV or Parquet file, glob, directory or URI (s3://...); hub id (owner/name, with
     ?config=&split=&revision=); squad, gsm8k, tulu3, openmathinstruct2; `sample` (dialogues of the chatterbot-corpus
-    package). Repeatable; a:0.7 and b:0.3 mix by weight. Default: squad."""
+    package). Repeatable; a:0.7 and b:0.3 mix by weight, a:2 uses the rows of a twice, a#500 its first 500. Default:
+    squad, as Megatron-Bridge's public example."""
     validation_dataset: str | None = None
     """Rows to validate on; default: the data set's own validation rows, else --validation_split of its rows."""
     test_dataset: str | None = None
     """Rows for a last test after training; default: the data set's own test rows, else --test_split of its rows."""
+    max_samples: Size | None = None
+    """Rows of each --dataset to use, the first ones; default: all. --dataset NAME#500 says it of one."""
+    data_seed: int | None = Field(default=None, ge=1)
+    """Seed of the rows' order, of those that are held out and of mixing; default: --seed."""
+    streaming: bool | Auto = "auto"
+    """Read hub data sets without a copy of their files on the disk. auto: those that the disk has no room for."""
     validation_split: float = Field(default=0.05, ge=0.0, lt=1.0)
     """Share of the rows held out for validation, where the data set has none of its own; 0 for none."""
     test_split: float = Field(default=0.0, ge=0.0, lt=1.0)
@@ -54,6 +65,15 @@ class Data(Section):
     """Column of the completion; default: completion."""
     messages_column: str | None = None
     """Column of the conversation; default: messages, conversations or conversation."""
+    text_column: str | None = None
+    """Column of documents, of which every token is trained, in pieces of --seq_length; default: text."""
+    message_keys: Annotated[dict[str, str], pairs_of("role", "content")] = Field(default_factory=dict)
+    """What the rows' messages call their keys, such as role=speaker,content=text."""
+    role_names: Annotated[dict[str, str], pairs_of(*ROLES)] = Field(default_factory=dict)
+    """What the rows' messages call their roles, such as user=customer,assistant=agent."""
+    apply_chat_template: bool = True
+    """Put rows of instruction and output, of question and answer, and of prompt, completion and system into the model's
+    chat template, if it has one; else they are trained as plain texts."""
     prompt_template: str | None = None
     """Prompt made of columns, for example "Q: {question} A:"."""
     completion_template: str | None = None
@@ -207,6 +227,11 @@ class RunSpec(Section):
     cluster: Cluster = Cluster()
     overrides: dict[str, Any] = Field(default_factory=dict)
     """ConfigContainer fields by path (`optimizer.decoupled_lr: 1e-4`) that no flag owns."""
+
+    @property
+    def data_seed(self) -> int:
+        """Of all that is drawn among rows: --data_seed, else --seed."""
+        return self.train.seed if self.data.data_seed is None else self.data.data_seed
 
 
 SECTIONS: dict[str, type[Section]] = {

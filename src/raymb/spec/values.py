@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -30,6 +31,26 @@ Words = Annotated[list[str], BeforeValidator(one_or_more)]
 """A repeatable flag; in YAML one word or a list."""
 Names = Annotated[list[str], BeforeValidator(comma_words), Field(min_length=1)]
 """Names with commas between them, or repeated; in YAML a list, too."""
+
+
+def pairs_of(*names: str) -> BeforeValidator:
+    """NAME=VALUE,NAME=VALUE, once or repeated, as a mapping; each of the names at most once."""
+    rule = f"must be NAME=VALUE with commas between them, each NAME once and one of {', '.join(names)}"
+
+    def read(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            pairs = [(str(name), str(text)) for name, text in value.items()]
+        else:
+            words = [word for text in one_or_more(value) for word in str(text).split(",")]
+            pairs = [(name.strip(), text.strip()) for name, _, text in (word.partition("=") for word in words)]
+        given = [name for name, _ in pairs]
+        if len(set(given)) < len(given) or not set(given) <= set(names) or not all(text for _, text in pairs):
+            raise PydanticCustomError("form", "{rule}", {"rule": rule})
+        return dict(pairs)
+
+    return BeforeValidator(read)
+
+
 PathOrUri = Annotated[str, BeforeValidator(lambda value: str(value) if isinstance(value, Path) else value)]
 """Kept as it is written: a Path would make s3:/bucket of s3://bucket."""
 WorkerRange = Annotated[str, Field(pattern=r"^[1-9]\d*:[1-9]\d*$")]

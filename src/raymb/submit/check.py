@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from raymb.data.words import read_word
 from raymb.errors import SpecError
 from raymb.plan.automatic import NODE
 from raymb.spec import RunSpec, without_secrets
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
     from raymb.plan import Plan
 
-_WEIGHT = re.compile(r":(\d+(\.\d*)?|\.\d+)$")
 _SECONDS_TO_COME_UP = 900.0
 
 
@@ -87,7 +87,7 @@ def _paths(spec: RunSpec) -> Iterator[tuple[str, str]]:
     """(flag, path) for every value that names a file or directory, not a hub id or a URI."""
     data, checkpoint = spec.data, spec.checkpoint
     for word in data.dataset:
-        yield "dataset", word if Path(word).exists() else _WEIGHT.sub("", word)
+        yield "dataset", read_word(word).name
     named = {
         "hf_model_path": spec.model.hf_model_path,
         "validation_dataset": data.validation_dataset,
@@ -160,11 +160,11 @@ def _checked(spec: RunSpec, target: Target) -> Iterator[str]:
     shape = checked_shape(spec)
     yield from _described(make_plan(spec, shape, backend=local_backend(spec), gpu=local_gpu(spec)))
     for word in spec.data.dataset:
-        path = Path(_WEIGHT.sub("", word))
+        path = Path(read_word(word).name)
         if path.exists():
             from raymb.data.locate import locate
 
-            locate(word, chat=shape.has_chat_template)
+            locate(word, spec.data, chat=shape.has_chat_template)
         else:
             yield f"not checked here, but by the job first: --dataset {word}"
 
