@@ -71,6 +71,15 @@ def test_help_is_never_cut_short_in_a_narrow_terminal(capsys, monkeypatch):
         assert part in text
 
 
+def test_an_option_of_a_commands_own_has_its_kind_and_its_default(capsys):
+    assert main(["data", "inspect", "--help"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "--samples INT Samples to show. (default: 3)" in text
+    assert "--part TEXT Which rows: train, validation or test. (default: train)" in text
+    assert "--plot FILE.png Write the lengths as a picture. --help" in text
+    assert " None" not in text and "--config FILE YAML file" in text
+
+
 @pytest.mark.parametrize("words", [[], ["--help"], ["-h"]])
 def test_the_commands_are_listed(words, capsys):
     assert main(words) == 0

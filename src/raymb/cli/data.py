@@ -47,12 +47,12 @@ def inspect(
 def _prepared(spec: RunSpec) -> Prepared:
     from rich.console import Console
 
-    from raymb.driver.preflight import checked_shape, local_backend, local_gpu, prepared_rows
-    from raymb.plan import make_plan
+    from raymb.driver.preflight import checked_shape, multiple_without_a_run, prepared_rows, say_what_is_trained_on
 
+    console = Console(stderr=True)
+    say_what_is_trained_on(spec, console)
     shape = checked_shape(spec)
-    plan = make_plan(spec, shape, backend=local_backend(spec), gpu=local_gpu(spec))
-    return prepared_rows(spec, shape, plan, Console(stderr=True))
+    return prepared_rows(spec, shape, multiple_without_a_run(spec, shape), console)
 
 
 def _as_json(prepared: Prepared) -> str:

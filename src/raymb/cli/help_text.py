@@ -27,4 +27,8 @@ def _argument_record(param: Any) -> tuple[str, str]:
 
 def _record(param: Any) -> tuple[str, str]:
     names = ", ".join([*param.opts, *param.secondary_opts])
-    return (names if param.is_flag else f"{names} {param.metavar}"), param.help or ""
+    if param.is_flag:
+        return names, param.help or ""
+    value = param.metavar or {int: "INT", float: "FLOAT"}.get(type(param.default), "TEXT")
+    default = "" if param.default in (None, "", []) else f" (default: {param.default})"
+    return f"{names} {value}", f"{param.help or ''}{default}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,9 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from raymb.data.encode import Encoder
+from raymb.data.explaining import Shown, Stretch, explained, stretches_of
+from raymb.data.locate import Located
+from raymb.data.parallel import in_a_process
 from raymb.data.prepare import Prepared, encoder_settings
 from raymb.data.samples import samples_in
 from raymb.data.store import RowFile
@@ -56,34 +59,47 @@ def _print_samples(console: Console, prepared: Prepared, spec: RunSpec, part: st
     if not count:
         return
     console.print(Text.assemble("trained tokens are ", ("marked", TRAINED), "; [[ ]] where colours are not shown"))
-    tokenizer = _tokenizer(spec)
-    for sample in islice(samples_in(RowFile(prepared.path / f"{part}.arrow")), count):
-        text = _marked(tokenizer, sample.ids, sample.trained, console, ids)
+    samples = list(islice(samples_in(RowFile(prepared.path / f"{part}.arrow")), count))
+    origins = prepared.manifest["origins"][part][:count]
+    origins += [""] * (len(samples) - len(origins))
+    raws = rows_at(prepared.located, {*origins} - {""})
+    shown = [
+        Shown(stretches_of(sample.ids, sample.trained), raws.get(origin))
+        for sample, origin in zip(samples, origins, strict=True)
+    ]
+    answers = in_a_process(explained, encoder_settings(spec, model_path(spec)), shown)
+    for sample, origin, one, (texts, turns) in zip(samples, origins, shown, answers, strict=True):
         where = f"row {sample.row}" + (f", sample {sample.index} of {sample.count}" if sample.count > 1 else "")
-        console.print(Panel(text, title=f"{where}, {len(sample.ids)} tokens", title_align="left"))
+        title = f"{where}, {len(sample.ids)} tokens" + (f", {origin}" if origin else "")
+        console.print(Panel(_marked(one.stretches, texts, console, ids), title=Text(title), title_align="left"))
+        for line in turns:
+            console.print(f"  {line}", markup=False)
 
 
-def _tokenizer(spec: RunSpec) -> Any:
-    return Encoder(encoder_settings(spec, model_path(spec))).tokenizer
-
-
-def _marked(tokenizer: Any, ids: list[int], trained: list[int], console: Console, show_ids: bool) -> Text:
+def _marked(stretches: list[Stretch], texts: list[str], console: Console, show_ids: bool) -> Text:
     """The decoded sample; stretches of trained tokens in colour, in double brackets where there is none."""
     text = Text()
     plain = not console.is_terminal or console.no_color
-    trained = [0, *trained[1:]]  # nothing predicts the first token
-    begin = 0
-    while begin < len(ids):
-        end = begin
-        while end < len(ids) and trained[end] == trained[begin]:
-            end += 1
-        piece = tokenizer.decode(ids[begin:end])
+    for stretch, piece in zip(stretches, texts, strict=True):
         if show_ids:
-            piece += f" {ids[begin:end]} "
-        marked = f"[[{piece}]]" if plain and trained[begin] else piece
-        text.append(marked, style=TRAINED if trained[begin] else "dim")
-        begin = end
+            piece += f" {stretch.ids} "
+        marked = f"[[{piece}]]" if plain and stretch.trained else piece
+        text.append(marked, style=TRAINED if stretch.trained else "dim")
     return text
+
+
+def rows_at(located: Sequence[Located], places: set[str]) -> dict[str, Any]:
+    """The raw rows at these places ("rows.jsonl line 3"), read again."""
+    found: dict[str, Any] = {}
+    names = {place.rpartition(" ")[0] for place in places}
+    for source in (source for one in located for sources in one.parts.values() for source in sources):
+        for batch in source.batches():
+            if len(found) == len(places):
+                return found
+            if batch.where in names:
+                numbered = zip(batch.numbers, batch.rows, strict=True)
+                found |= {place: row for number, row in numbered if (place := f"{batch.where} {number}") in places}
+    return found
 
 
 def _number_rows(prepared: Prepared, numbers: dict[str, Any]) -> list[tuple[str, str]]:

@@ -14,10 +14,10 @@ from raymb.data import hub
 from raymb.data.dialogues import Dialogues
 from raymb.data.presets import PRESETS
 from raymb.data.sources import FORMATS, File, First, Source, kind_of
-from raymb.data.words import DEFAULT, DEFAULT_NOTE, read_word
+from raymb.data.words import read_word
 from raymb.errors import DataError
 from raymb.model.files import HUB_ID
-from raymb.spec.sections import Data
+from raymb.spec.sections import NO_DATASET, Data
 
 PARTS = ("train", "validation", "test")
 _OTHER_NAMES = {"train": ("training",), "validation": ("valid", "val", "dev", "eval"), "test": ()}
@@ -54,7 +54,7 @@ def located_data(data: Data, *, chat: bool) -> list[Located]:
     Raises:
         DataError: there is nothing, or nothing that can be read, or only some data sets have a weight.
     """
-    located = [locate(word, data, chat=chat) for word in data.dataset or [DEFAULT]]
+    located = [locate(word, data, chat=chat) for word in data.named]
     _check_weights(located)
     for part, word in (("validation", data.validation_dataset), ("test", data.test_dataset)):
         if word:
@@ -79,9 +79,9 @@ def locate(word: str, data: Data | None = None, *, chat: bool) -> Located:
     try:
         parts = dict(_parts(read.name, chat and data.apply_chat_template, data.streaming))
     except DataError as error:
-        if data.dataset or read.name != DEFAULT:
+        if data.dataset or word not in data.named:
             raise
-        raise DataError(f"{DEFAULT_NOTE}; {error.message}", error.hint) from None
+        raise DataError(f"{NO_DATASET}; {error.message}", error.hint) from None
     if most := read.rows or data.max_samples:
         parts["train"] = [First(parts["train"], most)]
     return Located(read.name, read.weight, parts)

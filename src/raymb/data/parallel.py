@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -63,6 +64,13 @@ class Encoders:
             raise RaymbError(
                 f"a process that tokenizes {source.name} was killed", "most often there is too little memory"
             ) from None
+
+
+def in_a_process[Result](work: Callable[..., Result], *given: Any) -> Result:
+    """What a function of a module returns, called in a process that leaves torch out."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, context, initializer=_leave_out_torch) as pool:
+        return pool.submit(work, *given).result()
 
 
 def _leave_out_torch() -> None:

@@ -10,7 +10,6 @@ import numpy as np
 from raymb.data.encoded import Encoded
 from raymb.data.shapes import ROW_RULE
 from raymb.data.store import Samples
-from raymb.data.words import DEFAULT
 from raymb.errors import DataError
 from raymb.spec import RunSpec
 
@@ -102,7 +101,7 @@ class Pool:
 
     def check(self, spec: RunSpec) -> None:
         """The rules that need all rows."""
-        words = ", ".join(spec.data.dataset or [DEFAULT])
+        words = ", ".join(spec.data.named)
         if self.wrong and spec.data.bad_rows == "fail":
             raise _wrong_rows(self.problems, self.wrong, words)
         count, first = self._rows_of("too_long")

@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -41,6 +41,7 @@ from raymb.storage.remote import is_uri, storage_root
 
 HOME = "_prepared"  # no run can have this name
 FORMAT = 1  # of the files; another one is prepared anew
+_NAMED = 100  # samples of a part whose rows the manifest names
 
 
 @dataclass(frozen=True)
@@ -51,11 +52,13 @@ class Prepared:
         path: the directory of store.py.
         manifest: what manifest.json says.
         reused: an earlier run prepared them.
+        located: what they were made of.
     """
 
     path: Path
     manifest: dict[str, Any]
     reused: bool
+    located: Sequence[Located] = ()
 
     def rows(self, part: str) -> int:
         """Rows that a batch is made of: packed ones, if they are packed."""
@@ -116,7 +119,7 @@ def prepare(
             fetch_rows(digest, spec.run.storage_path)
     manifest = read_manifest(path)
     if manifest is not None:
-        return Prepared(path, manifest, reused=True)
+        return Prepared(path, manifest, reused=True, located=located)
     with _building(home, digest) as directory:
         content = _build(spec, located, settings, sample_multiple, directory, console)
         content = {"format": FORMAT, "hash": digest, "key": key, **content}
@@ -124,7 +127,7 @@ def prepare(
         _move(directory, path)
     manifest = read_manifest(path)
     assert manifest is not None
-    return Prepared(path, manifest, reused=False)
+    return Prepared(path, manifest, reused=False, located=located)
 
 
 def encoder_settings(spec: RunSpec, model_path: str) -> Settings:
@@ -253,12 +256,13 @@ def _build(
     pool.check(spec)
     samples = pool.samples()
     chosen = split(spec, located, pool.owners, pool.parts)
-    files, parts, digest = {}, {}, hashlib.sha256()
+    files, parts, origins, digest = {}, {}, {}, hashlib.sha256()
     for part, wanted in chosen.items():
         if not len(wanted):
             continue
         order, counts = _arrange(samples.lengths, wanted, spec, sample_multiple)
         digest.update(part.encode() + pool.hashes[order].tobytes() + counts.tobytes())
+        origins[part] = [pool.row(int(index)) for index in order[:_NAMED]]
         files[f"{part}.arrow"] = write_rows(directory / f"{part}.arrow", samples, order, counts)
         parts[part] = part_statistics(samples, wanted, len(counts), spec.data.seq_length, pool.hashes)
     if samples.images:
@@ -278,6 +282,7 @@ def _build(
             for owner, one in enumerate(located)
         ],
         "parts": parts,
+        "origins": origins,
         "files": files,
         "images": len(samples.image_numbers),
         "notes": pool.notes(spec) + leaks(chosen, pool),

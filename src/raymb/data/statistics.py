@@ -22,7 +22,8 @@ def part_statistics(
     """
     lengths = samples.lengths[wanted].astype(np.int64)
     inputs = int(lengths.sum()) - len(lengths)
-    counts, edges = np.histogram(lengths, bins=min(BINS, max(1, int(lengths.max() - lengths.min()))))
+    bins = min(BINS, int(2 * len(lengths) ** (1 / 3)), int(lengths.max() - lengths.min()))  # by Rice's rule
+    counts, edges = np.histogram(lengths, bins=max(1, bins))
     return {
         "rows": len(wanted),
         "packed_rows": packed_rows,

@@ -8,9 +8,6 @@ from pathlib import Path
 
 from raymb.errors import DataError
 
-DEFAULT = "squad"
-"""Trained on where no --dataset is given: what Megatron-Bridge's public example trains on."""
-DEFAULT_NOTE = "no --dataset: training on SQuAD, as the public example does"
 _WORD = re.compile(r"(?P<name>.+?)(?:#(?P<rows>\d+))?(?::(?P<weight>\d+(?:\.\d*)?|\.\d+))?")
 
 

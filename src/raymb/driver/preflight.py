@@ -10,16 +10,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from raymb.driver.ray_address import joins_a_cluster
-from raymb.errors import ModelError, RunDirError, SpecError
+from raymb.errors import ModelError, PlanError, RunDirError, SpecError
 from raymb.model.files import model_path
 from raymb.model.shape import ModelShape, read_model_shape
 from raymb.model.vision import check_forward_step, vision_architecture
 from raymb.plan import Plan, make_plan
 from raymb.plan.gpus import Gpu, gpu_named, gpu_of_device
+from raymb.plan.sizes import pieces_of_a_sample
 from raymb.run import directory as run_dir
 from raymb.run import mirror
 from raymb.run.fingerprint import Fingerprint, take_fingerprint
-from raymb.spec.sections import RunSpec
+from raymb.spec.sections import NO_DATASET, RunSpec
 from raymb.storage.remote import check_writable
 from raymb.telemetry.trackers import check_trackers
 
@@ -51,6 +52,7 @@ def preflight(spec: RunSpec, console: Console | None = None) -> Preflight:
         raise SpecError(
             "--sample_prompt asks the exported model, and --no_export_hf leaves it out", "drop one of the two flags"
         )
+    say_what_is_trained_on(spec, console)
     check_trackers(spec)
     shape = checked_shape(spec)
     # Twice: the layout needs no data and is cheap, so its mistakes come before minutes of reading.
@@ -60,26 +62,29 @@ def preflight(spec: RunSpec, console: Console | None = None) -> Preflight:
     check_writable(spec.run.storage_path)
     run = run_dir.RunDir.of(spec, _name(spec, plan))
     mirror.pull(run)
-    prepared = prepared_rows(spec, shape, plan, console, sample_multiple=packed_sample_multiple(run, spec, plan))
+    prepared = prepared_rows(spec, shape, packed_sample_multiple(run, spec, plan), console)
     plan = make_plan(spec, shape, rows=prepared.rows("train"), backend=backend, gpu=gpu)
     checked = Preflight(spec, shape, plan, prepared)
     run_dir.check_claim(run, spec, fingerprint(checked))
     return checked
 
 
-def prepared_rows(
-    spec: RunSpec, shape: ModelShape, plan: Plan, console: Console | None, *, sample_multiple: int | None = None
-) -> Prepared:
+def say_what_is_trained_on(spec: RunSpec, console: Console | None) -> None:
+    """Where nobody has named a data set."""
+    if console is not None and not spec.data.dataset:
+        console.print(NO_DATASET, highlight=False, soft_wrap=True)
+
+
+def prepared_rows(spec: RunSpec, shape: ModelShape, sample_multiple: int, console: Console | None) -> Prepared:
     """The rows of a spec, prepared now or by an earlier run.
 
     Args:
+        sample_multiple: of packed_sample_multiple, or multiple_without_a_run.
         console: where a progress bar goes.
-        sample_multiple: what packed_sample_multiple returns; default: what the plan needs.
     """
     from raymb.data.prepare import prepare
 
     chat = shape.has_chat_template or spec.data.chat_template is not None
-    sample_multiple = sample_multiple or plan.layout.sample_multiple
     return prepare(
         spec,
         model_path(spec),
@@ -116,6 +121,21 @@ def packed_sample_multiple(run: run_dir.RunDir, spec: RunSpec, plan: Plan) -> in
         "ways out: another --context_parallel_size or --tensor_parallel_size; --accept_changes data to pack the rows "
         "again, in another order from there on; --experiment_name NEW_NAME for a new run",
     )
+
+
+def multiple_without_a_run(spec: RunSpec, shape: ModelShape) -> int:
+    """What packed samples leave room for in the layout of this command; where none fits (a large model, looked at from
+    a small machine), by the sizes that are given."""
+    if not spec.data.packing:
+        return 1
+    try:
+        return make_plan(spec, shape, backend=local_backend(spec), gpu=local_gpu(spec)).layout.sample_multiple
+    except PlanError:
+        parallel = spec.parallel
+        context, tensor = (
+            1 if size == "auto" else size for size in (parallel.context_parallel_size, parallel.tensor_parallel_size)
+        )
+        return pieces_of_a_sample(context, 1 if parallel.sequence_parallel is False else tensor)
 
 
 def as_packed(spec: RunSpec, plan: Plan) -> RunSpec:

@@ -52,11 +52,9 @@ class Layout:
 
     @property
     def sample_multiple(self) -> int:
-        """Tokens that each sample of a packed row is padded to a multiple of. Context parallel workers take two pieces
-        each of every sample; with sequence parallel a piece is split again."""
-        if not self.packing or self.context_parallel_size == 1:
-            return 1
-        return 2 * self.context_parallel_size * (self.tensor_parallel_size if self.sequence_parallel else 1)
+        """Tokens that each sample of a packed row is padded to a multiple of."""
+        tensor = self.tensor_parallel_size if self.sequence_parallel else 1
+        return pieces_of_a_sample(self.context_parallel_size, tensor) if self.packing else 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,3 +104,12 @@ def layers_per_stage(layout: Layout, num_layers: int) -> list[int]:
     )
     middle = layout.pipeline_parallel_size - len(first + last)
     return [*first, *[(num_layers - sum(first + last)) // max(1, middle)] * middle, *last]
+
+
+def pieces_of_a_sample(context: int, tensor: int) -> int:
+    """Context parallel workers take two pieces each of every sample; with sequence parallel a piece is split again.
+
+    Args:
+        tensor: 1 without sequence parallel.
+    """
+    return 1 if context == 1 else 2 * context * tensor

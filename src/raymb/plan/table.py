@@ -12,7 +12,7 @@ from raymb.plan.automatic import described, searched, with_auto
 from raymb.plan.gpus import GIB, gpu_named
 from raymb.plan.layout import Plan, make_plan
 from raymb.spec.conflicts import conflicts
-from raymb.spec.sections import RunSpec
+from raymb.spec.sections import NO_DATASET, RunSpec
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -39,6 +39,8 @@ def print_plan(plan: Plan, shape: ModelShape, spec: RunSpec) -> None:
     table = Table(show_header=False, box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column(no_wrap=True, style="bold")
     table.add_column(overflow="fold")
+    if not spec.data.dataset:
+        table.add_row("dataset", NO_DATASET)
     for name, value in plan_rows(plan, shape, spec.model.hf_model_path):
         table.add_row(name, value)
     if plan.nodes:

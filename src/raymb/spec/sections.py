@@ -22,6 +22,8 @@ Change = Literal["model", "tokenizer", "data", "batch", "seed", "versions"]
 ROLES = ("system", "developer", "user", "assistant", "tool")
 """Of a message."""
 
+NO_DATASET = "no --dataset: training on SQuAD, as the public example does"
+
 
 class Model(Section):
     hf_model_path: str = Field(min_length=1)
@@ -86,6 +88,11 @@ class Data(Section):
     """What becomes of samples longer than --seq_length; truncate cuts their end."""
     bad_rows: Literal["fail", "drop"] = "fail"
     """What becomes of rows that cannot be used; fail names the first ones."""
+
+    @property
+    def named(self) -> list[str]:
+        """--dataset, or what is trained on without it: what Megatron-Bridge's public example trains on."""
+        return self.dataset or ["squad"]
 
 
 class Evaluation(Section):
