@@ -137,6 +137,8 @@ class Shape:
                 messages.append(message)
                 names.append(name)
         _check_order(messages, names)
+        if all(message["role"] != "assistant" or message.get("weight") == 0 for message in messages):
+            raise WrongRow(f"the {columns[-1]} has no message with the role assistant; there is nothing to train on")
         row: Row = {"messages": _with_system(messages, raw)}
         if images:
             row["images"] = _sources(images, raw.get("images"))
