@@ -17,7 +17,7 @@ _JSON = typer.Option(False, "--json", help="Print numbers as one JSON object, no
 
 def prepare(spec: RunSpec, json: bool = _JSON) -> int:
     """Read, check, tokenize and pack the rows, so that finetune with the same flags starts at once."""
-    prepared = _prepared(spec)
+    prepared = _prepared(spec, any_layout=False)
     print(_as_json(prepared) if json else prepared.summary())
     return 0
 
@@ -33,7 +33,7 @@ def inspect(
     """Show rows as the model will see them, with the trained tokens marked, and what they are like in numbers."""
     from raymb.data import inspection
 
-    prepared = _prepared(spec)
+    prepared = _prepared(spec, any_layout=True)
     inspection.check_part(prepared, part)
     if plot:
         inspection.write_plot(prepared, Path(plot))
@@ -44,7 +44,11 @@ def inspect(
     return 0
 
 
-def _prepared(spec: RunSpec) -> Prepared:
+def _prepared(spec: RunSpec, *, any_layout: bool) -> Prepared:
+    """
+    Args:
+        any_layout: also where finetune would refuse the layout.
+    """
     from rich.console import Console
 
     from raymb.driver.preflight import checked_shape, multiple_without_a_run, prepared_rows, say_what_is_trained_on
@@ -52,7 +56,7 @@ def _prepared(spec: RunSpec) -> Prepared:
     console = Console(stderr=True)
     say_what_is_trained_on(spec, console)
     shape = checked_shape(spec)
-    return prepared_rows(spec, shape, multiple_without_a_run(spec, shape), console)
+    return prepared_rows(spec, shape, multiple_without_a_run(spec, shape, any_layout), console)
 
 
 def _as_json(prepared: Prepared) -> str:

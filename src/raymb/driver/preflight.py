@@ -123,14 +123,22 @@ def packed_sample_multiple(run: run_dir.RunDir, spec: RunSpec, plan: Plan) -> in
     )
 
 
-def multiple_without_a_run(spec: RunSpec, shape: ModelShape) -> int:
-    """What packed samples leave room for in the layout of this command; where none fits (a large model, looked at from
-    a small machine), by the sizes that are given."""
-    if not spec.data.packing:
+def multiple_without_a_run(spec: RunSpec, shape: ModelShape, any_layout: bool) -> int:
+    """What packed samples leave room for in the layout of this command.
+
+    Args:
+        any_layout: where none fits (a large model, looked at from a small machine), go by the sizes that are given.
+
+    Raises:
+        PlanError: none fits.
+    """
+    if any_layout and not spec.data.packing:
         return 1
     try:
         return make_plan(spec, shape, backend=local_backend(spec), gpu=local_gpu(spec)).layout.sample_multiple
     except PlanError:
+        if not any_layout:
+            raise
         parallel = spec.parallel
         context, tensor = (
             1 if size == "auto" else size for size in (parallel.context_parallel_size, parallel.tensor_parallel_size)
