@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from raymb.cpu import stand_in
+from raymb.data.cores import usable_cores
 from raymb.data.encode import Encoder
 from raymb.data.encoded import Encoded
 from raymb.data.settings import Settings
@@ -39,11 +40,11 @@ class Encoders:
 
     def __init__(self, settings: Settings, console: Console | None):
         self.settings, self.console = settings, console
-        self.workers = len(os.sched_getaffinity(0))
+        self.workers = usable_cores()
 
     def __enter__(self) -> Encoders:
         context = multiprocessing.get_context("spawn")
-        self.pool = ProcessPoolExecutor(self.workers, context, initializer=_leave_out_torch)
+        self.pool = ProcessPoolExecutor(self.workers, context, initializer=leave_out_torch)
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -51,36 +52,46 @@ class Encoders:
 
     def over(self, source: Source) -> Iterator[Encoded]:
         """The encoded batches of a source, in order."""
-        waiting: deque[Future[Encoded]] = deque()
         try:
             with _progress(source, self.console) as advance:
-                for batch in source.batches():
-                    waiting.append(self.pool.submit(_encode, self.settings, batch))
-                    if len(waiting) >= self.workers * _IN_FLIGHT:
-                        yield advance(waiting.popleft().result())
-                while waiting:
-                    yield advance(waiting.popleft().result())
+                yield from map(advance, self.encoded(source))
         except BrokenProcessPool:
             raise RaymbError(
                 f"a process that tokenizes {source.name} was killed", "most often there is too little memory"
             ) from None
 
+    def encoded(self, source: Source) -> Iterator[Encoded]:
+        """The same, with no progress shown."""
+        return self.here(source.batches())
+
+    def here(self, batches: Iterator[Batch]) -> Iterator[Encoded]:
+        """In this machine's processes."""
+        waiting: deque[Future[Encoded]] = deque()
+        for batch in batches:
+            waiting.append(self.pool.submit(encode, self.settings, batch))
+            if len(waiting) >= self.workers * _IN_FLIGHT:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
 
 def in_a_process[Result](work: Callable[..., Result], *given: Any) -> Result:
     """What a function of a module returns, called in a process that leaves torch out."""
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, context, initializer=_leave_out_torch) as pool:
+    with ProcessPoolExecutor(1, context, initializer=leave_out_torch) as pool:
         return pool.submit(work, *given).result()
 
 
-def _leave_out_torch() -> None:
+def leave_out_torch() -> None:
+    """For a process that tokenizes only; before transformers is imported."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the driver's to answer
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
     os.environ["TRANSFORMERS_NO_ADVISORY_WARNINGS"] = "1"  # that there is no torch is on purpose
     stand_in.hide("torch")
 
 
-def _encode(settings: Settings, batch: Batch) -> Encoded:
+def encode(settings: Settings, batch: Batch) -> Encoded:
+    """By the one encoder that this process has."""
     global _encoder
     if _encoder is None:
         _encoder = Encoder(settings)

@@ -13,8 +13,9 @@ import os
 import re
 import shutil
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ from raymb.storage.remote import is_uri, storage_root
 
 HOME = "_prepared"  # no run can have this name
 FORMAT = 1  # of the files; another one is prepared anew
+MakeEncoders = Callable[..., Encoders]  # from settings and a console
 _NAMED = 100  # samples of a part whose rows the manifest names
 
 
@@ -95,6 +97,7 @@ def prepare(
     sample_multiple: int,
     architecture: str = "",
     console: Console | None = None,
+    encoders: MakeEncoders | None = None,
 ) -> Prepared:
     """Prepare the rows that a spec asks for, unless an earlier run has.
 
@@ -104,6 +107,7 @@ def prepare(
         chat: whether it has a chat template.
         sample_multiple: each packed sample is padded to a multiple of it.
         console: where a progress bar goes; None for none.
+        encoders: makes what tokenizes; default: processes of this machine.
 
     Raises:
         DataError: rows that cannot be had or used.
@@ -121,7 +125,8 @@ def prepare(
     if manifest is not None:
         return Prepared(path, manifest, reused=True, located=located)
     with _building(home, digest) as directory:
-        content = _build(spec, located, settings, sample_multiple, directory, console)
+        make = partial(encoders or Encoders, console=console)
+        content = _build(spec, located, settings, sample_multiple, directory, make)
         content = {"format": FORMAT, "hash": digest, "key": key, **content}
         write_atomically(directory / MANIFEST, json.dumps(content, indent=2) + "\n")
         _move(directory, path)
@@ -241,16 +246,16 @@ def _build(
     settings: Settings,
     sample_multiple: int,
     directory: Path,
-    console: Console | None,
+    encoders: Callable[[Settings], Encoders],
 ) -> dict[str, Any]:
     pool, copies = Pool(directory), directory / "images.tmp"
     if settings.architecture:
         copies.mkdir()
         settings = replace(settings, copies=str(copies))
-    with Encoders(settings, console) as encoders:
+    with encoders(settings) as encoding:
         for owner, one in enumerate(located):
             for part, sources in one.parts.items():
-                for encoded in chain.from_iterable(map(encoders.over, sources)):
+                for encoded in chain.from_iterable(map(encoding.over, sources)):
                     pool.add(encoded, owner, PARTS.index(part))
                     check_problems(pool, spec.data.bad_rows)
     pool.check(spec)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -83,6 +84,7 @@ def prepared_rows(spec: RunSpec, shape: ModelShape, sample_multiple: int, consol
         console: where a progress bar goes.
     """
     from raymb.data.prepare import prepare
+    from raymb.driver.spreading import SpreadEncoders
 
     chat = shape.has_chat_template or spec.data.chat_template is not None
     return prepare(
@@ -92,6 +94,7 @@ def prepared_rows(spec: RunSpec, shape: ModelShape, sample_multiple: int, consol
         sample_multiple=sample_multiple,
         architecture=vision_architecture(shape.architecture),
         console=console,
+        encoders=partial(SpreadEncoders, spec) if joins_a_cluster(spec.cluster.ray_address) else None,
     )
 
 
