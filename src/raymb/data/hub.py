@@ -145,7 +145,7 @@ def was_saved(names: Sequence[str]) -> bool:
 
 
 def load_saved(directory: str) -> Loaded:
-    """A directory of save_to_disk, local or at an address.
+    """A directory of save_to_disk, local or at a URI.
 
     Raises:
         DataError: it cannot be read.

@@ -22,7 +22,7 @@ from raymb.spec.sections import NO_DATASET, Data
 PARTS = ("train", "validation", "test")
 _OTHER_NAMES = {"train": ("training",), "validation": ("valid", "val", "dev", "eval"), "test": ()}
 WAYS_OUT = (
-    f"--dataset takes a file or glob ({', '.join(FORMATS)}), a directory of them or of save_to_disk, an address "
+    f"--dataset takes a file or glob ({', '.join(FORMATS)}), a directory of them or of save_to_disk, a URI "
     f"(s3://...), a hub id (owner/name), {', '.join(PRESETS)}, or sample (dialogues of the chatterbot-corpus "
     "package)"
 )
@@ -67,7 +67,7 @@ def locate(word: str, data: Data | None = None, *, chat: bool) -> Located:
     """Find the sources behind one --dataset.
 
     Args:
-        word: a path, glob, address, directory, hub id with ?config=&split=&revision=, preset or `sample`; behind it may
+        word: a path, glob, URI, directory, hub id with ?config=&split=&revision=, preset or `sample`; behind it may
             be #ROWS and :WEIGHT.
         data: says how many rows are used of its training rows, and how a hub data set is read.
         chat: whether the model has a chat template.
@@ -121,7 +121,7 @@ def _parts(name: str, chat: bool, streaming: bool | str) -> Mapping[str, Sequenc
     if path.is_file():
         return {"train": [_file(str(path))]}
     if "://" in name:
-        return _address(name)
+        return _uri(name)
     hub_id, _, query = name.partition("?")
     if any(sign in name for sign in "*?[") and (kind_of(name) or not _names_hub_data(hub_id)):
         found = sorted(file for file in glob.glob(str(path), recursive=True) if Path(file).is_file())
@@ -148,7 +148,7 @@ def _file(name: str) -> File:
 
 
 def _directory(directory: str, names: Sequence[str]) -> Mapping[str, Sequence[Source]]:
-    """Of a directory with these files, local or at an address. Files are told apart by name: train*, validation*
+    """Of a directory with these files, local or at a URI. Files are told apart by name: train*, validation*
     (valid, val, dev, eval) and test*; if none is called train*, all files that are neither of the others are trained
     on."""
     if hub.was_saved([_last(name) for name in names]):
@@ -173,7 +173,7 @@ def _is_called(name: str, words: Iterable[str]) -> bool:
     return any(re.match(rf"{word}(?![a-z])", name.lower()) for word in words)
 
 
-def _address(name: str) -> Mapping[str, Sequence[Source]]:
+def _uri(name: str) -> Mapping[str, Sequence[Source]]:
     import fsspec
 
     try:
