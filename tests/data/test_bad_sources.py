@@ -137,6 +137,11 @@ FLAGS: dict[str, tuple[str, str]] = {
         "--dataset {rows}#0",
         "--dataset {rows}#0: #0 asks for no rows\n  leave a data set out that is not wanted",
     ),
+    "a share of nothing else": (
+        "--dataset {rows}:0.5",
+        "--dataset {rows}:0.5: a share of a mix, and this is the only data set\n"
+        "  leave it out, or take the first rows: {rows}#500",
+    ),
     "a data set without a share": (
         "--dataset {rows}:0.7 --dataset {other}",
         "--dataset {other} has no weight, and {rows} has 0.7, its share of the mix\n"

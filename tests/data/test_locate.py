@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from datasets import Dataset
 
+from raymb.cli import main
 from raymb.data.hub import Loaded
 from raymb.data.locate import locate
 from raymb.data.presets import PRESETS
@@ -139,3 +140,27 @@ def test_sample_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(DataError, match=r"(?s:.*)pip install chatterbot-corpus"):
         rows(locate("sample", chat=True).parts["train"])
+
+
+NOTE = "no --dataset: training on SQuAD, as the public example does"
+
+
+@pytest.mark.parametrize("given", [[], ["--dataset", "squad"]])
+def test_that_it_is_squad_is_said_where_nobody_has_said_it(
+    given: list[str],
+    hub: Any,
+    shape_only_model_dir: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    in_this_process: None,
+) -> None:
+    words = ["--hf_model_path", str(shape_only_model_dir), "--storage_path", str(tmp_path), "--backend", "cpu", *given]
+    words += ["--global_batch_size", "1", "--num_workers", "1"]
+    for command in (["plan"], ["finetune", "--dry_run"]):
+        assert main([*command, *words]) == 0
+        captured = capsys.readouterr()
+        assert (NOTE in captured.out.splitlines()[0]) == (not given)
+        assert captured.err.splitlines()[:1] == ([NOTE] if not given and command != ["plan"] else [])
+    for command in ("prepare", "inspect"):
+        assert main(["data", command, *words, "--json"]) == 0
+        assert capsys.readouterr().err.splitlines()[:1] == ([] if given else [NOTE])

@@ -138,7 +138,7 @@ def hub_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def answers(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
-    info = SimpleNamespace(sha="abc", used_storage=size)
+    info = SimpleNamespace(sha="abc", main_size=size)
     monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", lambda self, *args, **settings: info)
 
 

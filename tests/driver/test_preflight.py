@@ -149,6 +149,18 @@ def test_the_files_of_a_model_and_its_tokenizer(tmp_path: Path) -> None:
     assert [one.key for one in differences(before, take())] == ["tokenizer.json", "template"]
 
 
+def test_another_data_seed_is_another_seed(model: Path) -> None:
+    def take(**flags: Any) -> Fingerprint:
+        spec = load_spec({"hf_model_path": str(model), **flags})
+        return take_fingerprint(spec, str(model), rows="aa", preparation="bb")
+
+    before = take()
+    assert groups(before, take(data_seed="1234")) == groups(before, take(streaming="true")) == []
+    found = differences(before, take(data_seed="5"))
+    assert [(one.group, one.key, one.was, one.now) for one in found] == [("seed", "data_seed", None, 5)]
+    assert ways_to_resume(differences(take(data_seed="5"), before))[0] == "resume as before with --data_seed 5"
+
+
 def test_a_hub_model_is_its_commit(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def take(path: str, commit: str) -> Fingerprint:
         monkeypatch.setattr(model_files, "_cached", lambda *asked: tmp_path / commit / "config.json")

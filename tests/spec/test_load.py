@@ -58,6 +58,26 @@ def test_strings_from_the_command_line_become_typed_values():
     assert spec.parallel.pipeline_parallel_size == "auto"
 
 
+def test_keys_and_roles_of_messages_are_pairs_in_every_spelling(tmp_path):
+    file = tmp_path / "run.yaml"
+    expected = {"role": "speaker", "content": "what is said"}
+    for text in ("{role: speaker, content: what is said}", "'role=speaker,content=what is said'"):
+        file.write_text(f"model: {{hf_model_path: m}}\ndata: {{message_keys: {text}}}\n")
+        assert load_spec({}, [file]).data.message_keys == expected
+    for words in (["role=speaker,content=what is said"], ["role=speaker", "content=what is said"]):
+        spec = load_spec({"hf_model_path": "m", "message_keys": words})
+        assert spec.data.message_keys == expected
+    assert spec_from_json(spec_to_json(spec)) == spec
+
+
+def test_the_data_seed_is_the_seed_unless_it_is_given():
+    seeds = [
+        load_spec({"hf_model_path": "m", **flags}).data_seed
+        for flags in ({}, {"seed": "5"}, {"seed": "5", "data_seed": "7"})
+    ]
+    assert seeds == [1234, 5, 7]
+
+
 def test_a_stored_spec_repeats_the_run(tmp_path):
     spec = load_spec(MODEL | {"learning_rate": "3e-5", "output_dir": "/x"}, [], ["ddp.bucket_size=100"])
     stored = yaml_file(tmp_path, spec_to_json(spec), "spec.json")

@@ -123,17 +123,17 @@ def _asked(hub_id: str, revision: str | None) -> tuple[Any, str]:
     from huggingface_hub import HfApi
 
     try:
-        wanted = ["sha", "usedStorage"]
+        wanted = ["sha", "mainSize"]
         return HfApi().dataset_info(hub_id, revision=revision, timeout=_SECONDS, expand=wanted), ""  # type: ignore[arg-type]
     except Exception as error:
         return None, _in_one_line(error)
 
 
 def _outgrows_the_disk(info: Any) -> bool:
-    """By the size of its repository: a configuration's own is known to its files only."""
+    """By the size of the whole data set: of one configuration nobody says it."""
     import datasets.config
 
-    size = getattr(info, "used_storage", None) or 0
+    size = getattr(info, "main_size", None) or 0
     cache = Path(datasets.config.HF_DATASETS_CACHE)
     place = next(path for path in (cache, *cache.parents) if path.exists())
     return _COPIES * size > shutil.disk_usage(place).free

@@ -90,6 +90,11 @@ def locate(word: str, data: Data | None = None, *, chat: bool) -> Located:
 def _check_weights(located: Sequence[Located]) -> None:
     """Shares need one of each; where a weight is above 1, weights are times, and one that is not given is once."""
     weights = [one.weight for one in located]
+    if len(located) == 1 and (weights[0] or 1) < 1:
+        raise DataError(
+            f"--dataset {located[0].word}:{weights[0]:g}: a share of a mix, and this is the only data set",
+            f"leave it out, or take the first rows: {located[0].word}#500",
+        )
     given = [weight for weight in weights if weight is not None]
     if None in weights and given and max(given) <= 1:
         bare, other = located[weights.index(None)], next(one for one in located if one.weight is not None)
