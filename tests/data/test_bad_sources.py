@@ -55,6 +55,12 @@ BAD_ROWS: dict[str, tuple[dict[str, Any], str, str]] = {
         "",
         "'prompt' is missing; found the columns 'question'",
     ),
+    "a question about a text": (
+        {"context": "C.", "question": "1+1?", "answer": "2"},
+        "",
+        "found 'context' beside question and answer; a prompt may need it: say what is asked with "
+        "--prompt_template and --completion_template",
+    ),
     "an answer that is a number": ({"question": "1+1?", "answer": 2}, "", "answer is 2; it must be a string"),
     "a document without words": ({"text": " \n"}, "", "the text is empty; there is nothing to train on"),
     "a document that is a list": ({"text": ["a"]}, "", 'text is ["a"]; it must be a string'),

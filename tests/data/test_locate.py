@@ -18,6 +18,7 @@ from raymb.data.hub import Loaded
 from raymb.data.locate import locate
 from raymb.data.presets import PRESETS
 from raymb.errors import DataError
+from raymb.spec.sections import Data
 
 HUB_ROWS = {
     "squad": {"context": "C.", "question": "Q?", "answers": {"text": ["A", "B"]}},
@@ -131,6 +132,7 @@ def test_hub_out_of_reach_fails_within_seconds(tmp_path: Path, shape_only_model_
 def test_sample_dialogues() -> None:
     chat, plain = (rows(locate("sample", chat=chat).parts["train"]) for chat in (True, False))
     assert len(chat) == len(plain) > 700
+    assert rows(locate("sample", Data(apply_chat_template=False), chat=True).parts["train"]) == plain
     question, answer = chat[0]["messages"]
     assert (question["role"], answer["role"]) == ("user", "assistant")
     assert plain[0] == {"prompt": f"Question: {question['content']}\nAnswer:", "completion": f" {answer['content']}"}

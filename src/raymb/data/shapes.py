@@ -30,6 +30,9 @@ ROW_RULE = (
     "--prompt_column, --completion_column, --text_column, or build texts with --prompt_template and "
     "--completion_template"
 )
+_TEMPLATES = "say what is asked with --prompt_template and --completion_template"
+_OF_A_QUESTION = ("context", "passage", "choices", "options")
+"""Columns without which a question may not be answered."""
 _CONVERSATIONS = ("messages", "conversations", "conversation")
 
 _SHAREGPT_ROLES = {
@@ -100,6 +103,8 @@ class Shape:
             if "instruction" in has:
                 return self._instruction(raw, "instruction", "output", "alpaca", chat)
             if {"question", "answer"} <= has:
+                if more := [name for name in _OF_A_QUESTION if name in has]:
+                    raise WrongRow(f"found {more[0]!r} beside question and answer; a prompt may need it: {_TEMPLATES}")
                 return self._instruction(raw, "question", "answer", "question", chat)
             if "text" in has:
                 return _document(raw, "text")
