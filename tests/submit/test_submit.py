@@ -43,6 +43,9 @@ def test_what_is_wrong_is_said_before_anything_is_written(refused: Callable[...,
     assert "--dataset nowhere.jsonl: no such file" in refused(
         "slurm", "--hf_model_path", "model", "--dataset", "nowhere.jsonl"
     )
+    for flag in ("--dataset", "--validation_dataset"):
+        words = ["--hf_model_path", "/shared/model", "--dataset", "/shared/rows", flag, "typing.jsonl#5"]
+        assert f"{flag} typing.jsonl: this path" in refused("ray", *words, *STORED, "--working_dir", ".")
     assert "--dataset typing.jsonl: this path" in refused(
         "ray", "--hf_model_path", "model", "--dataset", "typing.jsonl", *STORED, "--working_dir", "."
     )

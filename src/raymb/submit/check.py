@@ -86,12 +86,11 @@ def _directory(spec: RunSpec, target: Target) -> Path | None:
 def _paths(spec: RunSpec) -> Iterator[tuple[str, str]]:
     """(flag, path) for every value that names a file or directory, not a hub id or a URI."""
     data, checkpoint = spec.data, spec.checkpoint
-    for word in data.dataset:
-        yield "dataset", read_word(word).name
+    words = [("dataset", word) for word in data.dataset]
+    words += [("validation_dataset", data.validation_dataset or ""), ("test_dataset", data.test_dataset or "")]
+    yield from ((flag, read_word(word).name) for flag, word in words if word)
     named = {
         "hf_model_path": spec.model.hf_model_path,
-        "validation_dataset": data.validation_dataset,
-        "test_dataset": data.test_dataset,
         "chat_template": data.chat_template,
         "output_dir": checkpoint.output_dir,
         "resume": None if checkpoint.resume in ("auto", "never") else checkpoint.resume,
