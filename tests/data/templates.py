@@ -7,7 +7,7 @@ SMOLLM2 = (
     "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system\n"
     "You are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n' }}{% endif %}"
     "{{'<|im_start|>' + message['role'] + '\n'}}{% if message['role'] == 'assistant' %}[[{{ message['content'] + "
-    "'<|im_end|>' }}]]{{ '\n' }}{% else %}{{ message['content'] + '<|im_end|>' + '\n'}}{% endif %}{% endfor %}"
+    "'<|im_end|>' }}{{ '\n' }}]]{% else %}{{ message['content'] + '<|im_end|>' + '\n'}}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 """With the same output as the template of the published model."""
@@ -22,7 +22,7 @@ QWEN = (
     "{{- '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>\n' }}"
     "{%- elif message.role == 'assistant' %}{{- '<|im_start|>assistant\n' }}[[{{- message.content }}"
     "{%- if message.tool_calls %}{%- for call in message.tool_calls %}{{- '\n<tool_call>\n' }}"
-    "{{- call.function | tojson }}{{- '\n</tool_call>' }}{%- endfor %}{%- endif %}{{- '<|im_end|>' }}]]{{- '\n' }}"
+    "{{- call.function | tojson }}{{- '\n</tool_call>' }}{%- endfor %}{%- endif %}{{- '<|im_end|>' }}{{- '\n' }}]]"
     "{%- elif message.role == 'tool' %}{{- '<|im_start|>user\n<tool_response>\n' + message.content + "
     "'\n</tool_response><|im_end|>\n' }}{%- endif %}{%- endfor %}"
     "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %}"
@@ -35,7 +35,7 @@ QWEN_THINKING = (
     "{%- if message.role != 'assistant' %}"
     "{{- '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>\n' }}"
     "{%- else %}{{- '<|im_start|>assistant\n' }}[[{%- if loop.index0 > state.last %}{{- '<think>\n\n</think>\n\n' }}"
-    "{%- endif %}{{- message.content + '<|im_end|>' }}]]{{- '\n' }}{%- endif %}{%- endfor %}"
+    "{%- endif %}{{- message.content + '<|im_end|>' }}{{- '\n' }}]]{%- endif %}{%- endfor %}"
     "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %}"
 )
 """The last turn is rendered differently from the ones before it."""

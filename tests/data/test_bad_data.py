@@ -58,7 +58,22 @@ ROWS: dict[str, tuple[Any, list[str]]] = {
         ["messages[2] is a system message, but it follows a assistant message; it must be first"],
     ),
     "two users": (messages(USER, USER, ASSISTANT), ["both have the role user; roles must alternate"]),
-    "two assistants": (messages(USER, ASSISTANT, ASSISTANT), ["both have the role assistant; roles must alternate"]),
+    "weight of a half": (
+        messages(USER, ASSISTANT | {"weight": 0.5}),
+        ["messages[1].weight is 0.5; it must be 0 or 1, true or false"],
+    ),
+    "calls that are text": (
+        messages(USER, {"role": "assistant", "tool_calls": "f"}),
+        ['messages[1].tool_calls is "f"'],
+    ),
+    "function call without a name": (
+        {"conversations": [{"from": "human", "value": "x"}, {"from": "function_call", "value": '{"arguments": {}}'}]},
+        ["conversations[1] is", 'a function call is {"name": ..., "arguments": ...}'],
+    ),
+    "function call of no JSON": (
+        {"conversations": [{"from": "human", "value": "x"}, {"from": "function_call", "value": "f(x)"}]},
+        ['conversations[1] is "f(x)"; a text there must be JSON'],
+    ),
     "tool without a call": (messages(USER, TOOL, ASSISTANT), ["messages[1] is a tool message", "assistant's call"]),
     "tools that are text": (CHAT | {"tools": "no JSON"}, ['tools is "no JSON"; a text there must be JSON']),
     "tools that are numbers": (CHAT | {"tools": [1]}, ["tools is [1]; it must be a list of objects"]),
@@ -184,12 +199,30 @@ FLAGS: dict[str, tuple[str, list[str]]] = {
     "template that is broken": ("--dataset {chat} --chat_template {broken}", ["the chat template refuses it"]),
     "template that shows no turns": (
         "--dataset {chat} --chat_template {shapeless}",
-        ["renders messages[1] differently as part of the whole", "generation"],
+        ["does not say where messages[1] begins", "{% generation %} marks"],
     ),
     "template without answers": ("--dataset {chat} --chat_template {silent}", ["line 1: no token of it is trained"]),
     "shares over 1": (
         "--dataset {rows} --validation_split 0.6 --test_split 0.5",
         ["together they must be less than 1"],
+    ),
+    "roles of a full loss": (
+        "--dataset {rows} --train_on_roles assistant,tool --loss_mode full",
+        ["--train_on_roles assistant,tool", "--loss_mode full trains all"],
+    ),
+    "unknown role to train": ("--dataset {rows} --train_on_roles robot", ["--train_on_roles", "robot", "'assistant'"]),
+    "variables that are none": (
+        "--dataset {rows} --chat_template_kwargs enable_thinking=false",
+        ["--chat_template_kwargs", "must be a JSON object of names and values"],
+    ),
+    "variables that are taken": (
+        '--dataset {rows} --chat_template_kwargs {{"messages":[]}}',
+        ["--chat_template_kwargs", "must not name messages, tools"],
+    ),
+    "empty system prompt": ("--dataset {rows} --system_prompt=", ["--system_prompt", "must have at least 1 character"]),
+    "reasoning that cannot be kept": (
+        "--dataset {chat} --keep_reasoning --chat_template {forgets}",
+        ["--keep_reasoning: this chat template leaves out the reasoning of earlier turns, and has no switch"],
     ),
     "unknown loss": (
         "--dataset {rows} --loss_mode answer",
@@ -212,6 +245,7 @@ def test_flags(line: str, said: list[str], refused: Callable[..., str], tmp_path
         "broken": tmp_path / "broken.jinja",
         "shapeless": tmp_path / "shapeless.jinja",
         "silent": tmp_path / "silent.jinja",
+        "forgets": tmp_path / "forgets.jinja",
     }
     places["broken"].write_text("{{ raise_exception('only one message, please') }}")
     places["shapeless"].write_text(
@@ -220,17 +254,18 @@ def test_flags(line: str, said: list[str], refused: Callable[..., str], tmp_path
     places["silent"].write_text(
         "{{ messages[0].content }}{% if false %}{% generation %}x{% endgeneration %}{% endif %}"
     )
+    places["forgets"].write_text("{% for m in messages %}{{ m.content.split('</think>')[-1] }}{% endfor %}")
     (tmp_path / "empty").mkdir()
     error = refused(*line.format(tmp=tmp_path, **places).split())
     assert [part for part in said if part not in error] == []
 
 
-def test_a_template_that_renders_turns_differently(refused: Callable[..., str], tmp_path: Path) -> None:
+def test_a_template_that_looks_at_texts(refused: Callable[..., str], tmp_path: Path) -> None:
     file = write(tmp_path / "rows.jsonl", messages(USER, ASSISTANT, USER, ASSISTANT))
     template = tmp_path / "t.jinja"
-    template.write_text("{{ messages | length }}: " + unmarked("Qwen"))
+    template.write_text("{{ messages[1].content | length }}: " + unmarked("Qwen"))
     error = refused("--dataset", file, "--chat_template", template)
-    assert "renders messages[1] differently as part of the whole" in error and "--loss_mode last_turn" in error
+    assert "writes something else when its messages are marked" in error and "{% generation %} marks" in error
 
 
 def test_many_mistakes_are_counted(refused: Callable[..., str], tmp_path: Path) -> None:

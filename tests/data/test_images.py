@@ -85,7 +85,7 @@ def test_an_image_takes_as_many_tokens_as_it_has_patches(encode: Callable[..., E
     ]
     assert [int((ids == pad).sum()) for ids, _ in samples] == [8, 4 + 8, 0, 4 + 8]
     for ids, trained in samples:
-        assert tokenizer.decode(ids[trained == 1]) == "beta<|im_end|>"
+        assert tokenizer.decode(ids[trained == 1]) == "beta<|im_end|>\n"
     copies = {file.name: file.read_bytes() for file in (home / "copies").iterdir()}
     assert sorted(copies.values()) == sorted([png(112, 56), png(56, 56)])  # each once
     assert [[copies[digest] for digest in one] for one in found.images] == [

@@ -99,6 +99,15 @@ def test_in_the_words_of_the_training(tiny_qwen2: Path, chat_model: Path, tmp_pa
     of_pairs = find_tuned_model(str(_run(tmp_path, tiny_qwen2, chat_model, pairs=9, key=settings)))
     assert text(of_pairs, "alpha") == "Q: alpha\nA:"
     assert text(of_pairs, "alpha", chat=True) == "<user>alpha<assistant>"
+    variables = {"system_prompt": "beta", "chat_template_kwargs": '{"name": "mu"}', "day": "2020-01-01"}
+    (chat_model / "chat_template.jinja").write_text(TEMPLATE + "{{ name }}{{ strftime_now('%Y') if name }}")
+    of_chats = TunedModel(str(chat_model), None, of_pairs.run)
+    (of_chats.run / "data.json").write_text(json.dumps({"key": {"settings": variables}}))
+    assert text(of_chats, "alpha") == "<system>beta<user>alpha<assistant>mu2020"
+    assert text(of_chats, "alpha", system="nu") == "<system>nu<user>alpha<assistant>mu2020"
+    own = [{"role": "system", "content": "xi"}, {"role": "user", "content": "mu"}]
+    assert text(of_chats, own) == "<system>xi<user>mu<assistant>mu2020"
+    (chat_model / "chat_template.jinja").write_text(TEMPLATE)
     with pytest.raises(SpecError, match=r"--chat: .* has no chat template"):
         PromptFormat(plain, chat=True)
     with pytest.raises(SpecError, match="--system is a message"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
@@ -31,6 +32,7 @@ class Encoded:
         pairs: rows of texts: prompt and completion, or a document.
         size: of the batch.
         images: digests of each sample's images, which lie in the settings' copies.
+        dropped: what the chat template leaves out, "the reasoning of {n} messages", and how many times.
     """
 
     tokens: np.ndarray
@@ -49,6 +51,7 @@ class Encoded:
     cut_tokens: int = 0
     size: int = 0
     images: list[tuple[str, ...]] = field(default_factory=list)
+    dropped: Counter[str] = field(default_factory=Counter)
 
 
 @dataclass(frozen=True)

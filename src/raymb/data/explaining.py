@@ -11,9 +11,6 @@ from raymb.data.row_values import WrongRow
 from raymb.data.settings import Settings
 from raymb.data.shapes import Row
 
-ROLES = ("assistant",)
-"""Whose messages are trained."""
-
 
 @dataclass(frozen=True)
 class Stretch:
@@ -72,7 +69,7 @@ def turns(sample: Shown, settings: Settings, chat: bool) -> list[str]:
         row = settings.shape.read(raw, chat=chat)
     except (ValueError, WrongRow):  # the file is another one by now
         return []
-    wanted = list(_wanted(row, settings.loss_mode))
+    wanted = list(_wanted(row, settings.loss_mode, settings.train_on_roles))
     lengths = [len(stretch.ids) for stretch in sample.stretches if stretch.trained]
     whole = sum(len(stretch.ids) for stretch in sample.stretches) < settings.max_tokens
     counted = whole and len(lengths) == sum(not why for _, why in wanted)
@@ -85,7 +82,7 @@ def _line(turn: str, why: str, lengths: list[int]) -> str:
     return f"{turn}: trained" + (f", {lengths.pop(0)} tokens" if lengths else "")
 
 
-def _wanted(row: Row, loss_mode: str) -> Iterator[tuple[str, str]]:
+def _wanted(row: Row, loss_mode: str, roles: tuple[str, ...]) -> Iterator[tuple[str, str]]:
     """(turn, why it is not trained; "" where it is)."""
     full = loss_mode == "full"
     if "text" in row:
@@ -95,12 +92,12 @@ def _wanted(row: Row, loss_mode: str) -> Iterator[tuple[str, str]]:
         yield "completion", ""
     else:
         messages = row["messages"]
-        answers = [index for index, message in enumerate(messages) if message["role"] in ROLES]
+        answers = [index for index, message in enumerate(messages) if message["role"] in roles]
         for index, message in enumerate(messages):
             why = ""
             if message.get("weight") == 0:
                 why = "weight 0"
-            elif message["role"] not in ROLES and not full:
+            elif message["role"] not in roles and not full:
                 why = "its role"
             elif loss_mode == "last_turn" and index != answers[-1]:
                 why = "--loss_mode last_turn"

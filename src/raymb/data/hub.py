@@ -53,7 +53,7 @@ class Split:
                     f"found {', '.join(table.column_names)}",
                     "name it by its hub id (owner/name), with --prompt_template and --completion_template",
                 ) from None
-            yield Batch(f"{self.name} row", range(first, first + len(rows)), rows, len(rows))
+            yield Batch(f"{self.name} row", range(first, first + len(rows)), rows, len(rows), True)
             first += len(rows)
 
     def _tables(self) -> Iterator[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from functools import cached_property
 from pathlib import Path
 
@@ -126,7 +127,13 @@ class Pool:
         notes = [f"{rows_are(count)} {text} (the first: {first})" for text, count, first in found if count]
         if self.wrong:
             notes.append(f"{rows_are(self.wrong)} wrong and left out (--bad_rows drop); the first: {self.problems[0]}")
-        return notes
+        return notes + self._dropped()
+
+    def _dropped(self) -> list[str]:
+        """What the chat template leaves out of conversations."""
+        counts = sum((batch.dropped for batch in self.batches), Counter())
+        left_out = [text.replace("{n}", f"{count:,}") for text, count in sorted(counts.items())]
+        return [f"the chat template leaves out {text}" for text in left_out]
 
     def remove(self) -> None:
         for file in self.files:

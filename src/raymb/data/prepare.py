@@ -163,6 +163,10 @@ def encoder_settings(spec: RunSpec, model_path: str) -> Settings:
         loss_mode=data.loss_mode,
         max_tokens=data.seq_length + 1,
         long_rows=data.long_rows,
+        train_on_roles=tuple(sorted(set(data.train_on_roles))),
+        keep_reasoning=data.keep_reasoning,
+        system_prompt=data.system_prompt,
+        chat_template_kwargs=json.dumps(data.chat_template_kwargs, sort_keys=True),
     )
 
 

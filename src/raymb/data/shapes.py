@@ -5,7 +5,7 @@
     {"text": text}, a document, all of which is trained
 
 A message's content is a text; where the message has images, a list of {"type": "image"} and {"type": "text"} parts, and
-"images" beside the messages says in their order where they are.
+"images" beside the messages says in their order where they are. "weight" is 0 in one that must not be trained.
 
 Imports no framework.
 """
@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from raymb.data.instructions import instruction_in
+from raymb.data.message_values import function_call_in, tool_calls_in, weight_in, without_weights
 from raymb.data.row_values import EmptyAnswer, WrongRow, columns_of, json_in, optional_text, shown, text_in
 from raymb.spec.conflicts import template_columns
 from raymb.spec.sections import ROLES
@@ -47,6 +48,7 @@ _SHAREGPT_ROLES = {
     "tool": "tool",
     "function": "tool",
     "observation": "tool",
+    "function_call": "function_call",
 }
 
 
@@ -232,7 +234,7 @@ def _tools(tools: Any) -> list[Any]:
     tools = json_in(tools, "tools") if isinstance(tools, str) else tools
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
         raise WrongRow(f"tools is {shown(tools)}; it must be a list of objects")
-    return without_nulls(tools)
+    return tools
 
 
 def _sources(images: list[Any], column: Any) -> list[Any]:
@@ -249,6 +251,7 @@ def _sources(images: list[Any], column: Any) -> list[Any]:
 
 
 def _message(message: Any, name: str, images: list[Any]) -> dict[str, Any]:
+    weight = weight_in(message, name) if isinstance(message, Mapping) else 1
     if isinstance(message, Mapping) and {"from", "value"} <= message.keys():
         role = _SHAREGPT_ROLES.get(str(message["from"]).lower())
         if role is None:
@@ -256,12 +259,19 @@ def _message(message: Any, name: str, images: list[Any]) -> dict[str, Any]:
         message = {"role": role, "content": message["value"]}
     if not isinstance(message, Mapping) or "role" not in message:
         raise WrongRow(f"{name} is {shown(message)}; it must be an object with role and content")
+    if message["role"] == "function_call":
+        calls = function_call_in(message.get("content"), name)
+        message = {**message, "role": "assistant", "content": "", "tool_calls": calls}
     if message["role"] not in ROLES:
         raise WrongRow(f"{name}.role is {shown(message['role'])}; it must be one of {', '.join(ROLES)}")
-    kept = {key: without_nulls(value) for key, value in message.items() if value is not None}
+    kept = {key: value for key, value in without_weights(message).items() if value is not None}
     if "content" not in kept and not kept.get("tool_calls"):
         raise WrongRow(f"{name} is {shown(message)}; it must be an object with role and content")
     kept["content"] = _content(kept.get("content", ""), f"{name}.content", images)
+    if "tool_calls" in kept:
+        kept["tool_calls"] = tool_calls_in(kept["tool_calls"], f"{name}.tool_calls")
+    if not weight:
+        kept["weight"] = 0
     if kept["role"] != "assistant":
         return kept
     if not isinstance(kept["content"], str):
@@ -307,7 +317,7 @@ def _check_order(messages: list[dict[str, Any]], names: list[str]) -> None:
             raise WrongRow(f"{name} is a {role} message, but it follows a {before} message; it must be first")
         if role == "assistant" and before in (None, "system", "developer"):
             raise WrongRow(f"{name} is an assistant message that answers no one; a user message must precede it")
-        if role in ("user", "assistant") and role == before:
+        if role == "user" and role == before:
             raise WrongRow(f"{name} and the message before it both have the role {role}; roles must alternate")
         if role == "tool" and before not in ("assistant", "tool"):
             raise WrongRow(f"{name} is a tool message; it must follow an assistant's call")

@@ -9,7 +9,7 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -31,12 +31,14 @@ class Batch:
         numbers: of each row, from 1.
         rows: JSON lines as bytes, or objects.
         size: how much of the source's size this batch is.
+        columnar: nulls are what a file of columns fills up objects with, and no row wrote them.
     """
 
     where: str
     numbers: range
     rows: list[Any]
     size: int
+    columnar: bool = False
 
 
 class Source(Protocol):
@@ -196,7 +198,7 @@ def _parquet(file: File) -> Iterator[Batch]:
             share = file.size / max(1, table.metadata.num_rows)
             for batch in table.iter_batches(batch_size=BATCH):
                 rows = batch.to_pylist()
-                yield Batch(f"{file.name} row", range(first, first + len(rows)), rows, int(share * len(rows)))
+                yield Batch(f"{file.name} row", range(first, first + len(rows)), rows, int(share * len(rows)), True)
                 first += len(rows)
         except pa.ArrowException as error:
             reason = str(error).splitlines()[0]
@@ -251,4 +253,4 @@ def _cut(batch: Batch, most: int) -> Batch:
     """The batch up to so many rows; its size is how many they are."""
     rows = [index for index, row in enumerate(batch.rows) if not isinstance(row, bytes) or row.strip()][:most]
     end = rows[-1] + 1 if rows else 0
-    return Batch(batch.where, batch.numbers[:end], batch.rows[:end], len(rows))
+    return replace(batch, numbers=batch.numbers[:end], rows=batch.rows[:end], size=len(rows))

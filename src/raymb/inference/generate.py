@@ -30,7 +30,7 @@ class PromptFormat:
 
     Args:
         chat: put questions into the chat template; None: as the training rows were, and without a run if there is one.
-        system: the conversation's first message.
+        system: the conversation's first message; None: the one that the training rows were given, if any.
     """
 
     def __init__(self, model: TunedModel, chat: bool | None = None, system: str | None = None):
@@ -50,10 +50,11 @@ class PromptFormat:
                 raise DataError("messages need a chat template, and this model is prompted without one", "add --chat")
             return self.encoder.tokens_of_prompt(question)
         messages = [{"role": "user", "content": question}] if isinstance(question, str) else question
-        system = [] if self.system is None else [{"role": "system", "content": self.system}]
-        return self.tokenizer.apply_chat_template([*system, *messages], add_generation_prompt=True, return_dict=True)[
-            "input_ids"
-        ]
+        system = self.system
+        if system is None and messages[0].get("role") not in ("system", "developer"):
+            system = self.encoder.settings.system_prompt
+        before = [] if system is None else [{"role": "system", "content": system}]
+        return self.encoder.tokens_of_messages([*before, *messages])
 
     def text(self, tokens: list[int]) -> str:
         return self.tokenizer.decode(tokens, skip_special_tokens=True).strip()
@@ -61,10 +62,12 @@ class PromptFormat:
 
 def _settings(model: TunedModel) -> Settings:
     former = model.data.get("key", {}).get("settings", {})
+    names = ("system_prompt", "chat_template_kwargs", "keep_reasoning", "day")
+    alike = {name: former[name] for name in names if name in former}
     shape = Shape(**former.get("shape", {}))
     has_tokenizer = not model.adapter or Path(model.path, "tokenizer_config.json").exists()
     path = model.path if has_tokenizer else str(model.base)
-    return Settings(path, None, model.trust_remote_code, None, shape, "assistant", sys.maxsize, "truncate")
+    return Settings(path, None, model.trust_remote_code, None, shape, "assistant", sys.maxsize, "truncate", **alike)
 
 
 def read_questions(file: Path) -> list[Question]:

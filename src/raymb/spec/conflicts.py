@@ -242,6 +242,11 @@ def _data(data: Data) -> Iterator[str]:
     no_messages = [*given, *(name for name in columns if name == "text_column")]
     if renamed and no_messages:
         yield f"--{renamed} is of messages, and with --{no_messages[0]} rows have none; give one of them"
+    if data.loss_mode == "full" and data.train_on_roles != ["assistant"]:
+        yield (
+            f"--train_on_roles {','.join(data.train_on_roles)} says whose messages are trained, and --loss_mode full "
+            f"trains all; drop one of them"
+        )
     if data.validation_split + data.test_split >= 1:
         yield (
             f"--validation_split {data.validation_split:g} and --test_split {data.test_split:g} leave no rows to train "

@@ -8,18 +8,32 @@ override of one of them can be refused with the flag's name.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BeforeValidator, Field
 
 from raymb.spec.training import Moe, Optimizer, Parallel, Peft, Performance, Train
-from raymb.spec.values import Auto, PathOrUri, Section, Size, Words, bridge, one_or_more, pairs_of
+from raymb.spec.values import (
+    Auto,
+    PathOrUri,
+    Section,
+    Size,
+    Words,
+    bridge,
+    comma_words,
+    json_object,
+    one_or_more,
+    pairs_of,
+)
 
+_TEMPLATES_OWN = ("messages", "tools", "documents", "chat_template", "add_generation_prompt", "continue_final_message")
+"""What a chat template is given without being told to."""
 Change = Literal["model", "tokenizer", "data", "batch", "seed", "versions"]
 """A part of a run's fingerprint."""
 
 
-ROLES = ("system", "developer", "user", "assistant", "tool")
+Role = Literal["system", "developer", "user", "assistant", "tool"]
+ROLES = get_args(Role)
 """Of a message."""
 
 NO_DATASET = "no --dataset: training on SQuAD, as the public example does"
@@ -82,8 +96,16 @@ class Data(Section):
     """Completion made of columns, for example " {answer}"."""
     chat_template: Path | None = None
     """File with a Jinja chat template instead of the tokenizer's own."""
+    chat_template_kwargs: Annotated[dict[str, Any], json_object(*_TEMPLATES_OWN)] = Field(default_factory=dict)
+    """Variables of the chat template, a JSON object such as '{"enable_thinking": false}'."""
+    system_prompt: str | None = Field(default=None, min_length=1)
+    """System message of the conversations that have none."""
+    keep_reasoning: bool = False
+    """Have the chat template keep the reasoning of earlier turns, where it has a switch for that."""
     loss_mode: Literal["assistant", "last_turn", "full"] = "assistant"
     """What is trained: completions and assistant turns, the last assistant turn only, or every token."""
+    train_on_roles: Annotated[list[Role], BeforeValidator(comma_words)] = Field(default=["assistant"], min_length=1)
+    """Whose messages are trained, such as assistant,tool."""
     long_rows: Literal["truncate", "drop", "fail"] = "truncate"
     """What becomes of samples longer than --seq_length; truncate cuts their end."""
     bad_rows: Literal["fail", "drop"] = "fail"

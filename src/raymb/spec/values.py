@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -47,6 +48,32 @@ def pairs_of(*names: str) -> BeforeValidator:
         if len(set(given)) < len(given) or not set(given) <= set(names) or not all(text for _, text in pairs):
             raise PydanticCustomError("form", "{rule}", {"rule": rule})
         return dict(pairs)
+
+    return BeforeValidator(read)
+
+
+def json_object(*reserved: str) -> BeforeValidator:
+    """A mapping, or JSON texts of one each, of which a later one wins.
+
+    Args:
+        reserved: names that it must not have.
+    """
+    rule = "must be a JSON object of names and values"
+    taken = f"must not name {', '.join(reserved)}"
+
+    def read(value: Any) -> Any:
+        found: dict[str, Any] = {}
+        for one in value if isinstance(value, list) else [value]:
+            try:
+                read = json.loads(one) if isinstance(one, str) else one
+            except ValueError:
+                read = None
+            if not isinstance(read, Mapping):
+                raise PydanticCustomError("form", "{rule}", {"rule": rule})
+            found |= read
+        if not found.keys().isdisjoint(reserved):
+            raise PydanticCustomError("form", "{rule}", {"rule": taken})
+        return found
 
     return BeforeValidator(read)
 
