@@ -79,10 +79,10 @@ BAD_ROWS: dict[str, tuple[dict[str, Any], str, str]] = {
         "",
         "the completion has no message with the role assistant; there is nothing to train on",
     ),
-    "a completion that speaks twice": (
-        {"prompt": [HI, HELLO], "completion": [HELLO]},
+    "a question in two columns": (
+        {"prompt": [HI], "completion": [HI, HELLO]},
         "",
-        "completion[0] and the message before it both have the role assistant; roles must alternate",
+        "completion[0] and the message before it both have the role user; roles must alternate",
     ),
     "a prompt without messages": (
         {"prompt": [], "completion": [HELLO]},

@@ -144,7 +144,8 @@ class Shape:
                 messages.append(message)
                 names.append(name)
         _check_order(messages, names)
-        if all(message["role"] != "assistant" or message.get("weight") == 0 for message in messages):
+        trained = (message["role"] == "assistant" and message.get("weight") != 0 for message in messages)
+        if len(columns) > 1 and not any(trained):
             raise WrongRow(f"the {columns[-1]} has no message with the role assistant; there is nothing to train on")
         row: Row = {"messages": _with_system(messages, raw)}
         if images:
