@@ -16,7 +16,7 @@ from raymb.data.sharing import share_rows
 from raymb.driver.cluster import Cluster, Resources, check_room, connect, start_coordinator
 from raymb.driver.nodes import check_nodes
 from raymb.driver.outcome import conclude, has_finished, newest_step, reason_of, say_how_to_resume, where_to_look
-from raymb.driver.preflight import Preflight, as_packed, fingerprint, local_gpu, run_name
+from raymb.driver.preflight import Preflight, as_packed, fingerprint, local_gpu, run_name, validation_line
 from raymb.driver.resharding import described, reshaping, to_reshape
 from raymb.driver.resources import wait_for
 from raymb.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_STOPPED, RaymbError, RunFailed, UserError
@@ -68,7 +68,7 @@ def run(checked: Preflight) -> int:
         plans = usable_plans(fixed, checked.shape, rows=checked.prepared.rows("train"), backend=backend, gpu=gpu)
         plan = plans[max(plans)]
         hints = [line(plan, checked.shape, spec) for line in (better_line, graphs_line)]
-        for line in filter(None, [estimate_line(plan), *hints]):
+        for line in filter(None, [estimate_line(plan), *hints, validation_line(checked)]):
             console.print(line, highlight=False, soft_wrap=True)
         if list(plans) != sizes:
             resources = _reserved(cluster, backend, list(plans), spec, console)

@@ -231,6 +231,32 @@ FLAGS: dict[str, tuple[str, list[str]]] = {
     "unknown policy": ("--dataset {rows} --long_rows cut", ["--long_rows cut", "'truncate', 'drop' or 'fail'"]),
     "two lengths of a run": ("--dataset {rows} --train_iters 5 --num_epochs 2", ["--train_iters 5 and --num_epochs 2"]),
     "no epochs": ("--dataset {rows} --num_epochs 0", ["--num_epochs 0", "greater than 0"]),
+    "epochs without end": ("--dataset {rows} --num_epochs inf", ["--num_epochs inf", "finite number"]),
+    "epochs in words": ("--dataset {rows} --num_epochs two", ["--num_epochs two", "number"]),
+    "no validation samples": (
+        "--dataset {rows} --max_validation_samples 0",
+        ["--max_validation_samples 0", "greater than or equal to 1"],
+    ),
+    "half a validation sample": (
+        "--dataset {rows} --max_validation_samples 0.5",
+        ["--max_validation_samples 0.5", "whole number"],
+    ),
+    "batches of a validation": (
+        "--dataset {rows} --eval_iters 4",
+        ["--eval_iters", "--max_validation_samples"],
+    ),
+    "batches of a validation, as Bridge names them": (
+        "--dataset {rows} validation.eval_iters=4",
+        ["validation.eval_iters", "--max_validation_samples"],
+    ),
+    "a batch of a validation, as Bridge names it": (
+        "--dataset {rows} validation.eval_micro_batch_size=4",
+        ["validation.eval_micro_batch_size", "--micro_batch_size"],
+    ),
+    "best of no validation": (
+        "--dataset {rows} --export_checkpoint best --eval_interval 0",
+        ["--export_checkpoint best needs validations: --eval_interval more than 0"],
+    ),
     "rows too long": ("--dataset {rows} --seq_length 4 --long_rows fail", ["longer than --seq_length 4", "line 1"]),
     "nothing left of the rows": ("--dataset {rows} --seq_length 4", ["no row has a trained token left", "line 1"]),
     "packed micro batches": ("--dataset {rows} --packing --micro_batch_size 2", ["--micro_batch_size 2 must be 1"]),
@@ -280,6 +306,25 @@ def test_broken_tokenizer(
     (model / "tokenizer.json").write_text("{}")
     error = refused("--dataset", write(tmp_path / "a.jsonl", GOOD), model=model)
     assert f"--hf_model_path {model}: its tokenizer cannot be loaded" in error
+
+
+def test_a_tokenizer_that_knows_more_than_its_model(
+    refused: Callable[..., str], tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Such as one that a token was added to: its row, its number and its text are named."""
+    from tokenizers import Tokenizer
+
+    model = write_shape_only_model(tmp_path_factory.mktemp("model") / "larger")
+    tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
+    tokenizer.add_tokens([f"<new-{number}>" for number in range(60)])
+    tokenizer.save(str(model / "tokenizer.json"))
+    rows = [{"prompt": "Q", "completion": f" A{number}"} for number in range(9)]
+    size = json.loads((model / "config.json").read_text())["vocab_size"]
+    new = tokenizer.token_to_id("<new-59>")
+    assert new >= size
+    file = write(tmp_path / "a.jsonl", *rows, {"prompt": "Q", "completion": "<new-59>"})
+    error = refused("--dataset", file, model=model)
+    assert f"{file} line 10: token {new} ('<new-59>') is beyond the model's embedding of {size} rows" in error
 
 
 def test_too_few_rows_for_a_batch(

@@ -45,8 +45,8 @@ def test_inspection(words: list[str], tmp_path: Path, capsys: pytest.CaptureFixt
     assert "  prompt: not trained (not the completion)\n  completion: trained, 5 tokens\n" in text
     assert "row 2, " in text and "row 3, " not in text
     for line in (
-        "samples          96, 10 to 43 tokens long",
-        "rows of a batch  96 of 64 tokens",
+        "samples          95, 10 to 43 tokens long",
+        "rows of a batch  95 of 64 tokens",
         "duplicates       1 ",
     ):
         assert line in text, text
@@ -66,7 +66,7 @@ def test_json(command: str, words: list[str], capsys: pytest.CaptureFixture[str]
     assert main(["data", command, *words, "--json", "--packing"]) == 0
     numbers: dict[str, Any] = json.loads(capsys.readouterr().out)
     assert numbers.keys() >= KEYS
-    assert (numbers["rows"], numbers["truncated_rows"], numbers["dropped_rows"]) == (96, 0, 0)
+    assert (numbers["rows"], numbers["truncated_rows"], numbers["dropped_rows"]) == (95, 0, 0)
     assert numbers["packing_efficiency"] == numbers["tokens"] / (64 * numbers["packed_rows"]) > 0.9
     assert Path(numbers["path"], "manifest.json").is_file()
 

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from itertools import chain
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,6 @@ from pyarrow import parquet
 from tests.conftest import write_shape_only_model
 from tests.data.templates import unmarked
 
-from raymb.data.packing import first_fit_decreasing
 from raymb.data.prepare import Prepared, prepare
 from raymb.data.store import MANIFEST, RowFile
 from raymb.errors import DataError, RunDirError
@@ -37,10 +36,16 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def prepared(model: Path, tmp_path: Path, in_this_process: None) -> Callable[..., Prepared]:
-    def run(sample_multiple: int = 1, **flags: Any) -> Prepared:
+    def run(sample_multiple: int = 1, vocab_size: int | None = None, **flags: Any) -> Prepared:
         given = {"hf_model_path": str(model), "storage_path": str(tmp_path / "storage"), "seq_length": "64"}
         changed = {name: value if isinstance(value, list) else str(value) for name, value in flags.items()}
-        return prepare(load_spec({**given, **changed}), str(model), chat=False, sample_multiple=sample_multiple)
+        return prepare(
+            load_spec({**given, **changed}),
+            str(model),
+            chat=False,
+            sample_multiple=sample_multiple,
+            vocab_size=vocab_size,
+        )
 
     return run
 
@@ -138,17 +143,6 @@ def test_parts_of_a_directory(prepared: Any, model: Path, tmp_path: Path) -> Non
     assert texts(found, model, "test") == joined(rows(4, start=100))
 
 
-def test_split_is_the_same_every_time_and_loses_nothing(prepared: Any, model: Path, tmp_path: Path) -> None:
-    file = write(tmp_path / "a.jsonl", rows(100))
-    first = prepared(dataset=file, validation_split=0.1, test_split=0.05)
-    parts = [texts(first, model, part) for part in ("train", "validation", "test")]
-    assert [len(part) for part in parts] == [85, 10, 5]
-    assert sorted(chain.from_iterable(parts)) == sorted(joined(rows(100)))
-    assert parts[0] == [text for text in joined(rows(100)) if text in parts[0]]  # in the order of the source
-    other = prepared(dataset=file, validation_split=0.1, test_split=0.05, seed=7)
-    assert texts(other, model, "validation") != parts[1]
-
-
 def test_weights(prepared: Any, tmp_path: Path) -> None:
     one, two = write(tmp_path / "one.jsonl", rows(100)), write(tmp_path / "two.jsonl", rows(1000, start=100))
     found = prepared(dataset=[f"{one}:0.25", f"{two}:0.75"], validation_split=0)
@@ -225,6 +219,36 @@ def test_another_tokenizer_is_another_preparation(prepared: Any, model: Path, tm
         config.write_text(before)
 
 
+@pytest.mark.parametrize("package", ["transformers", "tokenizers"])
+def test_another_version_of_what_tokenizes_is_another_preparation(
+    package: str, prepared: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = write(tmp_path / "a.jsonl", rows(10))
+    first = prepared(dataset=file)
+    monkeypatch.setattr("raymb.data.prepare.version", lambda name: "0.1" if name == package else version(name))
+    assert prepared(dataset=file).path != first.path
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_a_token_beyond_the_embedding_is_refused(packing: bool, model: Path, tmp_path: Path, prepared: Any) -> None:
+    """With the row that has it, also when the rows were prepared before for a model with a larger embedding."""
+    content = rows(10)
+    content[6]["completion"] = " zebra"
+    file = write(tmp_path / "a.jsonl", content)
+    flags = {"dataset": file, "packing": packing, "validation_split": 0}
+    found = prepared(**flags)
+    largest = found.manifest["largest_token"]
+    ids = np.concatenate([row["input_ids"] for row in RowFile(found.path / "train.arrow")])
+    assert largest["id"] == ids.max() and largest["row"].startswith(f"{file} line ")
+    assert prepared(**flags, vocab_size=largest["id"] + 1).reused
+    for again in ({}, {"seq_length": 32}):
+        with pytest.raises(DataError) as caught:
+            prepared(**flags, **again, vocab_size=largest["id"])
+        for words in (largest["row"], f"token {largest['id']} ({largest['token']!r})", f"{largest['id']} rows"):
+            assert words in str(caught.value)
+    assert not list((tmp_path / "storage" / "_prepared").glob(".*")), "nothing is left behind"
+
+
 @pytest.mark.parametrize("damage", ["cut", "removed", "no manifest", "manifest cut"])
 def test_damaged_rows_are_made_again(damage: str, prepared: Any, tmp_path: Path) -> None:
     file = write(tmp_path / "a.jsonl", rows(50))
@@ -257,7 +281,7 @@ def test_a_killed_preparation_leaves_nothing_that_is_believed(model: Path, tmp_p
     assert len(left) == 1 and left[0].name.startswith(".") and not (left[0] / MANIFEST).exists()
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=True)
     numbers = json.loads(done.stdout)
-    assert (numbers["rows"], numbers["dropped_rows"]) == (57_000, 0)
+    assert (numbers["rows"], numbers["dropped_rows"]) == (57_044, 0)
     assert [place.name for place in home.iterdir()] == [Path(numbers["path"]).name]
 
 
@@ -268,7 +292,7 @@ def test_two_at_once_do_not_collide(model: Path, tmp_path: Path) -> None:
     environment = os.environ | {"PYTHONPATH": "src"}
     both = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     outputs = [json.loads(process.communicate(timeout=120)[0]) for process in both]
-    assert outputs[0] == outputs[1] and outputs[0]["rows"] == 2850
+    assert outputs[0] == outputs[1] and outputs[0]["rows"] == 2840
     assert len(list((tmp_path / "storage" / "_prepared").iterdir())) == 1
 
 
@@ -294,27 +318,16 @@ def test_packing(sample_multiple: int, prepared: Any, model: Path, tmp_path: Pat
     assert numbers["trained_tokens"] == targets
 
 
-def test_first_fit_decreasing_is_what_its_name_says() -> None:
-    random = np.random.default_rng(0)
-    for count in (0, 1, 7, 400):
-        lengths = random.integers(1, 101, count)
-        rows: list[list[int]] = []
-        for index in np.argsort(-lengths, kind="stable"):
-            fits = [row for row in rows if sum(lengths[row]) + lengths[index] <= 100]
-            (fits[0] if fits else rows.append([]) or rows[-1]).append(int(index))
-        assert [sorted(row) for row in first_fit_decreasing(lengths, 100)] == [sorted(row) for row in rows]
-
-
 def test_long_rows(prepared: Any, model: Path, tmp_path: Path) -> None:
     content = [*rows(5), {"prompt": "p", "completion": " c" * 40}, {"prompt": "p" * 50, "completion": " c"}]
     file = write(tmp_path / "a.jsonl", content)
     flags = {"dataset": file, "validation_split": 0, "seq_length": 16}
     cut = prepared(**flags)
     numbers = cut.manifest["parts"]["train"]
-    assert (numbers["rows"], numbers["truncated_rows"], numbers["dropped_rows"], numbers["longest"]) == (6, 2, 1, 17)
-    assert numbers["truncated_tokens"] > 40 and numbers["empty_answers"] == 0
+    assert (numbers["rows"], numbers["truncated_rows"], numbers["dropped_rows"], numbers["longest"]) == (6, 1, 1, 17)
+    assert numbers["truncated_tokens"] > 20 and numbers["empty_answers"] == 0
     assert cut.manifest["notes"] == [
-        f"2 rows are cut to --seq_length 16 (the first: {file} line 6)",
+        f"1 row is cut to --seq_length 16 (the first: {file} line 6)",
         f"1 row is left out: cut to --seq_length 16, no trained token is left (the first: {file} line 7)",
     ]
     assert all(f"warning: {note}" in cut.summary() for note in cut.manifest["notes"])
@@ -382,11 +395,12 @@ def test_real_dialogues_packed(
     ratio = a_row["true"] / a_row["false"]
     efficiency = numbers["true"]["packing_efficiency"]
     print(
-        f"\nsequence 1024, {len(content):,} dialogues: {efficiency:.2%} full, {ratio:.1f} times the trained tokens "
-        f"of a padded step"
+        f"\nsequence 1024, {len(content):,} dialogues: {efficiency:.2%} full, {numbers['true']['packed_rows']} rows, "
+        f"{ratio:.1f} times the trained tokens of a padded step"
     )
     assert numbers["true"]["trained_tokens"] == numbers["false"]["trained_tokens"]
-    assert efficiency >= 0.98
+    fewest = -(-numbers["true"]["tokens"] // 1024)
+    assert numbers["true"]["packed_rows"] == fewest, "a row more than the tokens need"
     assert ratio >= 5
 
 

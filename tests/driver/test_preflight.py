@@ -14,7 +14,7 @@ from tests.data.conftest import in_this_process as in_this_process
 from tests.data.templates import unmarked
 
 from raymb.data.store import RowFile
-from raymb.driver.preflight import Preflight, fingerprint, preflight
+from raymb.driver.preflight import Preflight, fingerprint, preflight, validation_line
 from raymb.errors import RunDirError
 from raymb.model import files as model_files
 from raymb.run import fingerprint as fingerprints
@@ -63,6 +63,15 @@ def groups(before: Fingerprint, now: Fingerprint) -> list[str]:
 
 
 # The fingerprint
+
+
+def test_a_validation_of_more_rows_than_are_trained_on_between_two_is_said(checked: Callable[..., Preflight]) -> None:
+    flags = {"validation_split": 0.5, "eval_interval": 1, "global_batch_size": 2}
+    found = checked(**flags)
+    rows = found.prepared.rows("validation")
+    assert rows > 2 and f"all {rows:,} rows, and between two of them 2 are trained on" in validation_line(found)
+    for calm in ({"eval_interval": 500}, {"eval_interval": 0}, {"max_validation_samples": 2}, {"validation_split": 0}):
+        assert validation_line(checked(**{**flags, **calm})) == ""
 
 
 def test_groups_and_what_is_in_them(checked: Callable[..., Preflight]) -> None:

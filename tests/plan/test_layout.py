@@ -12,7 +12,7 @@ from tests.conftest import QWEN2_4_LAYERS, QWEN3_MOE_4_LAYERS
 from raymb.errors import PlanError
 from raymb.model.shape import ModelShape
 from raymb.plan import Plan, make_plan
-from raymb.plan.layout import evaluation_batch
+from raymb.plan.layout import evaluation_batches
 from raymb.plan.table import plan_rows, print_plan
 from raymb.spec import load_spec
 
@@ -305,15 +305,21 @@ def test_padding_is_the_least_multiple_of_tensor_parallel():
 
 
 @pytest.mark.parametrize(
-    ("rows", "expected"), [(1000, (8, 64)), (64, (8, 64)), (63, (8, 32)), (31, (4, 16)), (5, (1, 4)), (3, (1, 0))]
+    ("rows", "expected"),
+    [(1, (32, 1)), (32, (32, 1)), (33, (64, 1)), (64, (64, 1)), (65, (64, 2)), (160, (64, 3)), (193, (64, 4))],
 )
-def test_a_validation_has_a_batch_that_its_rows_fill(rows, expected):
+def test_a_validation_is_of_all_its_rows(rows: int, expected: tuple[int, int]) -> None:
     flags = {"tensor_parallel_size": 1, "pipeline_parallel_size": 1}
     plan = plan_of(num_workers=4, global_batch_size=64, micro_batch_size=8, **flags)
-    assert evaluation_batch(plan.layout, 4, rows) == expected
+    assert evaluation_batches(plan.layout, rows) == expected
 
 
-def test_a_validation_of_virtual_stages_fills_the_pipeline():
+def test_a_validation_is_padded_as_little_as_its_batches_allow() -> None:
+    plan = plan_of(num_workers=1, global_batch_size=64, micro_batch_size=1)
+    assert [evaluation_batches(plan.layout, rows) for rows in (0, 5, 65, 130)] == [(0, 0), (5, 1), (33, 2), (44, 3)]
+
+
+def test_a_validation_of_virtual_stages_fills_the_pipeline() -> None:
     flags = {"pipeline_parallel_size": 2, "virtual_pipeline_parallel_size": 2, "micro_batch_size": 2}
     plan = plan_of(num_workers=2, global_batch_size=16, **flags)
-    assert [evaluation_batch(plan.layout, 1, rows) for rows in (16, 7, 3, 1)] == [(2, 16), (2, 4), (1, 2), (1, 0)]
+    assert [evaluation_batches(plan.layout, rows) for rows in (17, 16, 7, 1)] == [(12, 2), (16, 1), (8, 1), (4, 1)]

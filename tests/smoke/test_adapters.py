@@ -80,7 +80,7 @@ RUN = {
     "tensor_parallel_size": 2,
     "save_interval": 5,
     "eval_interval": 5,
-    "eval_iters": 2,
+    "max_validation_samples": 16,
 }
 
 

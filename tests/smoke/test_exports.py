@@ -45,7 +45,7 @@ def trained(ray_cluster: None, tiny_qwen2: Path, rows: Path, tmp_path_factory: p
         "keep_last": 1,
         "keep_best": 1,
         "eval_interval": 2,
-        "eval_iters": 2,
+        "max_validation_samples": 16,
         "export_checkpoint": "best",
         "profile_steps": "2:3",
     }

@@ -31,7 +31,7 @@ FLAGS: dict[str, Any] = {
     "train_iters": 15,
     "save_interval": 5,
     "eval_interval": 5,
-    "eval_iters": 1,
+    "max_validation_samples": 8,
     "max_failures": 9,
 }
 

@@ -27,7 +27,7 @@ def test_mission_command_with_eight_workers(finetune: Callable[..., Path], rows:
         seq_length=128,
         save_interval=4,
         eval_interval=3,
-        eval_iters=1,
+        max_validation_samples=8,
         output_dir=tmp_path / "elsewhere",
     )
     metrics = read_metrics(run)

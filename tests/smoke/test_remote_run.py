@@ -19,7 +19,7 @@ FLAGS: dict[str, Any] = {
     "save_interval": 3,
     "keep_last": 2,
     "eval_interval": 5,
-    "eval_iters": 1,
+    "max_validation_samples": 8,
 }
 
 

@@ -58,8 +58,14 @@ def test_early_stopping_keeps_the_best_checkpoint(
     finetune: Callable[..., Path], capfd: pytest.CaptureFixture[str]
 ) -> None:
     """No validation is better by 10 than the first one."""
-    flags = {"num_workers": 1, "eval_interval": 2, "eval_iters": 1, "save_interval": 2, "keep_last": 1, "keep_best": 1}
-    flags |= {"early_stopping_patience": 3, "early_stopping_threshold": 10, "train_iters": 50}
+    flags = {"num_workers": 1, "eval_interval": 2, "max_validation_samples": 8, "save_interval": 2}
+    flags |= {
+        "keep_last": 1,
+        "keep_best": 1,
+        "early_stopping_patience": 3,
+        "early_stopping_threshold": 10,
+        "train_iters": 50,
+    }
     run = finetune(**flags)
     losses = {record["step"]: record["loss"] for record in read_metrics(run, "validation")}
     assert list(losses) == [2, 4, 6, 8]

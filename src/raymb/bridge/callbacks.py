@@ -20,6 +20,7 @@ from raymb.bridge.collectives import largest_of_all
 from raymb.bridge.forward import TokenCounter
 from raymb.bridge.profiling import NsysWindow, Profile
 from raymb.bridge.saving import Saving
+from raymb.bridge.testing import WholeTest
 from raymb.checkpoints import manifest as checkpoint
 from raymb.checkpoints.remote import RemoteCheckpoints
 from raymb.rank.early_stopping import has_stalled
@@ -57,6 +58,8 @@ def make_callbacks(
         partial(_leave_out, job),
     )
     callbacks: list[Callback] = [Phases(saving.progress), metrics, guard, Validations(job, saving, emit), Stops(stop)]
+    if job.test_rows:
+        callbacks.append(WholeTest(job))
     if job.plan.adapters:
         callbacks.append(TellAdapters(job, emit))
     performance = job.spec.performance
@@ -250,7 +253,7 @@ class Validations(Callback):
         losses = list((context.total_loss_dict or {}).values())
         loss = largest_of_all(float(losses[0]) if losses else float("-inf"))
         if any(at == step for at, _ in self.saving.losses):
-            return  # Bridge validates once more after the last step, on other batches; a step has one validation
+            return  # Bridge validates once more after the last step; a step has one validation
         if torch.distributed.get_rank() == 0:
             self.emit(_loss_record("validation", step, loss))
         self.saving.validated(step, loss)

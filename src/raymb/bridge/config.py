@@ -29,7 +29,7 @@ from raymb.bridge.patches import collectives, models
 from raymb.bridge.patches.attention import check_attention, leave_attention_to_transformer_engine
 from raymb.checkpoints.manifest import left_out
 from raymb.model.vision import vision_architecture
-from raymb.plan.layout import evaluation_batch
+from raymb.plan.layout import evaluation_batches
 from raymb.rank.accelerator import ACCELERATORS, Accelerator, precision_of
 from raymb.run.job import Job
 from raymb.spec.training import Optimizer, Train
@@ -185,21 +185,10 @@ def _cuda_graphs(wanted: bool) -> dict[str, Any]:
 
 
 def _validation(job: Job) -> ValidationConfig:
-    """Validation and test as asked, with a micro and a global batch that the held-out rows can fill, and as many
-    batches as there are rows for; none where they cannot."""
-    evaluation, layout = job.spec.evaluation, job.layout
-    # Of an elastic run the largest size's, so that all sizes validate on the same rows.
-    copies = max(plan.layout.data_parallel_size for plan in [job.plan, *job.plans.values()])
-    held_out = [rows for rows in (job.validation_rows, job.test_rows) if rows]
-    micro, batch = evaluation_batch(layout, copies, min(held_out, default=0))
-    if not batch or not evaluation.eval_iters or not (evaluation.eval_interval or job.test_rows):
-        return ValidationConfig(eval_interval=None, eval_iters=0)
-    return ValidationConfig(
-        eval_interval=evaluation.eval_interval or None if job.validation_rows else None,
-        eval_iters=min(evaluation.eval_iters, max(held_out) // batch),
-        eval_global_batch_size=batch,
-        eval_micro_batch_size=micro,
-    )
+    """Of every held-out row. Where there is only a test, its sizes; else raymb.bridge.testing sets them before it."""
+    interval = job.spec.evaluation.eval_interval if job.validation_rows else 0
+    batch, count = evaluation_batches(job.layout, job.validation_rows if interval else job.test_rows)
+    return ValidationConfig(eval_interval=interval or None, eval_iters=count, eval_global_batch_size=batch or None)
 
 
 def _optimizer(job: Job, precision: str) -> OptimizerConfig:
@@ -280,14 +269,13 @@ def _fsdp(job: Job) -> dict[str, Any]:
 
 
 def _dataset(job: Job, validation: ValidationConfig) -> PreparedRowsConfig:
-    shown = (validation.eval_iters or 0) * (validation.eval_global_batch_size or 0)
     return PreparedRowsConfig(
         directory=job.data_dir,
         seq_length=job.spec.data.seq_length,
         seed=job.spec.data_seed,
         pad_id=job.pad_id,
-        validation=shown if job.validation_rows else 0,
-        test=job.test_rows > 0,
+        validation_batch=evaluation_batches(job.layout, job.validation_rows)[0] if validation.eval_interval else 0,
+        test_batch=evaluation_batches(job.layout, job.test_rows)[0],
         enable_offline_packing=job.spec.data.packing,
         sample_multiple=job.layout.sample_multiple,
         architecture=vision_architecture(job.architecture),

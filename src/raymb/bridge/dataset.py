@@ -11,6 +11,7 @@ import torch
 from megatron.bridge.data.base import DatasetBuildContext, DatasetProvider
 from megatron.bridge.data.packing import PackedSequenceSpecs
 
+from raymb.bridge.sampling import PADDING
 from raymb.data.images import ImageProcessor
 from raymb.data.store import IMAGES, ImageFile, RowFile
 
@@ -21,8 +22,8 @@ class PreparedRowsConfig(DatasetProvider):
 
     Args:
         pad_id: token that fills a row up to its length.
-        validation: rows that a validation takes, the same ones each time; 0 for none.
-        test: whether there are such rows.
+        seed: of the order of the training rows.
+        validation_batch, test_batch: rows in a global batch of them; 0 where none are wanted.
         enable_offline_packing: rows hold several samples; Bridge asks under this name.
         sample_multiple: each packed sample is padded to a multiple of it.
         architecture: of a vision-language model; "" for any other.
@@ -33,8 +34,8 @@ class PreparedRowsConfig(DatasetProvider):
     seq_length: int
     seed: int
     pad_id: int
-    validation: int
-    test: bool
+    validation_batch: int
+    test_batch: int
     enable_offline_packing: bool
     sample_multiple: int
     architecture: str = ""
@@ -52,36 +53,38 @@ class PreparedRowsConfig(DatasetProvider):
     def build_datasets(self, context: DatasetBuildContext) -> tuple[Any, Any, Any]:
         return (
             self._rows("train"),
-            self._rows("validation").draw(self.validation, self.seed) if self.validation else None,
-            self._rows("test") if self.test else None,
+            self._rows("validation", self.validation_batch) if self.validation_batch else None,
+            self._rows("test", self.test_batch) if self.test_batch else None,
         )
 
-    def _rows(self, part: str) -> PreparedRows:
+    def _rows(self, part: str, held_out_batch: int = 0) -> PreparedRows:
         kind = PackedRows if self.enable_offline_packing else ImageRows if self.architecture else PaddedRows
         rows = kind(Path(self.directory, f"{part}.arrow"), self.seq_length, self.pad_id, self.sample_multiple)
+        rows.held_out_batch = held_out_batch
         if isinstance(rows, ImageRows):
             rows.processor = ImageProcessor(self.architecture, self.model_path, self.revision)
         return rows
 
 
 class PreparedRows(torch.utils.data.Dataset):
+    """
+    Attributes:
+        held_out_batch: of held-out rows, of which Bridge has one for validation and test; 0 for training rows.
+    """
+
+    held_out_batch = 0
+
     def __init__(self, file: Path, seq_length: int, pad_id: int, sample_multiple: int):
         self.rows = RowFile(file)
         self.seq_length, self.pad_id, self.sample_multiple = seq_length, pad_id, sample_multiple
-        self.drawn: np.ndarray | None = None
-
-    def draw(self, count: int, seed: int) -> PreparedRows:
-        """Keep so many of the rows, some of them more than once if there are fewer. Bridge 0.6.2 continues through a
-        data set from one validation to the next, and losses of different rows cannot be compared; a data set with a
-        validation's rows alone begins again each time."""
-        self.drawn = np.resize(np.random.default_rng(seed).permutation(len(self.rows)), count)
-        return self
 
     def __len__(self) -> int:
-        return len(self.rows) if self.drawn is None else len(self.drawn)
+        return len(self.rows)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        return self.rows[int(index if self.drawn is None else self.drawn[index])]
+        """A row as prepared; PADDING is one of which no token is trained."""
+        row = self.rows[max(0, int(index))]
+        return {**row, "trained": np.zeros_like(row["trained"])} if index == PADDING else row
 
     def __getstate__(self) -> dict[str, Any]:
         raise TypeError("a mapped file does not travel to another process; loaders fork")

@@ -60,6 +60,7 @@ class Encoder:
         encoded = collected(
             self._tokenized(rows, home, problems, dropped), batch, problems, self.settings, self.tokenizer.eos_token_id
         )
+        encoded.find_largest(self.tokenizer)
         encoded.problems.sort()
         encoded.dropped = dropped
         encoded.empty, encoded.pairs = empty, sum("messages" not in row for _, row in rows)

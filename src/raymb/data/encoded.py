@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import Counter
 from dataclasses import dataclass, field
 from itertools import chain
@@ -22,24 +23,29 @@ class Encoded:
     Args:
         tokens: int32 ids of all samples; trained: uint8, 1 where the token is a target.
         lengths: tokens of each sample.
-        hashes: uint64, equal for equal samples.
+        hashes: uint64, equal for equal samples; origins: uint64, equal for equal rows of the source.
         numbers: the row number of each sample in its source.
         where: the source, as in Batch.
         eos_id: of the tokenizer; also what rows are padded with.
         problems: (row number, what is wrong) of the rows left out.
-        truncated, too_long, untrained: row numbers: cut, left out for their length, left with nothing to train on.
-        empty, cut_tokens: problems that are empty answers; tokens that were cut.
+        truncated, too_long, untrained: row numbers: cut, left out for their length, left out because nothing to train
+            on would be left.
+        cut: tokens that each sample has lost at its end.
+        empty: problems that are empty answers.
         pairs: rows of texts: prompt and completion, or a document.
         size: of the batch.
         images: digests of each sample's images, which lie in the settings' copies.
         dropped: what the chat template leaves out, "the reasoning of {n} messages", and how many times.
+        largest: (id, token, row number) of the token with the largest id.
     """
 
     tokens: np.ndarray
     trained: np.ndarray
     lengths: np.ndarray
     hashes: np.ndarray
+    origins: np.ndarray
     numbers: np.ndarray
+    cut: np.ndarray
     where: str
     eos_id: int
     problems: list[tuple[int, str]] = field(default_factory=list)
@@ -48,10 +54,18 @@ class Encoded:
     untrained: list[int] = field(default_factory=list)
     empty: int = 0
     pairs: int = 0
-    cut_tokens: int = 0
     size: int = 0
     images: list[tuple[str, ...]] = field(default_factory=list)
     dropped: Counter[str] = field(default_factory=Counter)
+    largest: tuple[int, str, int] | None = None
+
+    def find_largest(self, tokenizer: Any) -> None:
+        """Set `largest`, if there is a sample."""
+        if len(self.tokens):
+            place = int(self.tokens.argmax())
+            sample = int(np.searchsorted(np.cumsum(self.lengths), place, side="right"))
+            token = int(self.tokens[place])
+            self.largest = token, str(tokenizer.convert_ids_to_tokens(token)), int(self.numbers[sample])
 
 
 @dataclass(frozen=True)
@@ -85,23 +99,24 @@ def collected(
         problems: of the batch so far; samples without a target join them.
         eos_id: of the tokenizer.
     """
-    kept = []
-    truncated, too_long, untrained, cut_tokens = [], [], [], 0
+    kept, cut = [], []
+    truncated, too_long, untrained = [], [], []
     for sample in samples:
         if not any(sample.trained[1:]):
             problems.append((sample.number, "no token of it is trained"))
             continue
-        if len(sample.ids) > settings.max_tokens:
+        whole = len(sample.ids)
+        if whole > settings.max_tokens:
             if settings.long_rows != "truncate":
                 too_long.append(sample.number)
                 continue
-            truncated.append(sample.number)
-            whole, sample = len(sample.ids), sample.cut(settings.max_tokens)
-            cut_tokens += whole - len(sample.ids)
+            sample = sample.cut(settings.max_tokens)
             if not any(sample.trained[1:]):
                 untrained.append(sample.number)
                 continue
+            truncated.append(sample.number)
         kept.append(sample)
+        cut.append(whole - len(sample.ids))
     tokens = _flat([sample.ids for sample in kept], np.int32)
     trained = _flat([sample.trained for sample in kept], np.uint8)
     lengths = np.array([len(sample.ids) for sample in kept], dtype=np.int32)
@@ -111,15 +126,16 @@ def collected(
         trained=trained,
         lengths=lengths,
         hashes=_hashes(tokens, trained, lengths, images),
+        origins=_origins(batch, [sample.number for sample in kept]),
         images=images if any(images) else [],
         numbers=np.array([sample.number for sample in kept], dtype=np.int64),
+        cut=np.array(cut, dtype=np.int32),
         where=batch.where,
         eos_id=eos_id,
         problems=problems,
         truncated=truncated,
         too_long=too_long,
         untrained=untrained,
-        cut_tokens=cut_tokens,
         size=batch.size,
     )
 
@@ -138,3 +154,10 @@ def _hashes(tokens: np.ndarray, trained: np.ndarray, lengths: np.ndarray, images
         for end, length, seen in zip(ends, lengths, images, strict=True)
     ]
     return np.frombuffer(b"".join(digest.digest() for digest in digests), dtype=np.uint64)
+
+
+def _origins(batch: Batch, numbers: list[int]) -> np.ndarray:
+    """Digests of the rows as the source has them: a line of JSON, or what a row of another format holds."""
+    rows = (batch.rows[number - batch.numbers.start] for number in numbers)
+    texts = (row.strip() if isinstance(row, bytes) else json.dumps(row, default=repr).encode() for row in rows)
+    return np.frombuffer(b"".join(hashlib.blake2b(text, digest_size=8).digest() for text in texts), dtype=np.uint64)

@@ -113,11 +113,10 @@ def _number_rows(prepared: Prepared, numbers: dict[str, Any]) -> list[tuple[str,
         ("  padding", f"{room - numbers['tokens']:,}: {1 - numbers['packing_efficiency']:.1%} of the room"),
         ("duplicates", f"{numbers['duplicate_rows']:,} samples occur before"),
     ]
-    if "truncated_rows" in numbers:
-        found += [
-            ("truncated", f"{numbers['truncated_rows']:,} samples, {_share(numbers)} of all tokens"),
-            ("left out", f"{numbers['dropped_rows']:,} rows, {numbers['empty_answers']:,} of them with empty answers"),
-        ]
+    found += [
+        ("truncated", f"{numbers['truncated_rows']:,} samples, {_share(numbers)} of all tokens"),
+        ("left out", f"{numbers['dropped_rows']:,} rows, {numbers['empty_answers']:,} of them with empty answers"),
+    ]
     sources = prepared.manifest["sources"]
     return found + [("from" if not i else "", _source(one)) for i, one in enumerate(sources)]
 

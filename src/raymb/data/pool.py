@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -27,6 +28,7 @@ class Pool:
         self.codes: list[tuple[int, int]] = []
         self.problems: list[str] = []
         self.wrong = 0
+        self.largest_token: dict[str, Any] = {"id": -1}  # with the token and a row that has it
 
     def add(self, encoded: Encoded, owner: int, part: int) -> None:
         for stream, array in zip(self.streams, (encoded.tokens, encoded.trained), strict=True):
@@ -34,6 +36,9 @@ class Pool:
         self.wrong += len(encoded.problems)
         room = _SHOWN - len(self.problems)
         self.problems += [f"{encoded.where} {number}: {text}" for number, text in encoded.problems[: max(0, room)]]
+        if encoded.largest is not None and encoded.largest[0] > self.largest_token["id"]:
+            number, token, row = encoded.largest
+            self.largest_token = {"id": number, "token": token, "row": f"{encoded.where} {row}"}
         encoded.tokens = encoded.trained = np.empty(0)
         self.batches.append(encoded)
         self.codes.append((owner, part))
@@ -70,6 +75,10 @@ class Pool:
     def hashes(self) -> np.ndarray:
         return np.concatenate([batch.hashes for batch in self.batches])
 
+    @cached_property
+    def origins(self) -> np.ndarray:
+        return np.concatenate([batch.origins for batch in self.batches])
+
     @property
     def pairs(self) -> int:
         """Rows of texts, which are asked about without a chat template."""
@@ -91,13 +100,25 @@ class Pool:
         )
         return count, first
 
-    def losses(self) -> dict[str, int]:
-        dropped = self._rows_of("too_long")[0] + self._rows_of("untrained")[0] + self.wrong
+    @cached_property
+    def cut(self) -> np.ndarray:
+        """Tokens that each sample has lost."""
+        return np.concatenate([batch.cut for batch in self.batches])
+
+    def losses(self, part: int, wanted: np.ndarray) -> dict[str, int]:
+        """What a part has lost. A row without a sample counts where its source does.
+
+        Args:
+            wanted: the part's samples.
+        """
+        cut = self.cut[wanted]
+        batches = [batch for batch, (_, of) in zip(self.batches, self.codes, strict=True) if of == part]
+        dropped = [len(batch.too_long) + len(batch.untrained) + len(batch.problems) for batch in batches]
         return {
-            "truncated_rows": self._rows_of("truncated")[0],
-            "truncated_tokens": sum(batch.cut_tokens for batch in self.batches),
-            "dropped_rows": dropped,
-            "empty_answers": sum(batch.empty for batch in self.batches),
+            "truncated_rows": int((cut > 0).sum()),
+            "truncated_tokens": int(cut.sum()),
+            "dropped_rows": sum(dropped),
+            "empty_answers": sum(batch.empty for batch in batches),
         }
 
     def check(self, spec: RunSpec) -> None:

@@ -16,6 +16,7 @@ import socket
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ import numpy as np
 from rich.console import Console
 
 from raymb.data.locate import PARTS, Located, located_data
-from raymb.data.packing import first_fit_decreasing
+from raymb.data.packing import mixed_rows
 from raymb.data.parallel import Encoders
 from raymb.data.pool import Pool, check_problems
 from raymb.data.settings import Settings
@@ -41,7 +42,7 @@ from raymb.storage.lock import process_lives
 from raymb.storage.remote import is_uri, storage_root
 
 HOME = "_prepared"  # no run can have this name
-FORMAT = 1  # of the files; another one is prepared anew
+FORMAT = 2  # of the files; another one is prepared anew
 MakeEncoders = Callable[..., Encoders]  # from settings and a console
 _NAMED = 100  # samples of a part whose rows the manifest names
 
@@ -96,6 +97,7 @@ def prepare(
     chat: bool,
     sample_multiple: int,
     architecture: str = "",
+    vocab_size: int | None = None,
     console: Console | None = None,
     encoders: MakeEncoders | None = None,
 ) -> Prepared:
@@ -106,6 +108,7 @@ def prepare(
         architecture: of a vision-language model; "" for any other.
         chat: whether it has a chat template.
         sample_multiple: each packed sample is padded to a multiple of it.
+        vocab_size: rows of the model's embedding, which no token may be beyond; None where nobody knows.
         console: where a progress bar goes; None for none.
         encoders: makes what tokenizes; default: processes of this machine.
 
@@ -123,16 +126,28 @@ def prepare(
             fetch_rows(digest, spec.run.storage_path)
     manifest = read_manifest(path)
     if manifest is not None:
+        _check_tokens(manifest["largest_token"], vocab_size)
         return Prepared(path, manifest, reused=True, located=located)
     with _building(home, digest) as directory:
         make = partial(encoders or Encoders, console=console)
         content = _build(spec, located, settings, sample_multiple, directory, make)
+        _check_tokens(content["largest_token"], vocab_size)
         content = {"format": FORMAT, "hash": digest, "key": key, **content}
         write_atomically(directory / MANIFEST, json.dumps(content, indent=2) + "\n")
         _move(directory, path)
     manifest = read_manifest(path)
     assert manifest is not None
     return Prepared(path, manifest, reused=False, located=located)
+
+
+def _check_tokens(largest: dict[str, Any], vocab_size: int | None) -> None:
+    if vocab_size is not None and largest["id"] >= vocab_size:
+        raise DataError(
+            f"{largest['row']}: token {largest['id']} ({largest['token']!r}) is beyond the model's embedding of "
+            f"{vocab_size} rows",
+            "its tokenizer knows tokens that the model was never given: take the tokenizer that it was trained with, "
+            "or resize the model's embedding before (transformers: resize_token_embeddings)",
+        )
 
 
 def encoder_settings(spec: RunSpec, model_path: str) -> Settings:
@@ -192,11 +207,13 @@ def _key(spec: RunSpec, located: list[Located], settings: Settings, sample_multi
         del decisive["architecture"]
     return {
         "format": FORMAT,
+        "versions": [version(package) for package in ("transformers", "tokenizers")],
         "sources": sources,
         "settings": {**decisive, "model_path": tokenizer, "revision": None},
         "bad_rows": data.bad_rows,
         "validation_split": data.validation_split,
         "test_split": data.test_split,
+        "max_validation_samples": spec.evaluation.max_validation_samples,
         "seed": spec.data_seed,
         "packing": [data.seq_length, sample_multiple] if data.packing else None,
     }
@@ -264,7 +281,7 @@ def _build(
                     check_problems(pool, spec.data.bad_rows)
     pool.check(spec)
     samples = pool.samples()
-    chosen = split(spec, located, pool.owners, pool.parts)
+    chosen = split(spec, located, pool.owners, pool.parts, pool.origins)
     files, parts, origins, digest = {}, {}, {}, hashlib.sha256()
     for part, wanted in chosen.items():
         if not len(wanted):
@@ -274,10 +291,10 @@ def _build(
         origins[part] = [pool.row(int(index)) for index in order[:_NAMED]]
         files[f"{part}.arrow"] = write_rows(directory / f"{part}.arrow", samples, order, counts)
         parts[part] = part_statistics(samples, wanted, len(counts), spec.data.seq_length, pool.hashes)
+        parts[part] |= pool.losses(PARTS.index(part), wanted)
     if samples.images:
         files[IMAGES] = write_images(directory / IMAGES, samples, copies)
     shutil.rmtree(copies, ignore_errors=True)
-    parts["train"] |= pool.losses()
     pool.remove()
     return {
         "content": digest.hexdigest()[:16],
@@ -286,6 +303,7 @@ def _build(
         "seq_length": spec.data.seq_length,
         "pairs": pool.pairs,
         "pad_id": pool.batches[0].eos_id,
+        "largest_token": pool.largest_token,
         "sources": [
             {"dataset": one.word, "rows": int((pool.owners == owner).sum()), "used": used(chosen, pool.owners, owner)}
             for owner, one in enumerate(located)
@@ -305,5 +323,5 @@ def _arrange(
     if not spec.data.packing:
         return wanted, np.ones(len(wanted), dtype=np.int64)
     inputs = lengths[wanted].astype(np.int64) - 1  # the last token is only predicted
-    packs = first_fit_decreasing(-(-inputs // sample_multiple) * sample_multiple, spec.data.seq_length)
-    return wanted[np.concatenate(packs)], np.array([len(pack) for pack in packs], dtype=np.int64)
+    order, counts = mixed_rows(-(-inputs // sample_multiple) * sample_multiple, spec.data.seq_length, spec.data_seed)
+    return wanted[order], counts

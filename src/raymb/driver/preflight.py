@@ -76,6 +76,18 @@ def say_what_is_trained_on(spec: RunSpec, console: Console | None) -> None:
         console.print(NO_DATASET, highlight=False, soft_wrap=True)
 
 
+def validation_line(checked: Preflight) -> str:
+    """That a validation takes more rows than the training between two of them; empty where it does not."""
+    interval, rows = checked.spec.evaluation.eval_interval, checked.prepared.rows("validation")
+    between = interval * checked.plan.layout.global_batch_size
+    if not interval or rows <= between:
+        return ""
+    return (
+        f"a validation is of all {rows:,} rows, and between two of them {between:,} are trained on; "
+        f"--max_validation_samples or a larger --eval_interval makes the run shorter"
+    )
+
+
 def prepared_rows(spec: RunSpec, shape: ModelShape, sample_multiple: int, console: Console | None) -> Prepared:
     """The rows of a spec, prepared now or by an earlier run.
 
@@ -93,6 +105,7 @@ def prepared_rows(spec: RunSpec, shape: ModelShape, sample_multiple: int, consol
         chat=chat,
         sample_multiple=sample_multiple,
         architecture=vision_architecture(shape.architecture),
+        vocab_size=shape.vocab_size,
         console=console,
         encoders=partial(SpreadEncoders, spec) if joins_a_cluster(spec.cluster.ray_address) else None,
     )

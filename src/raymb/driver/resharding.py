@@ -45,14 +45,11 @@ def reshaping(job: Job, directory: Path) -> Job:
     assert manifest is not None
     plan = smallest_plan(job.plan, manifest)
     train = job.spec.train.model_copy(update={"precision": manifest["precision"]})
-    evaluation = job.spec.evaluation.model_copy(update={"eval_iters": 0})
     settings = job.spec.checkpoint.model_copy(
         update={"save_interval": 0, "export_hf": False, "keep_last": None, "keep_best": None}
     )
     optimizer = job.spec.optimizer.model_copy(update={"lr_warmup_iters": 0})  # it must be shorter than no steps
-    spec = job.spec.model_copy(
-        update={"train": train, "evaluation": evaluation, "checkpoint": settings, "optimizer": optimizer}
-    )
+    spec = job.spec.model_copy(update={"train": train, "checkpoint": settings, "optimizer": optimizer})
     return replace(
         job,
         spec=spec,

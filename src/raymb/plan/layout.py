@@ -13,7 +13,6 @@ from raymb.plan.automatic import Automatic, automatic, per_node, too_large
 from raymb.plan.elastic import is_elastic, usable_layouts
 from raymb.plan.gpus import USUAL, Gpu, gpu_named
 from raymb.plan.memory import estimate
-from raymb.plan.multiples import divisors
 from raymb.plan.reason import Reason
 from raymb.plan.rules import Run, broken_run_rules
 from raymb.plan.sizes import DetailedLayout, Layout, layers_per_stage
@@ -215,17 +214,18 @@ def _train_iters(spec: RunSpec, rows: int | None, batch: int) -> int | None:
     return math.ceil(spec.train.num_epochs * rows / batch) if rows else None
 
 
-def evaluation_batch(layout: Layout, copies: int, rows: int) -> tuple[int, int]:
-    """(micro batch, global batch) of a validation: the largest that divide the training's, and that the rows can fill.
+def evaluation_batches(layout: Layout, rows: int) -> tuple[int, int]:
+    """(global batch, batches) of a validation or test of all rows, the last batch padded: as few batches as the
+    training's global batch allows, and no larger ones than they need to be.
 
     Args:
         layout: the training's.
-        copies: data parallel workers.
-        rows: held out; too few for one micro batch of one sample a copy give a global batch of 0.
+        rows: held out; none take no batch.
     """
+    if not rows:
+        return 0, 0
+    unit = layout.micro_batch_size * layout.data_parallel_size
     if layout.virtual_pipeline_parallel_size:
-        copies *= layout.pipeline_parallel_size  # interleaved stages want as many micro-batches each time
-    sizes = divisors(layout.micro_batch_size)
-    micro = max((size for size in sizes if size * copies <= rows), default=1)
-    smallest = micro * copies
-    return micro, min(layout.global_batch_size, rows // smallest * smallest)
+        unit *= layout.pipeline_parallel_size  # interleaved stages want as many micro-batches each time
+    count = math.ceil(rows / layout.global_batch_size)
+    return math.ceil(math.ceil(rows / count) / unit) * unit, count

@@ -139,6 +139,7 @@ _OWN_WAY = frozenset(
         "optimizer.use_precision_aware_optimizer",
         "train.num_epochs",
         "train.iterations_to_skip",
+        "validation.eval_iters",
         "dataset.enable_offline_packing",
         "ddp.overlap_grad_reduce",
         "ddp.overlap_param_gather",

@@ -155,14 +155,9 @@ def _exports(spec: RunSpec) -> Iterator[str]:
     if not checkpoint.export_hf and (interval or checkpoint.export_checkpoint == "best"):
         flag = "--save_hf_interval" if interval else "--export_checkpoint best"
         yield f"{flag} says what to export, and --no_export_hf leaves exports out; drop one of them"
-    no_loss = checkpoint.best_metric == "validation_loss" and not (
-        spec.evaluation.eval_interval and spec.evaluation.eval_iters
-    )
+    no_loss = checkpoint.best_metric == "validation_loss" and not spec.evaluation.eval_interval
     if checkpoint.export_checkpoint == "best" and no_loss:
-        yield (
-            "--export_checkpoint best needs validations: --eval_interval and --eval_iters more than 0, or "
-            "--best_metric train_loss"
-        )
+        yield ("--export_checkpoint best needs validations: --eval_interval more than 0, or --best_metric train_loss")
 
 
 def _performance(performance: Performance) -> Iterator[str]:

@@ -10,7 +10,17 @@ import importlib
 
 from raymb.bridge.patches.patch import Patch
 
-SUBJECTS = ("imports", "startup", "models", "attention", "fusions", "adapters", "checkpoint_writing", "collectives")
+SUBJECTS = (
+    "imports",
+    "startup",
+    "loaders",
+    "models",
+    "attention",
+    "fusions",
+    "adapters",
+    "checkpoint_writing",
+    "collectives",
+)
 
 
 def all_patches() -> list[Patch]:
