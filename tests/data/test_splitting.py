@@ -118,6 +118,17 @@ def test_equal_rows_are_on_one_side(parts: Any, tmp_path: Path) -> None:
     assert not set(found["train"]) & set(found["validation"] + found["test"])
 
 
+def test_a_document_is_on_one_side(parts: Any, tmp_path: Path) -> None:
+    """Its pieces are samples of one row; also where the only row that is held out is the one that must be."""
+    content = [{"text": f"d{number} " * 200} for number in range(30)]
+    for count, split in ((30, SPLIT), (3, {"validation_split": 0.01})):
+        found = parts(dataset=write(tmp_path / f"{count}.jsonl", content[:count]), **split)
+        documents = {
+            part: {text.split()[1] for text in texts if len(text.split()) > 1} for part, texts in found.items()
+        }
+        assert documents["validation"] and not documents["train"] & documents["validation"]
+
+
 def test_fewer_validation_rows_are_some_of_all(parts: Any, tmp_path: Path) -> None:
     file = write(tmp_path / "a.jsonl", rows(200))
     every, ten, five = (
