@@ -343,7 +343,7 @@ def test_storage_that_cannot_be_written(refused: Callable[..., str], tmp_path: P
 
 
 def test_unknown_part(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], in_this_process: None) -> None:
-    file = write(tmp_path / "a.jsonl", GOOD, GOOD)
+    file = write(tmp_path / "a.jsonl", GOOD, {**GOOD, "prompt": "another"})
     words = ["--hf_model_path", model, "--dataset", file, "--storage_path", tmp_path, "--part", "test"]
     assert main(["data", "inspect", *map(str, words)]) == 2
     assert "--part test: there are no such rows\n  there are rows for train, validation" in capsys.readouterr().err

@@ -155,13 +155,13 @@ FLAGS: dict[str, tuple[str, str]] = {
     ),
     "a share that is no row": (
         "--dataset {rows}:0.99 --dataset {other}:0.01",
-        "--dataset {other}:0.01 uses none of its 38 rows: no row is repeated, and {rows} has 38\n"
+        "--dataset {other}:0.01 uses none of its 39 rows: no row is repeated, and {rows} has 39\n"
         "  raise the weight of {other}; weights above 1 repeat rows, for example {rows}:10 and {other} without a "
         "weight",
     ),
     "times that are no row": (
         "--dataset {rows}:2 --dataset {other}:0.01",
-        "--dataset {other}:0.01 uses none of its 38 rows\n  raise its weight",
+        "--dataset {other}:0.01 uses none of its 39 rows\n  raise its weight",
     ),
     "a weight of validation rows": (
         "--dataset {rows} --validation_dataset {other}:0.5",

@@ -121,8 +121,8 @@ class Evaluation(Section):
     eval_interval: int = bridge("validation.eval_interval", default=50, ge=0)
     """Steps between validations; 0 for none."""
     max_validation_samples: Size | None = bridge("validation.eval_iters", default=None)
-    """How many of the validation rows are kept, the same ones for the same --data_seed; default: all. A validation is of
-    every row that is kept, the test of every test row."""
+    """How many of the validation rows are kept, the same ones for the same --data_seed; default: all. A validation is
+    of every row that is kept, the test of every test row."""
     early_stopping_patience: Size | None = None
     """Stop after this many validations in a row without an improvement."""
     early_stopping_threshold: float = Field(default=0.0, ge=0)
