@@ -253,7 +253,7 @@ def test_nulls_that_a_row_wrote_stay(encoder: Callable[..., Encoder], tmp_path: 
     prepared = prepare(load_spec({**flags, "seq_length": "2000"}), str(model), chat=True, sample_multiple=1)
     from transformers import AutoTokenizer
 
-    [sample] = samples_in(RowFile(prepared.path / "train.arrow"))
+    sample, *_ = samples_in(RowFile(prepared.path / "train.arrow"))
     assert '{"city": "Paris"}' in AutoTokenizer.from_pretrained(model).decode(sample.ids)
 
 
@@ -284,3 +284,16 @@ def test_a_completion_ends_once(encoder: Callable[..., Encoder]) -> None:
 def test_a_template_that_goes_through_tools_which_are_not_there(encoder: Callable[..., Encoder]) -> None:
     template = "{% for tool in tools %}{{ tool | tojson }}{% endfor %}" + marked("Qwen").replace("if tools", "if false")
     assert trained(encoder(template), {"messages": [USER, ANSWER]}) == ["It is.<|im_end|>\n"]
+
+
+@pytest.mark.parametrize(
+    ("template", "mark"),
+    [("qwen2_5", "<|im_end|>"), ("gptoss", "<|return|>"), ("glm4moe", "<|user|>"), ("phi3", "<|end|>")],
+)
+def test_what_ends_the_last_answer_is_where_the_model_will_stop(
+    encoder: Callable[..., Encoder], template: str, mark: str
+) -> None:
+    """Not what ends a thought or an earlier answer: gpt-oss writes <|end|> there, and would stop before its answer."""
+    made = encoder(template)
+    found = encoded(made, {"messages": [USER, ANSWER, USER1, ANSWER1]}, {"messages": [USER, ANSWER]})
+    assert {made.tokenizer.convert_ids_to_tokens(token): count for token, count in found.ends.items()} == {mark: 2}

@@ -20,6 +20,7 @@ from raymb.bridge.rounding import as_written
 from raymb.data.store import read_manifest
 from raymb.errors import RunFailed
 from raymb.model.merge import merge
+from raymb.model.stop_tokens import add_stop_tokens
 from raymb.model.tensor_files import TensorFiles, converted, tensor_types, trimmed, type_to_write
 from raymb.model.vision import PROCESSOR_FILES
 from raymb.rank.accelerator import precision_of
@@ -57,6 +58,9 @@ def write_results(hf_bridge: AutoBridge, model: list[Any], job: Job) -> Unverifi
             _write_adapter(hf_bridge, model, job, *directories.values())
         if dist.get_rank() == 0:
             _write_settings(job, directories, template)
+            trained = (read_manifest(Path(job.data_dir)) or {}).get("stop_tokens", [])
+            for partial in directories.values():
+                add_stop_tokens(partial, Path(job.base_files()), trained)
         dist.barrier()
     request = VerificationRequest(
         base=job.model_path,

@@ -57,12 +57,13 @@ class Encoder:
                 empty += isinstance(wrong, EmptyAnswer)
         home = Path(batch.where.rpartition(" ")[0]).parent
         dropped: Counter[str] = Counter()
-        encoded = collected(
-            self._tokenized(rows, home, problems, dropped), batch, problems, self.settings, self.tokenizer.eos_token_id
-        )
+        samples = self._tokenized(rows, home, problems, dropped)
+        ends = Counter(sample.end(self._special, self._blank) for sample in samples)
+        encoded = collected(samples, batch, problems, self.settings, self.tokenizer.eos_token_id)
         encoded.find_largest(self.tokenizer)
         encoded.problems.sort()
         encoded.dropped = dropped
+        encoded.ends = Counter({token: count for token, count in ends.items() if token is not None})
         encoded.empty, encoded.pairs = empty, sum("messages" not in row for _, row in rows)
         return encoded
 
@@ -133,6 +134,16 @@ class Encoder:
         """[BOS] if the tokenizer puts one in front of a text by itself."""
         bos = self.tokenizer.bos_token_id
         return [bos] if bos is not None and self.tokenizer("a")["input_ids"][:1] == [bos] else []
+
+    @cached_property
+    def _blank(self) -> frozenset[int]:
+        """Tokens of white space, which may stand between the marks at a text's end."""
+        return frozenset(ids[0] for ids in self._ids(["\n", "\n\n", " "]) if len(ids) == 1)
+
+    @cached_property
+    def _special(self) -> frozenset[int]:
+        added = self.tokenizer.added_tokens_decoder.items()
+        return frozenset([self.tokenizer.eos_token_id, *(token for token, about in added if about.special)])
 
     @cached_property
     def _chats(self) -> Chats:

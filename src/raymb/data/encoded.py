@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
+from collections.abc import Set
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
@@ -37,6 +38,7 @@ class Encoded:
         images: digests of each sample's images, which lie in the settings' copies.
         dropped: what the chat template leaves out, "the reasoning of {n} messages", and how many times.
         largest: (id, token, row number) of the token with the largest id.
+        ends: tokens that end answers, and how many samples each.
     """
 
     tokens: np.ndarray
@@ -58,6 +60,7 @@ class Encoded:
     images: list[tuple[str, ...]] = field(default_factory=list)
     dropped: Counter[str] = field(default_factory=Counter)
     largest: tuple[int, str, int] | None = None
+    ends: Counter[int] = field(default_factory=Counter)
 
     def find_largest(self, tokenizer: Any) -> None:
         """Set `largest`, if there is a sample."""
@@ -83,6 +86,15 @@ class EncodedSample:
     trained: list[int]
     images: tuple[str, ...] = ()
     places: Places | None = None
+
+    def end(self, special: Set[int], blank: Set[int]) -> int | None:
+        """The special token that ends its last answer: the first after the answer's words."""
+        found = None
+        for token, is_target in zip(reversed(self.ids), reversed(self.trained), strict=True):
+            if not is_target or not (token in special or token in blank):
+                break
+            found = token if token in special else found
+        return found
 
     def cut(self, length: int) -> EncodedSample:
         """To a length, or to the beginning of an image that would be cut."""

@@ -18,6 +18,10 @@ from raymb.spec import RunSpec
 _SHOWN = 5  # a file with one mistake in every line must not fill the screen
 
 
+_NOTABLE = 0.01
+"""Share of the samples from which on a token counts as an end of answers."""
+
+
 class Pool:
     """Everything that was tokenized, in the order it came; the tokens on disk."""
 
@@ -155,6 +159,11 @@ class Pool:
         counts = sum((batch.dropped for batch in self.batches), Counter())
         left_out = [text.replace("{n}", f"{count:,}") for text, count in sorted(counts.items())]
         return [f"the chat template leaves out {text}" for text in left_out]
+
+    def stop_tokens(self) -> list[int]:
+        """Tokens that end answers; not one that hardly any sample ends with."""
+        ends = sum((batch.ends for batch in self.batches), Counter())
+        return sorted(token for token, count in ends.items() if count >= _NOTABLE * ends.total())
 
     def remove(self) -> None:
         for file in self.files:

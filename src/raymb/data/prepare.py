@@ -304,6 +304,7 @@ def _build(
         "pairs": pool.pairs,
         "pad_id": pool.batches[0].eos_id,
         "largest_token": pool.largest_token,
+        "stop_tokens": pool.stop_tokens(),
         "sources": [
             {"dataset": one.word, "rows": int((pool.owners == owner).sum()), "used": used(chosen, pool.owners, owner)}
             for owner, one in enumerate(located)

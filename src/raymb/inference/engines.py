@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from raymb.errors import ModelError, SpecError
 from raymb.export.hf_model import load_hf_model
 from raymb.inference.tuned_model import TunedModel
+from raymb.model.stop_tokens import stop_tokens
 
 Done = Callable[[int], None]
 BASE, TUNED = "base", "tuned"
@@ -63,7 +64,8 @@ def open_engines(model: TunedModel, tokenizer: Any, compare: bool, kind: str, ba
         return _open_vllm(model, compare)
     if model.adapter:
         both = _load_adapter(model)
-        engines: dict[str, Engine] = {TUNED: Transformers(both, tokenizer, batch_size)}
+        stops = stop_tokens(Path(model.path))
+        engines: dict[str, Engine] = {TUNED: Transformers(both, tokenizer, batch_size, stops=stops)}
         return {BASE: Transformers(both, tokenizer, batch_size, adapter=False), **engines} if compare else engines
     paths = {**({BASE: model.base} if compare else {}), TUNED: model.path}
     return {
@@ -118,10 +120,12 @@ class Transformers:
 
     Args:
         adapter: False leaves a PEFT model's adapter out.
+        stops: what the adapter's generation_config.json ends an answer with; PEFT reads the base model's alone.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, batch_size: int, adapter: bool = True):
+    def __init__(self, model: Any, tokenizer: Any, batch_size: int, adapter: bool = True, stops: Sequence[int] = ()):
         self.model, self.tokenizer, self.batch_size, self.adapter = model, tokenizer, batch_size, adapter
+        self.stops = stops
 
     @contextlib.contextmanager
     def ready(self) -> Iterator[Any]:
@@ -169,10 +173,11 @@ class Transformers:
         return [_until(tokens, set(ends)) for tokens in output[:, longest:].tolist()]
 
     def _ends(self) -> list[int]:
-        """Tokens that end an answer: as the model's generation_config.json says, and the tokenizer."""
+        """Tokens that end an answer: as the generation_config.json of model and adapter say, and the tokenizer."""
         own = getattr(self.model.generation_config, "eos_token_id", None)
         own = own if isinstance(own, list) else [own]
-        return [token for token in dict.fromkeys([*own, self.tokenizer.eos_token_id]) if token is not None]
+        ends = dict.fromkeys([*own, *self.stops, self.tokenizer.eos_token_id])
+        return [token for token in ends if token is not None]
 
 
 def _until(tokens: list[int], ends: set[int]) -> list[int]:
@@ -182,8 +187,8 @@ def _until(tokens: list[int], ends: set[int]) -> list[int]:
 class VLLM:
     """A vLLM engine; an adapter is a LoRA request to it."""
 
-    def __init__(self, llm: Any, adapter: Any = None):
-        self.llm, self.adapter = llm, adapter
+    def __init__(self, llm: Any, adapter: Any = None, stops: Sequence[int] = ()):
+        self.llm, self.adapter, self.stops = llm, adapter, list(stops)
 
     def generate(self, prompts: Sequence[list[int]], sampling: Sampling, done: Done) -> list[list[int]]:
         from vllm import SamplingParams  # type: ignore[import-not-found]
@@ -193,6 +198,7 @@ class VLLM:
             temperature=sampling.temperature,
             top_p=sampling.top_p,
             seed=sampling.seed,
+            stop_token_ids=self.stops,
         )
         asked = [{"prompt_token_ids": prompt} for prompt in prompts]
         outputs = self.llm.generate(asked, settings, lora_request=self.adapter)
@@ -213,5 +219,5 @@ def _open_vllm(model: TunedModel, compare: bool) -> dict[str, Engine]:
 
     rank = json.loads(Path(model.path, "adapter_config.json").read_text(encoding="utf-8"))["r"]
     llm = LLM(model.base, enable_lora=True, max_lora_rank=rank, **settings)
-    tuned = VLLM(llm, LoRARequest("tuned", 1, model.path))
+    tuned = VLLM(llm, LoRARequest("tuned", 1, model.path), stop_tokens(Path(model.path)))
     return {BASE: VLLM(llm), TUNED: tuned} if compare else {TUNED: tuned}
