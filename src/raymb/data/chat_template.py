@@ -125,7 +125,7 @@ class ChatTemplate:
             add_generation_prompt=prompt,
             **self.variables,
         )
-        return texts[0], spans[0] if marked else []
+        return str(texts[0]), list(spans[0]) if marked else []  # type: ignore[arg-type]
 
     @cached_property
     def takes_parts(self) -> bool:

@@ -115,7 +115,7 @@ def load(word: str, hub_id: str, settings: Mapping[str, str], streaming: bool | 
             f"--dataset {word}: reading it from the hub failed ({(reason or _in_one_line(error))[:200]})"
         ) from None
     revision = info.sha if info is not None else "cached"
-    return Loaded(loaded if isinstance(loaded, dict) else {"": loaded}, f"{revision}:{settings.get('config', '')}")
+    return Loaded(_by_name(loaded), f"{revision}:{settings.get('config', '')}")
 
 
 def _asked(hub_id: str, revision: str | None) -> tuple[Any, str]:
@@ -159,7 +159,11 @@ def load_saved(directory: str) -> Loaded:
             f"--dataset {directory}: save_to_disk wrote this directory, and it cannot be read "
             f"({_in_one_line(error)[:200]})"
         ) from None
-    return Loaded(loaded if isinstance(loaded, dict) else {"": loaded}, "saved")
+    return Loaded(_by_name(loaded), "saved")
+
+
+def _by_name(loaded: Any) -> dict[str, Any]:
+    return {str(name): split for name, split in loaded.items()} if isinstance(loaded, dict) else {"": loaded}
 
 
 def _in_one_line(error: Exception) -> str:
