@@ -19,13 +19,15 @@ ROWS = 40_000
 
 
 @pytest.fixture
-def two_nodes() -> Iterator[str]:
+def two_nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     from ray.cluster_utils import Cluster
 
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
     made.add_node(num_cpus=2)
     made.wait_for_nodes()
     yield made.address
+    # With this cluster it would forget the one that other tests of this process share.
+    monkeypatch.setattr("ray.experimental.internal_kv._internal_kv_reset", lambda: None)
     made.shutdown()
 
 

@@ -54,9 +54,10 @@ def _prepared(spec: RunSpec, *, any_layout: bool) -> Prepared:
     from raymb.driver.preflight import checked_shape, multiple_without_a_run, prepared_rows, say_what_is_trained_on
 
     console = Console(stderr=True)
-    say_what_is_trained_on(spec, console)
     shape = checked_shape(spec)
-    return prepared_rows(spec, shape, multiple_without_a_run(spec, shape, any_layout), console)
+    sample_multiple = multiple_without_a_run(spec, shape, any_layout)
+    say_what_is_trained_on(spec, console)
+    return prepared_rows(spec, shape, sample_multiple, console)
 
 
 def _as_json(prepared: Prepared) -> str:

@@ -53,7 +53,6 @@ def preflight(spec: RunSpec, console: Console | None = None) -> Preflight:
         raise SpecError(
             "--sample_prompt asks the exported model, and --no_export_hf leaves it out", "drop one of the two flags"
         )
-    say_what_is_trained_on(spec, console)
     check_trackers(spec)
     shape = checked_shape(spec)
     # Twice: the layout needs no data and is cheap, so its mistakes come before minutes of reading.
@@ -61,6 +60,7 @@ def preflight(spec: RunSpec, console: Console | None = None) -> Preflight:
     gpu = local_gpu(spec)
     plan = make_plan(spec, shape, backend=backend, gpu=gpu)
     check_writable(spec.run.storage_path)
+    say_what_is_trained_on(spec, console)
     run = run_dir.RunDir.of(spec, _name(spec, plan))
     mirror.pull(run)
     prepared = prepared_rows(spec, shape, packed_sample_multiple(run, spec, plan), console)
