@@ -163,7 +163,7 @@ FLAGS: dict[str, tuple[str, list[str]]] = {
     "weight of nothing": ("--dataset {rows}:0", ["a weight must be greater than 0"]),
     "unknown hub setting": ("--dataset openai/gsm8k?confg=main", ["'confg' is not understood", "?config=NAME"]),
     "unknown address": ("--dataset nosuch://bucket/a.jsonl", ["--dataset nosuch://bucket/a.jsonl: cannot be reached"]),
-    "nothing at the address": ("--dataset file://{tmp}/none*.jsonl", ["nothing to read at this address"]),
+    "nothing at the address": ("--dataset file://{tmp}/none*.jsonl", ["nothing to read at this URI"]),
     "no such validation rows": ("--dataset {rows} --validation_dataset {tmp}/v.jsonl", ["v.jsonl: no such file"]),
     "half a template": (
         "--dataset {rows} --prompt_template {{prompt}}",

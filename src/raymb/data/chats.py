@@ -117,7 +117,7 @@ class Chats:
     def _images(self) -> ImageReader:
         settings = self.settings
         if not settings.architecture or not settings.copies:
-            raise WrongRow(f"it has an image, and {settings.model_path} sees none")
+            raise WrongRow(f"it has an image, and {settings.model_path} is no vision-language model")
         processor = ImageProcessor(settings.architecture, settings.model_path, settings.revision)
         return ImageReader(processor, Path(settings.copies))
 

@@ -67,7 +67,7 @@ def locate(word: str, data: Data | None = None, *, chat: bool) -> Located:
     """Find the sources behind one --dataset.
 
     Args:
-        word: a path, glob, URI, directory, hub id with ?config=&split=&revision=, preset or `sample`; behind it may
+        word: a path, glob, URI, directory, hub id with ?config=&split=&revision=, preset or `sample`; after it may
             be #ROWS and :WEIGHT.
         data: says how many rows are used of its training rows, and how a hub data set is read.
         chat: whether the model has a chat template.
@@ -191,7 +191,7 @@ def _uri(name: str) -> Mapping[str, Sequence[Source]]:
     if is_directory:
         return _directory(name, names)
     if not names:
-        raise DataError(f"--dataset {name}: nothing to read at this address", WAYS_OUT)
+        raise DataError(f"--dataset {name}: nothing to read at this URI", WAYS_OUT)
     return {"train": [_file(item) for item in names]}
 
 

@@ -95,7 +95,7 @@ class _Rows:
             self._look_ahead()
 
     def _take(self, length: int, room: int) -> int:
-        """Put a sample into the row; the room behind it."""
+        """Put a sample into the row; the room after it."""
         self.taken.append(length)
         self.left -= 1
         self.of[length] -= 1
@@ -106,7 +106,7 @@ class _Rows:
         return room - length
 
     def _last(self, room: int) -> tuple[int, ...]:
-        """One or two lengths that fill the room exactly; else one behind which it can still be filled well; else the
+        """One or two lengths that fill the room exactly; else one after which it can still be filled well; else the
         longest that fits; none if nothing does."""
         of, lost, suits = self.of, self.lost, 0
         if of[room]:

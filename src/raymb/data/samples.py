@@ -26,7 +26,7 @@ class Sample:
     images: list[int] = field(default_factory=list)
 
     def last_answer(self) -> tuple[list[int], list[int]]:
-        """(tokens before the last trained stretch, that stretch). All behind the first token, where nothing is left
+        """(tokens before the last trained stretch, that stretch). All after the first token, where nothing is left
         untrained."""
         targets = [0, *self.trained[1:]]  # nothing predicts the first token
         end = len(targets) - targets[::-1].index(1)

@@ -217,7 +217,7 @@ def of_objects(where: str, rows: list[Any], size: int) -> Iterator[Batch]:
 
 @dataclass(frozen=True)
 class First:
-    """The first rows of sources, one source after the other; what comes behind them is not read.
+    """The first rows of sources, one source after the other; what comes after them is not read.
 
     Args:
         sources: of one part.
