@@ -19,14 +19,13 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 from tests.conftest import write_shape_only_model
+from tests.data.pairs import Rows, rows, write
 from tests.data.templates import unmarked
 
 from raymb.data.prepare import Prepared, prepare
 from raymb.data.store import MANIFEST, RowFile
 from raymb.errors import DataError, RunDirError
 from raymb.spec import load_spec
-
-Rows = list[dict[str, Any]]
 
 
 @pytest.fixture(scope="session")
@@ -48,15 +47,6 @@ def prepared(model: Path, tmp_path: Path, in_this_process: None) -> Callable[...
         )
 
     return run
-
-
-def rows(count: int, start: int = 0) -> Rows:
-    return [{"prompt": f"p{number}", "completion": f" c{number}"} for number in range(start, start + count)]
-
-
-def write(file: Path, content: Rows) -> Path:
-    file.write_text("".join(json.dumps(row) + "\n" for row in content))
-    return file
 
 
 def texts(found: Prepared, model: Path, part: str = "train") -> list[str]:

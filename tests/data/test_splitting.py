@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
@@ -13,13 +12,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.conftest import write_shape_only_model
+from tests.data.pairs import Rows, rows, write
 
 from raymb.data.prepare import Prepared, prepare
 from raymb.data.splitting import _held_out, draws
 from raymb.data.store import RowFile
 from raymb.spec import load_spec
 
-Rows = list[dict[str, Any]]
 PARTS = ("train", "validation", "test")
 
 
@@ -49,15 +48,6 @@ def parts(model: Path, tmp_path: Path, in_this_process: None) -> Callable[..., d
         return texts
 
     return run
-
-
-def rows(count: int, start: int = 0) -> Rows:
-    return [{"prompt": f"p{number}", "completion": f" c{number}"} for number in range(start, start + count)]
-
-
-def write(file: Path, content: Rows) -> Path:
-    file.write_text("".join(json.dumps(row) + "\n" for row in content))
-    return file
 
 
 SPLIT = {"validation_split": 0.1, "test_split": 0.05}

@@ -16,7 +16,7 @@ class Passes:
     """Rows to train on: pass after pass over all of them, each in an order of its own. A batch at the end of a pass is
     filled from the next one.
 
-    What a step sees depends on the rows, the seed and how many came before, so that a run that goes on, also on
+    What a step sees depends on the rows, the seed and how many came before, so that a run that resumes, also on
     another number of workers, sees what an uninterrupted one would.
 
     Args:
