@@ -15,6 +15,7 @@ import pytest
 
 from tests.smoke.conftest import MAIN_FLAGS, read_metrics, words_of, worst_deviation
 from tests.smoke.fault_table import Row
+from tests.smoke.ray_nodes import RayNodes
 from tests.smoke.test_faults import page
 
 pytestmark = [pytest.mark.smoke, pytest.mark.slow, pytest.mark.timeout(1500)]
@@ -28,13 +29,11 @@ raise SystemExit(main())
 
 
 @pytest.fixture
-def cluster() -> Iterator[Any]:
+def cluster() -> Iterator[RayNodes]:
     """A head that runs no workers."""
-    from ray.cluster_utils import Cluster
-
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-    yield cluster
-    cluster.shutdown()
+    nodes = RayNodes(0)
+    yield nodes
+    nodes.close()
 
 
 @pytest.fixture
@@ -77,22 +76,22 @@ def sizes(error: str) -> list[int]:
 
 
 def test_a_run_shrinks_and_grows(
-    cluster: Any, started: Callable[..., subprocess.Popen[str]], tmp_path: Path, table: list[Row]
+    cluster: RayNodes, started: Callable[..., subprocess.Popen[str]], tmp_path: Path, table: list[Row]
 ) -> None:
     """4 workers, 2 when a node goes, 4 when one comes: the same curve as 4 undisturbed ones."""
     flags = {"tensor_parallel_size": 2, "train_iters": 100, "save_interval": 20, "cpus_per_worker": 1}
     whole = started(None, "whole", **{**flags, "num_workers": 4, "cpus_per_worker": 0.25})
     assert whole.wait(timeout=600) == 0
-    cluster.add_node(num_cpus=2)
-    goes = cluster.add_node(num_cpus=2)
+    cluster.add(2)
+    goes = cluster.add(2)
     process = started(cluster.address, "elastic", **flags, num_workers="2:4")
     run = tmp_path / "elastic"
     wait_for_step(run, 25, process)
-    cluster.remove_node(goes, allow_graceful=False)
+    cluster.kill(goes)
     while not (pages := _pages(run)) or pages[0]["resumed from"] == "-":
         assert process.poll() is None
         time.sleep(0.2)
-    cluster.add_node(num_cpus=2)
+    cluster.add(2)
     error = process.communicate(timeout=600)[1]
     print(error)
     assert process.returncode == 0, error
@@ -128,15 +127,14 @@ def _pages(run: Path) -> list[dict[str, str]]:
 
 
 def test_a_node_goes(
-    cluster: Any, started: Callable[..., subprocess.Popen[str]], tmp_path: Path, table: list[Row]
+    cluster: RayNodes, started: Callable[..., subprocess.Popen[str]], tmp_path: Path, table: list[Row]
 ) -> None:
     """A fixed size: the workers start again on another node."""
-    nodes = {node.node_id: node for node in (cluster.add_node(num_cpus=2), cluster.add_node(num_cpus=2))}
+    nodes = [cluster.add(2), cluster.add(2)]
     process = started(cluster.address, "run", num_workers=2, train_iters=100, save_interval=10, cpus_per_worker=1)
     run = tmp_path / "run"
     wait_for_step(run, 15, process)
-    used = _node_of_workers(cluster.address, list(nodes))
-    cluster.remove_node(nodes[used], allow_graceful=False)
+    cluster.kill(_node_of_workers(cluster.address, nodes))
     error = process.communicate(timeout=300)[1]
     assert process.returncode == 0, error
     assert [record["step"] for record in read_metrics(run)] == list(range(1, 101))

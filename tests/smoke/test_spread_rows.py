@@ -13,22 +13,18 @@ from typing import Any
 import pytest
 
 from tests.conftest import write_shape_only_model
+from tests.smoke.ray_nodes import RayNodes
 
 pytestmark = [pytest.mark.smoke, pytest.mark.timeout(600)]
 ROWS = 40_000
 
 
 @pytest.fixture
-def two_nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    from ray.cluster_utils import Cluster
-
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
-    made.add_node(num_cpus=2)
-    made.wait_for_nodes()
-    yield made.address
-    # With this cluster it would forget the one that other tests of this process share.
-    monkeypatch.setattr("ray.experimental.internal_kv._internal_kv_reset", lambda: None)
-    made.shutdown()
+def two_nodes() -> Iterator[str]:
+    nodes = RayNodes(2)
+    nodes.add(2)
+    yield nodes.address
+    nodes.close()
 
 
 @pytest.fixture

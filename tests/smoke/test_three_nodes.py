@@ -9,7 +9,6 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from typing import Any
 import pytest
 
 from tests.smoke.conftest import MAIN_FLAGS, read_metrics, words_of
+from tests.smoke.ray_nodes import RayNodes
 
 pytestmark = [pytest.mark.smoke, pytest.mark.slow, pytest.mark.timeout(900)]
 APART = ["unshare", "--mount", "--uts"] if os.geteuid() == 0 else ["unshare", "--map-root-user", "--mount", "--uts"]
@@ -43,15 +43,12 @@ class Nodes:
 def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
     if not shutil.which("unshare") or subprocess.run([*APART, "true"], capture_output=True).returncode:
         pytest.skip("no name spaces of its own for a process here (unshare)")
-    import ray
-    from ray.cluster_utils import Cluster
-
     place = tmp_path_factory.mktemp("nodes")
     storage, apart = place / "storage", place / "apart"
     storage.mkdir()
     apart.mkdir()
-    cluster: Any = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
-    cluster.add_node(num_cpus=2)
+    cluster = RayNodes(2)
+    cluster.add(2)
     alone = 'hostname node-c && mount -t tmpfs none "$0" && exec "$@"'
     start = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--address", cluster.address]
     third = subprocess.Popen(
@@ -59,18 +56,11 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    ray.init(cluster.address, log_to_driver=False)
-    try:
-        deadline = time.monotonic() + 60
-        while sum(node["Alive"] for node in ray.nodes()) < 3:
-            assert third.poll() is None and time.monotonic() < deadline
-            time.sleep(0.2)
-    finally:
-        ray.shutdown()
+    cluster.wait_for(3)
     yield Nodes(cluster.address, storage, apart)
     third.terminate()
     third.wait(timeout=30)
-    cluster.shutdown()
+    cluster.close()
 
 
 def words(model: Path, rows: Path, storage: Path, **flags: Any) -> list[str]:

@@ -1,0 +1,80 @@
+"""Several Ray nodes on this machine, by ray.cluster_utils in a process of its own: that class leaves its process with a
+key-value client of the cluster that is gone, which ends the process of the tests a minute later."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+_SERVE = """
+import sys
+import time
+from ray.cluster_utils import Cluster
+
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": int(sys.argv[1]), "include_dashboard": False})
+nodes = {}
+print(cluster.address, flush=True)
+for line in sys.stdin:
+    verb, word = line.split()
+    if verb == "add":
+        node = cluster.add_node(num_cpus=int(word))
+        nodes[node.node_id] = node
+        print(node.node_id, flush=True)
+    elif verb == "wait":
+        while sum(node["Alive"] for node in cluster.global_state.node_table()) < int(word):
+            time.sleep(0.2)
+        print(word, flush=True)
+    else:
+        cluster.remove_node(nodes.pop(word), allow_graceful=False)
+        print(word, flush=True)
+cluster.shutdown()
+"""
+
+
+class RayNodes:
+    """
+    Args:
+        head_cpus: 0 for a head that runs no workers.
+
+    Attributes:
+        address: of the head.
+    """
+
+    def __init__(self, head_cpus: int):
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", _SERVE, str(head_cpus)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        self.address = self._answer()
+
+    def _answer(self) -> str:
+        assert self._process.stdout
+        line = self._process.stdout.readline().strip()
+        assert line, "the process of the Ray nodes ended"
+        return line
+
+    def _ask(self, verb: str, word: object) -> str:
+        assert self._process.stdin
+        print(verb, word, file=self._process.stdin, flush=True)
+        return self._answer()
+
+    def add(self, cpus: int) -> str:
+        """A node's id."""
+        return self._ask("add", cpus)
+
+    def kill(self, node: str) -> None:
+        """Its processes end at once, as with a machine that is gone."""
+        self._ask("kill", node)
+
+    def wait_for(self, count: int) -> None:
+        """Until so many nodes, the head among them, are there."""
+        self._ask("wait", count)
+
+    def close(self) -> None:
+        """All nodes go, and with them their process."""
+        assert self._process.stdin
+        self._process.stdin.close()
+        assert self._process.wait(timeout=120) == 0
