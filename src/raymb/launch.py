@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -20,7 +21,7 @@ from raymb.driver.preflight import Preflight, as_packed, fingerprint, local_gpu,
 from raymb.driver.resharding import described, reshaping, to_reshape
 from raymb.driver.resources import wait_for
 from raymb.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_STOPPED, RaymbError, RunFailed, UserError
-from raymb.model.files import model_path
+from raymb.model.initial import model_path, share_model
 from raymb.plan import Plan, usable_plans
 from raymb.plan.table import better_line, estimate_line, graphs_line
 from raymb.rank.interrupt import Interrupts
@@ -104,6 +105,7 @@ def _claimed(place: directories.RunDir, checked: Preflight, plan: Plan, console:
         directories.claim(place, spec, plan.to_dict(), fingerprint(checked))
         try:
             share_rows(checked.prepared.path, spec.run.storage_path)
+            share_model(Path(model_path(spec)), spec.run.storage_path)
             yield owned
         finally:
             directories.release(place)

@@ -149,6 +149,7 @@ def train_under_ray(config: dict[str, Any]) -> None:
     import ray.train
 
     from raymb.data.sharing import fetch_rows
+    from raymb.model.initial import fetch_model
     from raymb.rank.hang import HangWatch
     from raymb.telemetry.hub import Sender
 
@@ -176,6 +177,7 @@ def train_under_ray(config: dict[str, Any]) -> None:
     )
     emit = sender.emit if rank == 0 else _only_measurements(sender.emit)
     fetch_rows(Path(job.data_dir).name, job.spec.run.storage_path)
+    fetch_model(job.model_path, job.spec.run.storage_path)
     try:
         register = _register if Path(job.checkpoint_dir).is_relative_to(job.run_dir) else _mention
         if job.task == "export":

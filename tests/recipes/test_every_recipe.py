@@ -55,7 +55,7 @@ def test_every_recipe_of_text_becomes_a_spec(everything):
         assert {field: recipe.sizes.get(field, 1) for field in LAYOUT} == values, name
         if found["dataset"]["kind"] in TEXT:
             sections = translate(recipe, found).sections
-            flags = {} if "model" in sections else {"hf_model_path": "some/model"}
+            flags = {} if "hf_model_path" in sections.get("model", {}) else {"hf_model_path": "some/model"}
             spec = load_spec({**flags, "recipe": name}, recipe=lambda _, given, sections=sections: sections)
             check_overrides(spec.overrides)
             assert spec.parallel.tensor_parallel_size == values["tensor_model_parallel_size"]
@@ -82,7 +82,9 @@ def test_flags_may_contradict_a_recipe():
     assert spec.parallel.num_workers == 1
     spec = load_spec({"recipe": "qwen3_1p7b_peft_config", "data_parallel_size": "2"}, recipe=values_below)
     assert (spec.parallel.num_workers, worker_range(spec.parallel)) == ("auto", (2, 2))
-    with pytest.raises(SpecError, match=r"qwen25_500m_sft_1gpu_h100_bf16_config or .*--peft none"):
-        load_spec({"recipe": "qwen25_500m_pretrain_config"}, recipe=values_below)
+    scratch = load_spec({"recipe": "qwen25_500m_pretrain_config"}, recipe=values_below)
+    assert (scratch.model.init, scratch.peft.peft) == ("random", "none")
+    tuned = load_spec({"recipe": "qwen25_500m_pretrain_config", "peft": "lora"}, recipe=values_below)
+    assert (tuned.model.init, tuned.peft.peft) == ("pretrained", "lora")
     with pytest.raises(SpecError, match="read without its model"):
         load_spec({"recipe": "minimax_m3_sft_config"}, recipe=values_below)

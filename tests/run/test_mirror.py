@@ -497,14 +497,14 @@ def test_rows_that_are_half_uploaded_are_uploaded_again(storage: str) -> None:
 
 
 def test_rows_that_are_nowhere_or_damaged(storage: str, tmp_path: Path) -> None:
-    with pytest.raises(StorageError, match="holds no prepared rows 0123"):
+    with pytest.raises(StorageError, match="holds no _prepared/0123"):
         fetch_rows("0123", storage)
-    with pytest.raises(StorageError, match="holds no prepared rows 0123"):
+    with pytest.raises(StorageError, match="holds no _prepared/0123"):
         fetch_rows("0123", tmp_path)
     remote = Remote.of(storage, "_prepared", "0123")
     assert remote is not None
     remote.write_text("manifest.json", '{"files": {"train.arrow": 5}}')
-    with pytest.raises(StorageError, match="these prepared rows are damaged"):
+    with pytest.raises(StorageError, match="this directory is damaged"):
         fetch_rows("0123", storage)
 
 

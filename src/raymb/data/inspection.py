@@ -19,7 +19,7 @@ from raymb.data.prepare import Prepared, encoder_settings
 from raymb.data.samples import samples_in
 from raymb.data.store import RowFile
 from raymb.errors import DataError, SpecError
-from raymb.model.files import model_path
+from raymb.model.initial import model_path
 from raymb.spec import RunSpec
 
 TRAINED = "bold green"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from raymb.driver.ray_address import joins_a_cluster
 from raymb.errors import ModelError, PlanError, RunDirError, SpecError
-from raymb.model.files import model_path
+from raymb.model.initial import make_weights, model_path
 from raymb.model.shape import ModelShape, read_model_shape
 from raymb.model.vision import check_forward_step, vision_architecture
 from raymb.plan import Plan, make_plan
@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Preflight:
-    """Everything that was found out before the run; nothing was written but the prepared rows."""
+    """Everything that was found out before the run; nothing was written but the prepared rows, and a model that is made
+    (raymb.model.initial)."""
 
     spec: RunSpec
     shape: ModelShape
@@ -63,6 +64,7 @@ def preflight(spec: RunSpec, console: Console | None = None) -> Preflight:
     say_what_is_trained_on(spec, console)
     run = run_dir.RunDir.of(spec, _name(spec, plan))
     mirror.pull(run)
+    make_weights(spec, lambda line: console.print(line, highlight=False, soft_wrap=True) if console else None)
     prepared = prepared_rows(spec, shape, packed_sample_multiple(run, spec, plan), console)
     plan = make_plan(spec, shape, rows=prepared.rows("train"), backend=backend, gpu=gpu)
     checked = Preflight(spec, shape, plan, prepared)

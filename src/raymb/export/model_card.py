@@ -35,7 +35,7 @@ def write_card(directory: Path, run: Path, export: Export, *, adapter: bool) -> 
     lines = [
         *("---", _metadata(base, spec, adapter), "---", ""),
         *(f"# {run.name}", ""),
-        f"{'An adapter for' if adapter else 'Fine-tuned from'} {base}, trained with raymb on Megatron-Bridge.",
+        f"{_origin(base, spec, adapter)}, trained with raymb on Megatron-Bridge.",
         "",
         *_table("Results", _results(records, export)),
         *([f"![loss over steps]({CURVE})", ""] if curve else []),
@@ -59,13 +59,23 @@ def _shown(base: str) -> str:
     return _SAMPLE if base == "sample" else base if HUB_ID.fullmatch(base) else Path(base).name
 
 
+def _origin(base: str, spec: dict[str, Any], adapter: bool) -> str:
+    if _from_scratch(spec):
+        return f"A model with the architecture of {base}, from random weights"
+    return f"{'An adapter for' if adapter else 'Fine-tuned from'} {base}"
+
+
+def _from_scratch(spec: dict[str, Any]) -> bool:
+    return spec.get("model", {}).get("init") == "random"
+
+
 def _metadata(base: str, spec: dict[str, Any], adapter: bool) -> str:
     """The hub's YAML block; it takes hub ids only."""
     from huggingface_hub import ModelCardData
 
     sets = [str(one).partition(":")[0] for one in spec.get("data", {}).get("dataset", [])]
     data = ModelCardData(
-        base_model=base if HUB_ID.fullmatch(base) else None,
+        base_model=base if HUB_ID.fullmatch(base) and not _from_scratch(spec) else None,
         library_name="peft" if adapter else "transformers",
         pipeline_tag="text-generation",
         tags=["raymb", "megatron-bridge", "sft", *(["lora"] if adapter else [])],

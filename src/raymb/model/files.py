@@ -8,7 +8,6 @@ import re
 from pathlib import Path
 
 from raymb.errors import ModelError
-from raymb.spec import RunSpec
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 HUB_TIMEOUT_SECONDS = 5.0
@@ -33,17 +32,24 @@ _TOKENIZER_SETTINGS = (
     "processor_config.json",
 )
 _LFS_POINTER = b"version https://git-lfs"
+WEIGHTS = ("*.safetensors", "*.bin", "*.pth", "*.pt", "*.gguf", "*.h5", "*.msgpack", "*.index.json")
+"""Files of a model repository that hold weights, or say where they are."""
+MADE_OF = "made_of.json"
+"""Of a directory that raymb.model.initial makes: its weights come last."""
 
 
-def local_model_directory(hf_model_path: str) -> Path | None:
+def local_model_directory(hf_model_path: str, *, weights: bool = True) -> Path | None:
     """The directory if the path names one, checked for weights and a tokenizer; None for a hub id.
+
+    Args:
+        weights: whether it must have them.
 
     Raises:
         ModelError: the path can only be a directory but is none, or the directory is incomplete.
     """
     path = Path(hf_model_path).expanduser()
     if path.is_dir():
-        _check_directory(path)
+        _check_directory(path, weights and not (path / MADE_OF).is_file())
         return path
     looks_local = hf_model_path.startswith(("/", ".", "~")) or hf_model_path.count("/") > 1
     if path.exists():
@@ -61,14 +67,15 @@ class ModelFiles:
     Args:
         model: what the user gave to --hf_model_path.
         revision: branch, tag or commit of a hub model.
+        weights: whether a directory must have them.
 
     Raises:
         ModelError: from every method: a needed file is missing, gated or out of reach.
     """
 
-    def __init__(self, model: str, revision: str | None = None):
+    def __init__(self, model: str, revision: str | None = None, *, weights: bool = True):
         self.model, self.revision = model, revision
-        self.directory = local_model_directory(model)
+        self.directory = local_model_directory(model, weights=weights)
         self._hub_answered = False
 
     def needed(self, name: str) -> str:
@@ -115,15 +122,23 @@ def _read(file: Path) -> str:
         raise ModelError(f"{file}: cannot be read ({error})", "fetch the model again") from None
 
 
-def _check_directory(path: Path) -> None:
+def has_weights(directory: Path) -> bool:
+    """Whether all of a model's safetensors files are there."""
+    return any((directory / name).is_file() for name in ("model.safetensors", "model.safetensors.index.json"))
+
+
+def _check_directory(path: Path, needs_weights: bool) -> None:
     flag = f"--hf_model_path {path}"
     if not (path / "config.json").is_file():
         raise ModelError(
             f"{flag}: no config.json in this directory", "give a Hugging Face model directory (save_pretrained)"
         )
     weights = [file for pattern in ("*.safetensors", "*.bin") for file in sorted(path.glob(pattern))]
-    if not weights:
-        raise ModelError(f"{flag}: no weights (*.safetensors or *.bin) in this directory", "fetch the whole model")
+    if needs_weights and not weights:
+        raise ModelError(
+            f"{flag}: no weights (*.safetensors or *.bin) in this directory",
+            "fetch the whole model; --init random needs none",
+        )
     missing = _missing_shards(path)
     if missing:
         raise ModelError(
@@ -205,21 +220,16 @@ def _explained(model: str, name: str, revision: str | None, error: Exception) ->
     )
 
 
-def base_directory(model_path: str, revision: str | None = None) -> str:
-    """The model's files as a directory; a hub model's come into the Hugging Face cache now, if they are not there."""
+def base_directory(model_path: str, revision: str | None = None, *, weights: bool = True) -> str:
+    """The model's files as a directory; a hub model's come into the Hugging Face cache now, if they are not there.
+
+    Args:
+        weights: whether its weights are wanted, too.
+    """
     if Path(model_path).is_dir():
         return model_path
     from huggingface_hub import snapshot_download
 
-    return snapshot_download(model_path, revision=revision, ignore_patterns=["*.bin", "*.pth"])
-
-
-def model_path(spec: RunSpec) -> str:
-    """What Hugging Face loads: a hub id or an absolute directory. `sample` is made on first use."""
-    asked = spec.model.hf_model_path
-    if asked == "sample" and not Path(asked).exists():
-        from raymb.model.sample import smollm2_directory
-
-        return str(smollm2_directory())
-    directory = Path(asked).expanduser()
-    return str(directory.absolute()) if directory.is_dir() else asked
+    return snapshot_download(
+        model_path, revision=revision, ignore_patterns=["*.bin", "*.pth"] if weights else list(WEIGHTS)
+    )

@@ -47,7 +47,7 @@ class ModelShape(Sizes):
         Raises:
             ModelError: a size that every language model has is missing or not a positive integer.
         """
-        text = _language_part(config)
+        text = language_part(config)
         read = _Reader(text, source)
         layers = read.needed("num_hidden_layers", "n_layer", "num_layers", "n_layers")
         hidden = read.needed("hidden_size", "n_embd", "d_model", "dim")
@@ -139,11 +139,12 @@ class _Reader:
 _TOWERS = ("vision_config", "vit_config", "audio_config", "sound_config")
 
 
-def _language_part(config: Mapping[str, Any]) -> Mapping[str, Any]:
+def language_part(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """config.json, or of a model with a tower the part of it that has the language model's sizes."""
     for name in ("text_config", "language_config", "llm_config", "thinker_config"):
         nested = config.get(name)
         if isinstance(nested, Mapping):
-            return _language_part(nested)
+            return language_part(nested)
     return config
 
 

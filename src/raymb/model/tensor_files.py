@@ -102,7 +102,7 @@ def trimmed(name: str, tensor: torch.Tensor, padded: int, vocabulary: int) -> to
         padded: rows that Megatron trained with.
         vocabulary: rows of the source model.
     """
-    return tensor[:vocabulary] if _is_vocabulary(name) and tensor.shape[0] == padded else tensor
+    return tensor[:vocabulary] if is_vocabulary(name) and tensor.shape[0] == padded else tensor
 
 
 def tensor_differences(written: Path, source: Path) -> list[str]:
@@ -117,7 +117,8 @@ def tensor_differences(written: Path, source: Path) -> list[str]:
     return [f"{len(wrong)} tensors are not those of {source}, first {wrong[0]}: {shapes}"]
 
 
-def _is_vocabulary(name: str) -> bool:
+def is_vocabulary(name: str) -> bool:
+    """Whether a tensor may have a row for each token."""
     return "embed" in name or "lm_head" in name
 
 

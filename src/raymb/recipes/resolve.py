@@ -10,7 +10,7 @@ from typing import Any
 
 from raymb.errors import SpecError
 from raymb.model.vision import TEXT_STEP, known_families, step_of_recipe
-from raymb.recipes.catalog import Recipe, catalog, find
+from raymb.recipes.catalog import Recipe, find
 from raymb.recipes.translate import TEXT, Translation, translate
 from raymb.runtime.child import Child
 
@@ -61,12 +61,10 @@ def values_below(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
         given: sections of YAML and flags. What contradicts one of them is not taken from the recipe.
 
     Raises:
-        SpecError: no recipe, or one that is not for fine-tuning.
+        SpecError: no recipe, or one of a model that raymb does not train.
     """
     peft = given.get("peft", {}).get("peft")
     resolved = resolve_recipe(name, peft if peft in ("lora", "dora") else None)
-    if resolved.recipe.mode == "pretrain" and peft is None:
-        raise SpecError(f"--recipe {name} is for pretraining, and raymb fine-tunes", _other_modes(resolved.recipe))
     if not resolved.step:
         raise SpecError(f"--recipe {name}: of the families with images or sound raymb trains {known_families()} only")
     sections = {section: dict(values) for section, values in resolved.translation.sections.items()}
@@ -76,18 +74,9 @@ def values_below(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
         sections["parallel"].pop("num_workers", None)
     if peft == "none":
         sections["peft"] = {}
+    elif peft is not None:
+        sections["model"].pop("init", None)
     print(f"recipe {resolved.recipe.name}; left out:", file=sys.stderr)
     for line in resolved.translation.left_out:
         print(f"  {line}", file=sys.stderr)
     return sections
-
-
-def _other_modes(recipe: Recipe) -> str:
-    """What to give instead of a recipe for pretraining."""
-    model = recipe.name.partition("_pretrain")[0]
-    others = [other.name for other in catalog().values() if other.name.startswith(f"{model}_") and other.mode in _TUNE]
-    own = "--peft none|lora|dora fine-tunes with its settings"
-    return f"{' or '.join(others)}; {own}" if others else own
-
-
-_TUNE = ("sft", "lora")

@@ -49,7 +49,7 @@ def translate(recipe: Recipe, found: Mapping[str, Any]) -> Translation:
         found: what raymb.bridge.recipe.read says.
     """
     translation = Translation()
-    _model(translation, found)
+    _model(translation, found, recipe)
     _data(translation, found)
     _sizes(translation, found, recipe)
     _flags(translation, found)
@@ -74,8 +74,11 @@ def _in_order(translation: Translation) -> None:
     translation.sections = ordered | {"overrides": sections["overrides"]} if "overrides" in sections else ordered
 
 
-def _model(translation: Translation, found: Mapping[str, Any]) -> None:
+def _model(translation: Translation, found: Mapping[str, Any], recipe: Recipe) -> None:
     model = found["model"]
+    if recipe.mode == "pretrain":
+        translation.set("init", "random")
+        translation.left_out.append("how its weights are drawn: as config.json says (initializer_range)")
     if model is None:
         if found["tokenizer"]:
             translation.set("hf_model_path", found["tokenizer"])

@@ -147,6 +147,7 @@ class Job:
             adapter_dir=moved(self.adapter_dir),
             log_dir=moved(self.log_dir),
             data_dir=moved(self.data_dir),
+            model_path=moved(self.model_path),
         )
 
     def to_json(self) -> str:

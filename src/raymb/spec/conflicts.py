@@ -23,6 +23,7 @@ def conflicts(spec: RunSpec) -> list[str]:
         *_moe(spec.moe),
         *_overrides(spec.overrides),
         *_adapters(spec.peft, spec.checkpoint),
+        *_initial(spec),
         *_exports(spec),
         *_performance(spec.performance),
         *_cuda_graphs(spec),
@@ -143,6 +144,15 @@ def _adapters(peft: Peft, checkpoint: Checkpoint) -> Iterator[str]:
     unused = [flag for flag, field in Peft.model_fields.items() if getattr(peft, flag) != field.default]
     if peft.peft == "none" and unused:
         yield f"--{unused[0]} says how adapters are, and --peft none trains the whole model; add --peft lora"
+
+
+def _initial(spec: RunSpec) -> Iterator[str]:
+    asked = {"init random": spec.model.init == "random", "add_tokens": spec.model.add_tokens is not None}
+    for flag in (flag for flag, given in asked.items() if given and spec.peft.peft != "none"):
+        yield (
+            f"--{flag} makes weights that only training the whole model can train, and --peft {spec.peft.peft} trains "
+            f"adapters beside frozen weights; drop one of them"
+        )
 
 
 def _exports(spec: RunSpec) -> Iterator[str]:

@@ -44,6 +44,12 @@ class Model(Section):
     """Hugging Face model: a hub id such as Qwen/Qwen2.5-0.5B, or a local directory."""
     hf_revision: str | None = None
     """Branch, tag or commit of a hub model."""
+    init: Literal["pretrained", "random"] = "pretrained"
+    """pretrained: train the model's weights; random: train from scratch, from random weights by --seed (its config.json
+    and tokenizer are enough)."""
+    add_tokens: Path | None = None
+    """File of tokens to add to the vocabulary, a token a line; those written <|...|> are special tokens. Their rows of
+    the embedding and the output layer start as the mean of all others."""
     trust_remote_code: bool = False
     """Run Python code that the model's repository carries. Off unless you say so."""
     recipe: str | None = None

@@ -91,6 +91,7 @@ def _paths(spec: RunSpec) -> Iterator[tuple[str, str]]:
     yield from ((flag, read_word(word).name) for flag, word in words if word)
     named = {
         "hf_model_path": spec.model.hf_model_path,
+        "add_tokens": spec.model.add_tokens,
         "chat_template": data.chat_template,
         "output_dir": checkpoint.output_dir,
         "resume": None if checkpoint.resume in ("auto", "never") else checkpoint.resume,
@@ -100,7 +101,7 @@ def _paths(spec: RunSpec) -> Iterator[tuple[str, str]]:
     yield from ((flag, str(value)) for flag, value in named.items() if value is not None)
 
 
-_ALWAYS_PATHS = ("chat_template", "output_dir", "resume", "storage_path", "working_dir")
+_ALWAYS_PATHS = ("add_tokens", "chat_template", "output_dir", "resume", "storage_path", "working_dir")
 
 
 def _check_paths(spec: RunSpec, target: Target) -> None:
