@@ -69,7 +69,8 @@ def run(checked: Preflight) -> int:
         plans = usable_plans(fixed, checked.shape, rows=checked.prepared.rows("train"), backend=backend, gpu=gpu)
         plan = plans[max(plans)]
         hints = [line(plan, checked.shape, spec) for line in (better_line, graphs_line)]
-        for line in filter(None, [estimate_line(plan), *hints, validation_line(checked)]):
+        notes = [f"warning: {note}" for note in checked.prepared.manifest["notes"]]
+        for line in filter(None, [estimate_line(plan), *hints, validation_line(checked), *notes]):
             console.print(line, highlight=False, soft_wrap=True)
         if list(plans) != sizes:
             resources = _reserved(cluster, backend, list(plans), spec, console)

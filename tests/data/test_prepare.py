@@ -358,6 +358,15 @@ def test_bad_rows_can_be_dropped(prepared: Any, model: Path, tmp_path: Path) -> 
     assert found.manifest["notes"][0].startswith("5 rows are wrong and left out (--bad_rows drop); the first: ")
 
 
+def test_flags_about_conversations_beside_plain_texts(prepared: Any, tmp_path: Path) -> None:
+    file = write(tmp_path / "a.jsonl", rows(4))
+    assert prepared(dataset=file, validation_split=0).manifest["notes"] == []
+    found = prepared(dataset=file, validation_split=0, system_prompt="Be brief.", train_on_roles="assistant,tool")
+    assert found.manifest["notes"] == [
+        "4 rows are plain texts, for which --system_prompt and --train_on_roles do nothing"
+    ]
+
+
 def test_leaks_and_duplicates_are_named(prepared: Any, tmp_path: Path) -> None:
     train, held_out = write(tmp_path / "a.jsonl", [*rows(8), *rows(2)]), write(tmp_path / "v.jsonl", rows(3, start=7))
     found = prepared(dataset=train, validation_dataset=held_out)

@@ -40,6 +40,7 @@ ROWS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
         {
             "prompt": f"{BELOW}. {TASK}\n\n### Instruction:\nGive three tips.\n\n### Response:\n",
             "completion": "1. Sleep.",
+            "style": "alpaca",
         },
     ),
     "Alpaca with input": (
@@ -49,6 +50,7 @@ ROWS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
             "prompt": f"{BELOW}, paired with an input that provides further context. {TASK}\n\n### Instruction:\nSort."
             "\n\n### Input:\n2 1\n\n### Response:\n",
             "completion": "1 2",
+            "style": "alpaca",
         },
     ),
     "Alpaca with history and system": (
@@ -66,6 +68,7 @@ ROWS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
             "prompt": "Be kind.\n\n### Instruction:\nHi\n\n### Response:\nHello.\n\n### Instruction:\nReady?\n\n"
             "### Response:\nYes.\n\n### Instruction:\nGive three tips.\n\n### Response:\n",
             "completion": "1. Sleep.",
+            "style": "alpaca",
         },
     ),
     "Alpaca with nulls": (
@@ -74,12 +77,13 @@ ROWS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
         {
             "prompt": f"{BELOW}. {TASK}\n\n### Instruction:\nGive three tips.\n\n### Response:\n",
             "completion": "1. Sleep.",
+            "style": "alpaca",
         },
     ),
     "question and answer": (
         {"id": 7, "question": "1+1?", "answer": "2"},
         said(("user", "1+1?"), ("assistant", "2")),
-        {"prompt": "Question: 1+1?\nAnswer:", "completion": " 2"},
+        {"prompt": "Question: 1+1?\nAnswer:", "completion": " 2", "style": "question"},
     ),
     "prompt, completion and system": (
         PAIR,
@@ -195,7 +199,7 @@ def test_every_token_of_a_document_is_a_target_once(encode: Encode, smollm2: Pat
     assert len(mine) == -(-(len(whole) - 1) // 8) > 2 and {len(piece) for piece in mine[:-1]} == {9}
     assert [token for piece in mine for token in piece[1:]] == whole[1:] and mine[0][0] == whole[0]
     assert all(before[-1] == after[0] for before, after in pairwise(mine))
-    assert encoded.trained.all() and encoded.pairs == 2
+    assert encoded.trained.all() and encoded.wordings == {"prompt": 2}
     assert pieces[-1] == [*tokenizer("Short.")["input_ids"], tokenizer.eos_token_id]
 
 

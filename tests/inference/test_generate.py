@@ -50,7 +50,7 @@ def adapter(tiny_qwen2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _run(home: Path, base: Path, export: Path, name: str = "hf", **data: Any) -> Path:
     run = home / "run"
-    run.mkdir()
+    run.mkdir(parents=True)
     (run / "job.json").write_text(json.dumps({"model_path": str(base), "spec": {}}))
     (run / "data.json").write_text(json.dumps(data))
     shutil.copytree(export, run / name)
@@ -99,6 +99,12 @@ def test_in_the_words_of_the_training(tiny_qwen2: Path, chat_model: Path, tmp_pa
     of_pairs = find_tuned_model(str(_run(tmp_path, tiny_qwen2, chat_model, pairs=9, key=settings)))
     assert text(of_pairs, "alpha") == "Q: alpha\nA:"
     assert text(of_pairs, "alpha", chat=True) == "<user>alpha<assistant>"
+    for wording, expected in (
+        ("alpaca", "### Instruction:\nalpha\n\n### Response:\n"),
+        ("question", "Question: alpha\nAnswer:"),
+    ):
+        of_texts = find_tuned_model(str(_run(tmp_path / wording, tiny_qwen2, chat_model, pairs=9, wording=wording)))
+        assert text(of_texts, "alpha").endswith(expected)
     variables = {"system_prompt": "beta", "chat_template_kwargs": '{"name": "mu"}', "day": "2020-01-01"}
     (chat_model / "chat_template.jinja").write_text(TEMPLATE + "{{ name }}{{ strftime_now('%Y') if name }}")
     of_chats = TunedModel(str(chat_model), None, of_pairs.run)

@@ -64,7 +64,8 @@ class Encoder:
         encoded.problems.sort()
         encoded.dropped = dropped
         encoded.ends = Counter({token: count for token, count in ends.items() if token is not None})
-        encoded.empty, encoded.pairs = empty, sum("messages" not in row for _, row in rows)
+        encoded.empty = empty
+        encoded.wordings = Counter(row.get("style", "prompt") for _, row in rows if "messages" not in row)
         return encoded
 
     def tokens_of_prompt(self, text: str) -> list[int]:

@@ -33,7 +33,7 @@ class Encoded:
             on would be left.
         cut: tokens that each sample has lost at its end.
         empty: problems that are empty answers.
-        pairs: rows of texts: prompt and completion, or a document.
+        wordings: rows of texts (prompt and completion, or a document), by how the prompt is worded (Instruction.style).
         size: of the batch.
         images: digests of each sample's images, which lie in the settings' copies.
         dropped: what the chat template leaves out, "the reasoning of {n} messages", and how many times.
@@ -55,7 +55,7 @@ class Encoded:
     too_long: list[int] = field(default_factory=list)
     untrained: list[int] = field(default_factory=list)
     empty: int = 0
-    pairs: int = 0
+    wordings: Counter[str] = field(default_factory=Counter)
     size: int = 0
     images: list[tuple[str, ...]] = field(default_factory=list)
     dropped: Counter[str] = field(default_factory=Counter)

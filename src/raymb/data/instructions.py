@@ -44,7 +44,7 @@ class Instruction:
         return messages
 
     def as_texts(self) -> dict[str, str]:
-        """Prompt and completion; earlier rounds are part of the prompt."""
+        """Prompt and completion, and the style; earlier rounds are part of the prompt."""
         before = "".join(f"{_asked(self.style, question)}{answer}\n\n" for question, answer in self.rounds)
         preamble = self.system
         if self.style == "alpaca" and not preamble:
@@ -54,7 +54,13 @@ class Instruction:
         return {
             "prompt": head + before + _asked(self.style, self.question, self.given),
             "completion": space + self.answer,
+            **({"style": self.style} if self.style != "prompt" else {}),
         }
+
+
+def worded(question: str, style: str) -> str:
+    """The prompt in plain text that rows of this style have for a question."""
+    return Instruction("", [], question, "", "", style).as_texts()["prompt"]
 
 
 def _asked(style: str, question: str, given: str = "") -> str:

@@ -14,6 +14,7 @@ from raymb.data.shapes import ROW_RULE
 from raymb.data.store import Samples
 from raymb.errors import DataError
 from raymb.spec import RunSpec
+from raymb.spec.sections import Data
 
 _SHOWN = 5  # a file with one mistake in every line must not fill the screen
 
@@ -83,10 +84,10 @@ class Pool:
     def origins(self) -> np.ndarray:
         return np.concatenate([batch.origins for batch in self.batches])
 
-    @property
-    def pairs(self) -> int:
-        """Rows of texts, which are asked about without a chat template."""
-        return sum(batch.pairs for batch in self.batches)
+    @cached_property
+    def wordings(self) -> Counter[str]:
+        """Rows of texts, which are prompted without a chat template, by how the prompt is worded."""
+        return sum((batch.wordings for batch in self.batches), Counter())
 
     def row(self, index: int) -> str:
         """Where a sample came from, in words."""
@@ -152,7 +153,21 @@ class Pool:
         notes = [f"{rows_are(count)} {text} (the first: {first})" for text, count, first in found if count]
         if self.wrong:
             notes.append(f"{rows_are(self.wrong)} wrong and left out (--bad_rows drop); the first: {self.problems[0]}")
-        return notes + self._dropped()
+        return notes + self._no_conversations(spec.data) + self._dropped()
+
+    def _no_conversations(self, data: Data) -> list[str]:
+        """Flags about conversations, where rows are texts."""
+        flags = ("chat_template", "chat_template_kwargs", "system_prompt", "keep_reasoning", "train_on_roles")
+        given = [
+            f"--{flag}"
+            for flag in flags
+            if getattr(data, flag) != Data.model_fields[flag].get_default(call_default_factory=True)
+        ]
+        count = self.wordings.total()
+        if not count or not given:
+            return []
+        verb = "does" if len(given) == 1 else "do"
+        return [f"{rows_are(count)} plain texts, for which {' and '.join(given)} {verb} nothing"]
 
     def _dropped(self) -> list[str]:
         """What the chat template leaves out of conversations."""

@@ -25,6 +25,7 @@ from raymb.inference import scores
 from raymb.inference.engines import BASE, TUNED, Sampling, Transformers, chosen_engine, open_engines
 from raymb.inference.generate import PromptFormat, generate_all
 from raymb.inference.tuned_model import TunedModel
+from raymb.model.shape import read_model_shape
 from raymb.spec import RunSpec, load_spec
 from raymb.storage.files import write_atomically
 
@@ -106,9 +107,14 @@ def _rows(model: TunedModel, request: Evaluation, console: Console) -> RowFile:
     if request.dataset is not None:
         from raymb.data.prepare import prepare
 
-        spec = _spec(model, request.dataset)
+        path = model.path if not model.adapter else str(model.base)
         directory = prepare(
-            spec, model.path if not model.adapter else str(model.base), chat=True, sample_multiple=1, console=console
+            _spec(model, request.dataset),
+            path,
+            chat=True,
+            sample_multiple=1,
+            vocab_size=read_model_shape(path).vocab_size,
+            console=console,
         ).path
     elif not model.data:
         raise SpecError(f"{model.path} is no run's: nobody knows its held-out rows", "name rows: --dataset FILE")

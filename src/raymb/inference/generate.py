@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from raymb.data.encode import Encoder
+from raymb.data.instructions import worded
 from raymb.data.settings import Settings
 from raymb.data.shapes import Shape
 from raymb.errors import DataError, SpecError
@@ -36,7 +37,7 @@ class PromptFormat:
     def __init__(self, model: TunedModel, chat: bool | None = None, system: str | None = None):
         self.encoder = Encoder(_settings(model))
         self.tokenizer = self.encoder.tokenizer
-        self.system = system
+        self.system, self.wording = system, model.data.get("wording", "prompt")
         template = bool(self.tokenizer.chat_template)
         if chat and not template:
             raise SpecError(f"--chat: {model.path} has no chat template", "leave --chat out")
@@ -48,7 +49,7 @@ class PromptFormat:
         if not self.chat:
             if not isinstance(question, str):
                 raise DataError("messages need a chat template, and this model is prompted without one", "add --chat")
-            return self.encoder.tokens_of_prompt(question)
+            return self.encoder.tokens_of_prompt(worded(question, self.wording))
         messages = [{"role": "user", "content": question}] if isinstance(question, str) else question
         system = self.system
         if system is None and messages[0].get("role") not in ("system", "developer"):
