@@ -9,7 +9,10 @@ import sys
 _SERVE = """
 import sys
 import time
+from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
 from ray.cluster_utils import Cluster
+
+maybe_enable_token_auth_if_token_available(warn_if_disabled=False)  # as `ray start` does
 
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": int(sys.argv[1]), "include_dashboard": False})
 nodes = {}

@@ -134,7 +134,7 @@ def test_a_node_goes(
     process = started(cluster.address, "run", num_workers=2, train_iters=100, save_interval=10, cpus_per_worker=1)
     run = tmp_path / "run"
     wait_for_step(run, 15, process)
-    cluster.kill(_node_of_workers(cluster.address, nodes))
+    cluster.kill(_node_of_workers(nodes))
     error = process.communicate(timeout=300)[1]
     assert process.returncode == 0, error
     assert [record["step"] for record in read_metrics(run)] == list(range(1, 101))
@@ -144,11 +144,11 @@ def test_a_node_goes(
     )
 
 
-def _node_of_workers(address: str, nodes: list[str]) -> str:
+def _node_of_workers(nodes: list[str]) -> str:
     script = (
-        "import ray, sys; ray.init(sys.argv[1], log_to_driver=False, logging_level=40);"
+        "import ray, sys; ray.init(log_to_driver=False, logging_level=40);"
         "from ray._private.state import available_resources_per_node as free;"
-        "print(min(sys.argv[2:], key=lambda node: free().get(node, {}).get('CPU', 0)))"
+        "print(min(sys.argv[1:], key=lambda node: free().get(node, {}).get('CPU', 0)))"
     )
-    done = subprocess.run([sys.executable, "-c", script, address, *nodes], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", script, *nodes], capture_output=True, text=True, check=True)
     return done.stdout.split()[-1]

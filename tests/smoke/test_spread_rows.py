@@ -35,13 +35,12 @@ def model(tmp_path: Path) -> Path:
 def prepared(address: str, model: Path, storage: Path, *words: object) -> tuple[dict[str, Any], str]:
     """(the manifest, what was said)."""
     command = [sys.executable, "-m", "raymb", "data", "prepare", "--json", "--hf_model_path", model, "--packing"]
-    command += ["--storage_path", storage, "--backend", "cpu", *words]
+    command += ["--storage_path", storage, "--backend", "cpu", "--ray_address", address, *words]
     # The cores of this machine count as one, so that the cluster's four are more.
     one_core = ["taskset", "-c", "0"]
     done = subprocess.run(
         [*one_core, *map(str, command)],
-        # By the variable: to the latest cluster of this machine --ray_address shows a token that may lie here.
-        env={**os.environ, "PYTHONPATH": "src", "RAY_ADDRESS": address},
+        env={**os.environ, "PYTHONPATH": "src"},
         capture_output=True,
         text=True,
         timeout=300,
