@@ -41,6 +41,8 @@ class Family:
     qkv_bias: bool = False
     """Whether queries, keys and values have biases (unless config.json says `qkv_bias: false`). In other families
     config.json's `attention_bias` decides, and the output projection has one, too."""
+    gated_attention: bool = False
+    """Whether the query's projection makes a gate for the attention's output, too."""
     qk_norm: bool = False
     """Whether the parameter count has two norms, as wide as a head, for the queries and keys of every layer."""
     exact_count: bool = False
@@ -151,6 +153,16 @@ FAMILIES = (
         tied_by_default=True,  # transformers does not tie by default: see GPT-OSS
         cuda_graphs=True,
     ),
+    Family(
+        "Qwen3-Next",
+        ("Qwen3NextForCausalLM",),
+        ("qwen3_next",),
+        qk_norm=True,
+        gated_attention=True,
+        tied_by_default=False,
+    ),
+    Family("MiMo", ("MiMoForCausalLM",), ("mimo",), qkv_bias=True, tied_by_default=False),
+    Family("Nemotron-H", ("NemotronHForCausalLM",), ("nemotron_h",), gated=False, tied_by_default=False),
     # Bridge 0.6.2 loads none of these; `raymb plan` tells their sizes.
     Family(
         "Qwen2-MoE", ("Qwen2MoeForCausalLM",), ("qwen2_moe",), qkv_bias=True, exact_count=True, tied_by_default=False

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from raymb.model.families import family_of_type
 from raymb.model.sizes import Sizes
 
+_HYBRID = {"M": "mamba", "*": "attention", "-": "mlp", "E": "experts"}
+"""Letters of `hybrid_override_pattern`: a layer has one part then, not two."""
+
 
 def parameter_count(shape: Sizes, config: Mapping[str, Any]) -> int:
-    """Elements of all weights; a tied output layer counts once.
+    """Elements of all weights; a tied output layer counts once, and layers of multi-token prediction have the model's
+    own tables.
 
     Args:
         shape: the model's sizes.
@@ -19,10 +23,13 @@ def parameter_count(shape: Sizes, config: Mapping[str, Any]) -> int:
     hidden = shape.hidden_size
     embedding = shape.vocab_size * hidden
     total = embedding * (1 if shape.tie_word_embeddings else 2) + hidden
-    for layer in range(shape.num_layers):
-        feed_forward = _experts(shape, config) if _is_sparse(shape, config, layer) else _dense_mlp(shape, config)
-        total += _attention(shape, config) + feed_forward + 2 * hidden
-    return total
+    total += sum(
+        _part(part, shape, config) for layer in range(shape.num_layers) for part in _parts(shape, config, layer)
+    )
+    # A layer of multi-token prediction has a projection of two hidden states, and three norms, besides.
+    beside = 2 * hidden * hidden + 3 * hidden
+    prediction = beside + sum(_part(part, shape, config) for part in _parts(shape, config, shape.num_layers))
+    return total + prediction_layers(config) * prediction
 
 
 def tower_parameters(tower: Mapping[str, Any], shape: Sizes) -> int:
@@ -43,15 +50,51 @@ def tower_parameters(tower: Mapping[str, Any], shape: Sizes) -> int:
 
 
 def sparse_layers(shape: Sizes, config: Mapping[str, Any]) -> int:
-    """Layers with experts."""
-    return sum(_is_sparse(shape, config, layer) for layer in range(shape.num_layers))
+    """Layers with experts, without those of multi-token prediction."""
+    return sum("experts" in _parts(shape, config, layer) for layer in range(shape.num_layers))
+
+
+def prediction_layers(config: Mapping[str, Any]) -> int:
+    """Layers of multi-token prediction: Bridge makes and trains one for each that config.json names."""
+    return int(config.get("num_nextn_predict_layers") or 0)
 
 
 def shared_experts_size(shape: Sizes, config: Mapping[str, Any]) -> int:
     """Feed-forward size of what every token passes besides its experts; 0 where there is nothing."""
     # DeepSeek has several, as wide as a routed one each.
     several = int(config.get("n_shared_experts") or 0) * (shape.moe_intermediate_size or 0)
-    return int(config.get("shared_expert_intermediate_size") or several)
+    named = config.get("shared_expert_intermediate_size") or config.get("moe_shared_expert_intermediate_size")
+    return int(named or several)
+
+
+def expert_parameters(shape: Sizes) -> int:
+    """Elements of one routed expert, without biases."""
+    return _matrices(shape) * shape.hidden_size * (shape.moe_intermediate_size or 0)
+
+
+def _matrices(shape: Sizes) -> int:
+    """Of a feed-forward network."""
+    return 3 if family_of_type(shape.model_type).gated else 2
+
+
+def _parts(shape: Sizes, config: Mapping[str, Any], layer: int) -> Iterable[str]:
+    """What a layer (counted from 0) is made of; each part has a norm."""
+    pattern = config.get("hybrid_override_pattern")
+    if isinstance(pattern, str) and layer < len(pattern):
+        return (_HYBRID.get(pattern[layer], "attention"),)
+    attention = "linear_attention" if _is_linear(config, layer) else "attention"
+    return attention, "experts" if _is_sparse(shape, config, layer) else "mlp"
+
+
+def _part(part: str, shape: Sizes, config: Mapping[str, Any]) -> int:
+    count = {
+        "attention": _attention,
+        "linear_attention": _linear_attention,
+        "mamba": _mamba,
+        "mlp": _dense_mlp,
+        "experts": _experts,
+    }[part]
+    return count(shape, config) + shape.hidden_size
 
 
 def _attention(shape: Sizes, config: Mapping[str, Any]) -> int:
@@ -61,6 +104,8 @@ def _attention(shape: Sizes, config: Mapping[str, Any]) -> int:
     qkv = query + 2 * shape.num_kv_heads * shape.head_dim
     total = hidden * qkv + query * hidden
     family = family_of_type(shape.model_type)
+    if family.gated_attention:
+        total += hidden * query
     if family.qkv_bias:
         total += qkv if config.get("qkv_bias", True) else 0
     elif config.get("attention_bias"):
@@ -72,30 +117,64 @@ def _attention(shape: Sizes, config: Mapping[str, Any]) -> int:
 
 def _latent_attention(shape: Sizes, config: Mapping[str, Any]) -> int:
     """DeepSeek's multi-head latent attention."""
-    hidden, heads = shape.hidden_size, shape.num_attention_heads
-    rope, value = int(config.get("qk_rope_head_dim") or 64), int(config.get("v_head_dim") or 128)
-    plain = int(config.get("qk_nope_head_dim") or 128)
+    hidden, heads, value = shape.hidden_size, shape.num_attention_heads, shape.value_head_dim
+    rope = latent_sizes(config)[1]
     latent, query_rank = int(config["kv_lora_rank"]), config.get("q_lora_rank")
-    query = heads * (plain + rope)
+    query = heads * shape.head_dim
     down = hidden * query_rank + query_rank if query_rank else 0  # with its norm
     up = (query_rank or hidden) * query
-    keys_values = hidden * (latent + rope) + latent + latent * heads * (plain + value)
+    keys_values = hidden * (latent + rope) + latent + latent * heads * (shape.head_dim - rope + value)
     return down + up + keys_values + heads * value * hidden
 
 
+def latent_sizes(config: Mapping[str, Any]) -> tuple[int, int, int]:
+    """(part without positions of a query's head, part with rotary positions, head of a value) of multi-head latent
+    attention; a `head_dim` beside them means something else in every family."""
+    names = {"qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128}
+    plain, rope, value = (int(config.get(name) or usual) for name, usual in names.items())
+    return plain, rope, value
+
+
+def _linear_attention(shape: Sizes, config: Mapping[str, Any]) -> int:
+    """Qwen3-Next's gated delta rule."""
+    key_heads, value_heads = int(config["linear_num_key_heads"]), int(config["linear_num_value_heads"])
+    keys, values = key_heads * int(config["linear_key_head_dim"]), value_heads * int(config["linear_value_head_dim"])
+    projections = shape.hidden_size * (2 * keys + 2 * values + 2 * value_heads) + values * shape.hidden_size
+    convolution = (2 * keys + values) * int(config["linear_conv_kernel_dim"])
+    return projections + convolution + 2 * value_heads + int(config["linear_value_head_dim"])
+
+
+def _mamba(shape: Sizes, config: Mapping[str, Any]) -> int:
+    """A Mamba 2 layer, as Nemotron-H has it."""
+    heads = int(config["mamba_num_heads"])
+    inner = heads * int(config["mamba_head_dim"])
+    convolved = inner + 2 * int(config["n_groups"]) * int(config["ssm_state_size"])
+    projections = shape.hidden_size * (inner + convolved + heads) + inner * shape.hidden_size
+    convolution = convolved * (int(config["conv_kernel"]) + bool(config.get("use_conv_bias", True)))
+    return projections + convolution + 3 * heads + inner
+
+
 def _dense_mlp(shape: Sizes, config: Mapping[str, Any]) -> int:
-    hidden, inner = shape.hidden_size, shape.intermediate_size
-    gated = family_of_type(shape.model_type).gated
-    bias = (2 * inner if gated else inner) + hidden if config.get("mlp_bias") else 0
-    return (3 if gated else 2) * hidden * inner + bias
+    hidden, inner, matrices = shape.hidden_size, shape.intermediate_size, _matrices(shape)
+    bias = (matrices - 1) * inner + hidden if config.get("mlp_bias") else 0
+    return matrices * hidden * inner + bias
 
 
 def _experts(shape: Sizes, config: Mapping[str, Any]) -> int:
-    hidden, experts, inner = shape.hidden_size, shape.num_experts or 0, shape.moe_intermediate_size or 0
+    hidden, experts = shape.hidden_size, shape.num_experts or 0
     gates = hidden * experts
     if config.get("shared_expert_intermediate_size"):  # Qwen2-MoE's shared expert has one, too
         gates += hidden
-    return gates + 3 * hidden * (experts * inner + shared_experts_size(shape, config))
+    shared = _matrices(shape) * hidden * shared_experts_size(shape, config)
+    return gates + experts * expert_parameters(shape) + shared
+
+
+def _is_linear(config: Mapping[str, Any], layer: int) -> bool:
+    """Whether this layer has linear attention in place of softmax attention."""
+    kinds, interval = config.get("layer_types"), config.get("full_attention_interval")
+    if isinstance(kinds, list) and layer < len(kinds):
+        return kinds[layer] == "linear_attention"
+    return bool(interval) and bool(config.get("linear_num_value_heads")) and (layer + 1) % int(interval or 1) != 0
 
 
 def _is_sparse(shape: Sizes, config: Mapping[str, Any], layer: int) -> bool:

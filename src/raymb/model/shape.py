@@ -11,7 +11,14 @@ from typing import Any
 from raymb.errors import ModelError
 from raymb.model.families import family_of_type
 from raymb.model.files import ModelFiles
-from raymb.model.parameters import parameter_count, shared_experts_size, sparse_layers, tower_parameters
+from raymb.model.parameters import (
+    latent_sizes,
+    parameter_count,
+    prediction_layers,
+    shared_experts_size,
+    sparse_layers,
+    tower_parameters,
+)
 from raymb.model.sizes import Sizes
 
 
@@ -25,6 +32,8 @@ class ModelShape(Sizes):
 
     sparse_layers: int = 0
     """Layers with experts."""
+    prediction_layers: int = 0
+    """Layers of multi-token prediction, behind the others on the last pipeline stage."""
     shared_experts_size: int = 0
     """Feed-forward size of the experts that every token passes."""
     parameter_count: int = 0
@@ -59,6 +68,7 @@ class ModelShape(Sizes):
                 "--hf_model_path must name a decoder-only language model with a standard Hugging Face config.json",
             )
         kv_heads, attention = _attention(text, read, heads)
+        plain, rope, value = latent_sizes(text) if attention == "mla" else (0, 0, 0)
         intermediate = read.first("intermediate_size", "ffn_hidden_size", "ffn_dim", "n_inner") or 4 * hidden
         experts = read.first("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
         architectures = config.get("architectures") or text.get("architectures") or ["unknown"]
@@ -75,7 +85,8 @@ class ModelShape(Sizes):
             intermediate_size=intermediate,
             num_attention_heads=heads,
             num_kv_heads=kv_heads,
-            head_dim=read.first("head_dim", "kv_channels") or hidden // heads,
+            head_dim=plain + rope or read.first("head_dim", "kv_channels") or hidden // heads,
+            value_head_dim=value,
             vocab_size=vocab,
             max_position_embeddings=_max_positions(text, read),
             tie_word_embeddings=bool(tied),
@@ -92,6 +103,7 @@ class ModelShape(Sizes):
             shape,
             tower_parameters=beside,
             sparse_layers=sparse_layers(shape, text),
+            prediction_layers=prediction_layers(text),
             shared_experts_size=shared_experts_size(shape, text) if shape.num_experts else 0,
             parameter_count=parameter_count(shape, text) + beside,
             parameter_count_is_exact=family_of_type(shape.model_type).exact_count,

@@ -10,6 +10,7 @@ class Sizes:
     """Of a decoder-only language model. Lengths in tokens, sizes in elements; None where there is no such thing.
 
     num_kv_heads counts the key/value groups of grouped-query attention (equal to num_attention_heads without it).
+    head_dim is that of queries and keys, value_head_dim that of values (0: the same).
     """
 
     architecture: str
@@ -25,6 +26,7 @@ class Sizes:
     tie_word_embeddings: bool
     attention: str = "mha"
     """mha, gqa, mqa or mla."""
+    value_head_dim: int = 0
     query_rank: int | None = None
     """Size of the compressed queries of multi-head latent attention."""
     num_experts: int | None = None

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 
 from raymb.model.families import family_of_type
+from raymb.model.parameters import expert_parameters
 from raymb.model.shape import ModelShape
 from raymb.plan.gpus import GIB
 from raymb.plan.recompute import recomputed_layers
@@ -74,7 +75,8 @@ def estimate(layout: DetailedLayout, shape: ModelShape) -> Memory:
 
 def _of_stage(layout: DetailedLayout, shape: ModelShape, stage: int) -> Memory:
     last = stage == layout.pipeline_parallel_size - 1
-    layers = layers_per_stage(layout, shape.num_layers)[stage]
+    predicting = shape.prediction_layers if last else 0
+    layers = layers_per_stage(layout, shape.num_layers)[stage] + predicting
     dense, experts = _weights(layout, shape, stage, layers)
     trained = (dense, experts) if layout.lora_rank is None else (_adapters(layout, shape, layers), 0)
     adapters = 0 if layout.lora_rank is None else trained[0]
@@ -98,6 +100,7 @@ def _of_stage(layout: DetailedLayout, shape: ModelShape, stage: int) -> Memory:
         * tokens
         * shape.vocab_size
         / layout.tensor_parallel_size
+        * (1 + predicting)
         if last
         else 0
     )
@@ -175,14 +178,19 @@ def _layers_in_flight(layout: DetailedLayout, layers: int, stage: int) -> float:
     )
 
 
+def all_layers(shape: ModelShape) -> int:
+    """Those of multi-token prediction, too."""
+    return shape.num_layers + shape.prediction_layers
+
+
 def embedding(shape: ModelShape) -> int:
     return shape.vocab_size * shape.hidden_size
 
 
 def expert_weights(shape: ModelShape) -> int:
     """Of the routed experts of all layers."""
-    inner = shape.moe_intermediate_size or 0
-    return shape.sparse_layers * (shape.num_experts or 0) * 3 * shape.hidden_size * inner
+    layers = shape.sparse_layers + (shape.prediction_layers if shape.sparse_layers else 0)
+    return layers * (shape.num_experts or 0) * expert_parameters(shape)
 
 
 def dense_weights(shape: ModelShape) -> int:
@@ -193,7 +201,7 @@ def dense_weights(shape: ModelShape) -> int:
 
 def _weights(layout: DetailedLayout, shape: ModelShape, stage: int, layers: int) -> tuple[float, float]:
     """(weights that all data parallel workers have, routed experts' weights) of a worker of a stage."""
-    share = layers / shape.num_layers
+    share = layers / all_layers(shape)
     dense = share * dense_weights(shape) / layout.tensor_parallel_size
     tables = 0
     if stage == 0:
@@ -213,7 +221,7 @@ def _fp8_copies(layout: DetailedLayout, shape: ModelShape, layers: int) -> float
         dense_weights(shape) / layout.tensor_parallel_size,
         expert_weights(shape) / layout.expert_parallel_size / layout.expert_tensor_parallel_size,
     )
-    return 2 * layers / shape.num_layers * (dense + experts) if layout.fp8 else 0.0
+    return 2 * layers / all_layers(shape) * (dense + experts) if layout.fp8 else 0.0
 
 
 def _adapters(layout: DetailedLayout, shape: ModelShape, layers: int) -> float:
@@ -242,18 +250,17 @@ def _saved_a_token(layout: DetailedLayout, shape: ModelShape) -> float:
     core_attn could save."""
     units = (_GATED if family_of_type(shape.model_type).gated else _PLAIN)[layout.fused_activation]
     sparse = shape.sparse_layers / shape.num_layers
-    inner, routed = (
-        shape.moe_intermediate_size or 0,
-        sparse * (shape.experts_per_token or 0) / layout.expert_tensor_parallel_size,
-    )
+    copies, inner = _routed(layout, shape)
     shared = units * sparse * shape.shared_experts_size / layout.tensor_parallel_size
     saved = {
         "layernorm": sparse * shape.hidden_size / _norm_share(layout),
         "mlp": units * (1 - sparse) * shape.intermediate_size / layout.tensor_parallel_size,
         "shared_experts": shared,
-        "moe_act": routed * inner,
-        "moe": routed * (2 * shape.hidden_size + units * inner) + shared,
-        "mla_up_proj": 3 * shape.num_attention_heads * shape.head_dim / layout.tensor_parallel_size,
+        "moe_act": sparse * copies * inner,
+        "moe": sparse * copies * (2 * shape.hidden_size + units * inner) + shared,
+        "mla_up_proj": shape.num_attention_heads
+        * (2 * shape.head_dim + (shape.value_head_dim or shape.head_dim))
+        / layout.tensor_parallel_size,
     }
     modules = set(layout.recompute_modules) - (
         {"moe_act", "shared_experts"} if "moe" in layout.recompute_modules else set()
@@ -264,17 +271,30 @@ def _saved_a_token(layout: DetailedLayout, shape: ModelShape) -> float:
 def activations_a_token(layout: DetailedLayout, shape: ModelShape) -> float:
     """Bytes that one layer keeps of one token of this worker until its backward pass, without recomputation."""
     hidden, query, keys = shape.hidden_size, shape.num_attention_heads * shape.head_dim, _keys(shape)
+    values, given = keys, query
     if shape.attention == "mla":
-        keys = query
+        keys, values = query, shape.num_attention_heads * shape.value_head_dim
+        given = values
     # Joint projection, its rotated queries and keys, attention's output.
-    attention = (query + 2 * keys) + (query + keys) + query
+    attention = (query + keys + values) + (query + keys) + given
     sparse = shape.sparse_layers / shape.num_layers
     per_unit = (_GATED if family_of_type(shape.model_type).gated else _PLAIN)[layout.fused_activation]
     dense = per_unit * ((1 - sparse) * shape.intermediate_size + sparse * shape.shared_experts_size)
     tensor_parallel = (attention + dense) / layout.tensor_parallel_size
     if layout.fp8 and layout.lora_rank is None:  # inputs of matrices are kept in FP8; adapters want them as they are
-        tensor_parallel -= (query + dense / per_unit) / 2 / layout.tensor_parallel_size
-    routed = sparse * (shape.experts_per_token or 0) * (2 * hidden + per_unit * (shape.moe_intermediate_size or 0))
-    return layout.number_bytes * (
-        _NORMS * hidden / _norm_share(layout) + tensor_parallel + routed / layout.expert_tensor_parallel_size
-    )
+        tensor_parallel -= (given + dense / per_unit) / 2 / layout.tensor_parallel_size
+    copies, inner = _routed(layout, shape)
+    routed = sparse * copies * (2 * hidden + per_unit * inner)
+    return layout.number_bytes * (_NORMS * hidden / _norm_share(layout) + tensor_parallel + routed)
+
+
+def _routed(layout: DetailedLayout, shape: ModelShape) -> tuple[float, float]:
+    """(copies of a token of the tensor parallel workers that one of them computes with its experts, the part of an
+    expert's feed-forward size that it has).
+
+    As Megatron-Core 0.19.2 moves them (moe/token_dispatcher.py): every tensor parallel worker routes its own part of
+    the sequence, expert parallel workers get as many copies as they gave on average, and expert tensor parallel workers
+    gather what all of them got. Derived, not measured: measured peaks of MoE models are of one tensor parallel worker.
+    """
+    share, experts = layout.expert_tensor_parallel_size, shape.experts_per_token or 0
+    return experts * share / layout.tensor_parallel_size, (shape.moe_intermediate_size or 0) / share
