@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from raymb.errors import PlanError
+from raymb.errors import ModelError, PlanError
+from raymb.model.architectures import check_architecture
 from raymb.model.shape import ModelShape
 from raymb.plan import Plan, make_plan
 from raymb.plan.gpus import GIB, gpu_named
@@ -61,8 +62,9 @@ class Published:
         flags = {"num_workers": 8, "gpus_per_node": 8, "gpu": "h100-80gb", "global_batch_size": 64, "seq_length": 4096}
         spec = load_spec({"hf_model_path": self.model, **{name: str(value) for name, value in flags.items()}})
         try:
+            check_architecture(self.shape, self.model)
             return make_plan(spec, self.shape, backend="cuda", gpu=GPU)
-        except PlanError as error:
+        except (ModelError, PlanError) as error:
             return str(error)
 
 
@@ -137,8 +139,8 @@ def _difference(one: Published) -> str:
 
 def _layout(plan: Plan | str) -> tuple[str, str]:
     if isinstance(plan, str):
-        reasons = [line.removeprefix("  - ") for line in plan.splitlines() if line.startswith("  - ")]
-        return "none: " + "; ".join(reasons), "-"
+        broken = [line.removeprefix("  - ") for line in plan.splitlines() if line.startswith("  - ")]
+        return "none: " + "; ".join(broken or [plan.splitlines()[0].partition(": ")[2]]), "-"
     assert plan.memory is not None
     layout = plan.layout
     sizes = {

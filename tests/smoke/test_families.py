@@ -145,5 +145,6 @@ NOTES = [
     "instead of the model's 1e-5 (`Glm4MoeLiteAttention`), Megatron the model's: hence its",
     "larger difference.",
     "",
-    "Bridge 0.6.2 has no Mixtral; OLMoE, GLM-4.5 and GLM-4.7-Flash stand for further MoE models.",
+    "`raymb models` lists every architecture that the installed Bridge loads, and what each can have; others (Mixtral,",
+    "GPT-2, Phi) are refused before a worker starts, with the nearest one.",
 ]

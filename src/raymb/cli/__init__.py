@@ -12,7 +12,21 @@ from typing import Any
 import typer
 
 from raymb import __version__
-from raymb.cli import data, doctor, evaluate, export, finetune, generate, options, plan, recipes, report, schema, submit
+from raymb.cli import (
+    data,
+    doctor,
+    evaluate,
+    export,
+    finetune,
+    generate,
+    models,
+    options,
+    plan,
+    recipes,
+    report,
+    schema,
+    submit,
+)
 from raymb.cli.help_text import SectionedCommand
 from raymb.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_USER, RaymbError
 from raymb.spec.names import flag_meant
@@ -42,6 +56,7 @@ for _name, _command, _summary in (
     ("evaluate", evaluate.command, "Score a tuned model on held-out rows."),
     ("runs", report.runs, "List runs with their state, step, loss and speed."),
     ("report", report.report, "Write a run, or two compared, as one HTML page."),
+    ("models", models.command, "Which models can be trained, and where it was proven."),
     ("doctor", doctor.command, "Is this environment able to train?"),
     ("schema", schema.command, "Print the schema of the flags, for editors or as a page."),
 ):

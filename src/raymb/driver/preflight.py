@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from raymb.driver.ray_address import joins_a_cluster
 from raymb.errors import ModelError, PlanError, RunDirError, SpecError
+from raymb.model.architectures import check_architecture
 from raymb.model.initial import make_weights, model_path
 from raymb.model.shape import ModelShape, read_model_shape
 from raymb.model.vision import check_forward_step, vision_architecture
@@ -182,7 +183,8 @@ def checked_shape(spec: RunSpec) -> ModelShape:
 
     Raises:
         SpecError: an override that matches no ConfigContainer field, or another model's forward step.
-        ModelError: not found, incomplete, of a kind that raymb does not train, or in need of code that may not run.
+        ModelError: not found, incomplete, of a kind that Bridge or raymb does not train, or in need of code that may
+            not run.
     """
     if spec.overrides:
         from raymb.recipes.fields import check_overrides
@@ -195,6 +197,7 @@ def checked_shape(spec: RunSpec) -> ModelShape:
             f"repository (auto_map in config.json)",
             "read that code, then add --trust_remote_code to run it",
         )
+    check_architecture(shape, spec.model.hf_model_path)
     check_forward_step(spec.train.step_func, shape)
     return shape
 

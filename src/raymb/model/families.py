@@ -57,6 +57,10 @@ class Family:
     """Why its rows cannot be packed; "" where they can."""
     cuda_graphs: bool = False
     """Whether its steps with CUDA graphs were compared with steps without (docs/performance.md)."""
+    experts: bool = False
+    """Whether its models are mixtures of experts."""
+    proven: str = ""
+    """Where tiny models of it were trained against others' losses (docs/families.md, docs/performance.md)."""
     vision: VisionLanguage | None = None
     """What a vision-language model that raymb trains has; None for a language model."""
 
@@ -64,7 +68,6 @@ class Family:
 _OWN_ATTENTION = "Bridge 0.6.2 has an attention of its own for it (gemma2_provider.py)"
 
 FAMILIES = (
-    # Bridge 0.6.2 loads these.
     Family(
         "Qwen2",
         ("Qwen2ForCausalLM",),
@@ -73,6 +76,7 @@ FAMILIES = (
         exact_count=True,
         tied_by_default=False,
         cuda_graphs=True,
+        proven="CPU, GPU",
     ),
     Family(
         "Qwen2.5-VL",
@@ -92,6 +96,7 @@ FAMILIES = (
             provider=("megatron.bridge.models.qwen_vl.qwen25_vl_provider", "Qwen25VLModelProvider"),
             language=("model.layers.", "model.language_model.layers."),
         ),
+        proven="CPU",
     ),
     Family(
         "Qwen3",
@@ -101,6 +106,7 @@ FAMILIES = (
         exact_count=True,
         tied_by_default=False,
         cuda_graphs=True,
+        proven="CPU, GPU",
     ),
     Family(
         "Qwen3-MoE",
@@ -110,9 +116,27 @@ FAMILIES = (
         exact_count=True,
         tied_by_default=False,
         peft_loads_experts=True,
+        experts=True,
+        proven="CPU, GPU",
     ),
-    Family("Llama", ("LlamaForCausalLM",), ("llama",), exact_count=True, tied_by_default=False, cuda_graphs=True),
-    Family("Mistral", ("MistralForCausalLM",), ("mistral",), exact_count=True, tied_by_default=False, cuda_graphs=True),
+    Family(
+        "Llama",
+        ("LlamaForCausalLM",),
+        ("llama",),
+        exact_count=True,
+        tied_by_default=False,
+        cuda_graphs=True,
+        proven="CPU, GPU",
+    ),
+    Family(
+        "Mistral",
+        ("MistralForCausalLM",),
+        ("mistral",),
+        exact_count=True,
+        tied_by_default=False,
+        cuda_graphs=True,
+        proven="CPU, GPU",
+    ),
     Family(
         "OLMoE",
         ("OlmoeForCausalLM",),
@@ -122,6 +146,8 @@ FAMILIES = (
         must_be_one={
             "tensor_parallel_size": "Bridge 0.6.2 norms its queries and keys over all heads (olmoe_provider.py)"
         },
+        experts=True,
+        proven="CPU",
     ),
     Family(
         "Gemma 2",
@@ -130,10 +156,20 @@ FAMILIES = (
         must_be_one={"context_parallel_size": _OWN_ATTENTION},
         no_packing=_OWN_ATTENTION,
         cuda_graphs=True,
+        proven="CPU, GPU",
     ),
-    Family("Gemma 3", ("Gemma3ForCausalLM",), ("gemma3_text",)),
-    Family("DeepSeek-V2", ("DeepseekV2ForCausalLM",), ("deepseek_v2",), tied_by_default=False),
-    Family("DeepSeek-V3", ("DeepseekV3ForCausalLM",), ("deepseek_v3",), tied_by_default=False),
+    Family("Gemma 3", ("Gemma3ForCausalLM",), ("gemma3_text",), proven="CPU"),
+    Family(
+        "DeepSeek-V2", ("DeepseekV2ForCausalLM",), ("deepseek_v2",), tied_by_default=False, experts=True, proven="CPU"
+    ),
+    Family(
+        "DeepSeek-V3",
+        ("DeepseekV3ForCausalLM",),
+        ("deepseek_v3",),
+        tied_by_default=False,
+        experts=True,
+        proven="CPU, GPU",
+    ),
     Family(
         "GPT-OSS",
         ("GptOssForCausalLM",),
@@ -142,9 +178,18 @@ FAMILIES = (
         # matters only for one written by hand; raymb has taken such a model for tied so far.
         tied_by_default=True,
         must_be_one={"expert_tensor_parallel_size": "its experts have biases, which Megatron-Core 0.19 does not split"},
+        experts=True,
+        proven="CPU",
     ),
-    Family("GLM-4.5", ("Glm4MoeForCausalLM",), ("glm4_moe",), tied_by_default=False),
-    Family("GLM-4.7-Flash", ("Glm4MoeLiteForCausalLM",), ("glm4_moe_lite",), tied_by_default=False),
+    Family("GLM-4.5", ("Glm4MoeForCausalLM",), ("glm4_moe",), tied_by_default=False, experts=True, proven="CPU"),
+    Family(
+        "GLM-4.7-Flash",
+        ("Glm4MoeLiteForCausalLM",),
+        ("glm4_moe_lite",),
+        tied_by_default=False,
+        experts=True,
+        proven="CPU",
+    ),
     Family(
         "Nemotron",
         ("NemotronForCausalLM",),
@@ -152,6 +197,7 @@ FAMILIES = (
         gated=False,
         tied_by_default=True,  # transformers does not tie by default: see GPT-OSS
         cuda_graphs=True,
+        proven="CPU, GPU",
     ),
     Family(
         "Qwen3-Next",
@@ -160,22 +206,10 @@ FAMILIES = (
         qk_norm=True,
         gated_attention=True,
         tied_by_default=False,
+        experts=True,
     ),
     Family("MiMo", ("MiMoForCausalLM",), ("mimo",), qkv_bias=True, tied_by_default=False),
-    Family("Nemotron-H", ("NemotronHForCausalLM",), ("nemotron_h",), gated=False, tied_by_default=False),
-    # Bridge 0.6.2 loads none of these; `raymb plan` tells their sizes.
-    Family(
-        "Qwen2-MoE", ("Qwen2MoeForCausalLM",), ("qwen2_moe",), qkv_bias=True, exact_count=True, tied_by_default=False
-    ),
-    Family("Mixtral", ("MixtralForCausalLM",), ("mixtral",), exact_count=True, tied_by_default=False),
-    Family("GPT-2", ("GPT2LMHeadModel",), ("gpt2",), gated=False),
-    Family("GPT-NeoX", ("GPTNeoXForCausalLM",), ("gpt_neox",), gated=False, tied_by_default=False),
-    Family("GPTBigCode", ("GPTBigCodeForCausalLM",), ("gpt_bigcode",), gated=False),
-    Family("OPT", ("OPTForCausalLM",), ("opt",), gated=False),
-    Family("Phi", ("PhiForCausalLM",), ("phi",), gated=False, tied_by_default=False),
-    Family("Falcon", ("FalconForCausalLM",), ("falcon",), gated=False),
-    Family("StarCoder2", ("Starcoder2ForCausalLM",), ("starcoder2",), gated=False),
-    Family("BLOOM", ("BloomForCausalLM",), ("bloom",), gated=False),
+    Family("Nemotron-H", ("NemotronHForCausalLM",), ("nemotron_h",), gated=False, tied_by_default=False, experts=True),
 )
 """All families with a record."""
 

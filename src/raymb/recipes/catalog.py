@@ -11,10 +11,10 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
-from importlib.machinery import PathFinder
 from pathlib import Path
 
 from raymb.errors import SpecError
+from raymb.model.architectures import bridge_folder
 
 _PACKAGE = ("megatron", "bridge", "recipes")
 _HELPERS = frozenset({"utils", "common", "run_plugins"})
@@ -118,14 +118,13 @@ def _is_recipe(name: str) -> bool:
     return name.endswith("_config") and not name.startswith("_")
 
 
-@cache
 def _root() -> Path:
-    top = PathFinder.find_spec(_PACKAGE[0])
-    for place in (top.submodule_search_locations or []) if top else []:
-        root = Path(place, *_PACKAGE[1:])
-        if root.is_dir():
-            return root
-    raise SpecError("recipes are those of Megatron-Bridge, which is not installed here", "scripts/setup installs it")
+    root = bridge_folder("recipes")
+    if root is None:
+        raise SpecError(
+            "recipes are those of Megatron-Bridge, which is not installed here", "scripts/setup installs it"
+        )
+    return root
 
 
 @cache
