@@ -14,6 +14,7 @@ from raymb.driver.ray_address import joins_a_cluster
 from raymb.errors import ModelError, PlanError, RunDirError, SpecError
 from raymb.model.architectures import check_architecture
 from raymb.model.initial import make_weights, model_path
+from raymb.model.quantized import check_quantization
 from raymb.model.shape import ModelShape, read_model_shape
 from raymb.model.vision import check_forward_step, vision_architecture
 from raymb.plan import Plan, make_plan
@@ -183,8 +184,8 @@ def checked_shape(spec: RunSpec) -> ModelShape:
 
     Raises:
         SpecError: an override that matches no ConfigContainer field, or another model's forward step.
-        ModelError: not found, incomplete, of a kind that Bridge or raymb does not train, or in need of code that may
-            not run.
+        ModelError: not found, incomplete, quantized, of a kind that Bridge or raymb does not train, or in need of code
+            that may not run.
     """
     if spec.overrides:
         from raymb.recipes.fields import check_overrides
@@ -198,6 +199,7 @@ def checked_shape(spec: RunSpec) -> ModelShape:
             "read that code, then add --trust_remote_code to run it",
         )
     check_architecture(shape, spec.model.hf_model_path)
+    check_quantization(shape, spec.model.hf_model_path, spec.peft.peft)
     check_forward_step(spec.train.step_func, shape)
     return shape
 

@@ -127,6 +127,8 @@ def _described(spec: RunSpec, source: str) -> Path:
         for file in Path(base_directory(source, spec.model.hf_revision, weights=False)).iterdir():
             if file.is_file() and not any(file.match(pattern) for pattern in WEIGHTS):
                 shutil.copyfile(file, part / file.name)
+        if spec.model.init == "random":
+            config.pop("quantization_config", None)  # of weights that are not read
         if tokens:
             config = _with_tokens(spec, source, tokens, config, part)
         write_atomically(part / "config.json", json.dumps(config, indent=2) + "\n")

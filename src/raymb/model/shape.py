@@ -42,6 +42,8 @@ class ModelShape(Sizes):
     """The part beside the language model, as config.json calls it (vision_config, audio_config, ...); "" for none."""
     tower_parameters: int = 0
     """How many of the parameters are the tower's."""
+    quantization: str = ""
+    """How the files' weights are quantized; "" where they are not."""
     has_chat_template: bool = False
     needs_remote_code: bool = False
 
@@ -97,6 +99,7 @@ class ModelShape(Sizes):
             moe_intermediate_size=_moe_size(read, experts, intermediate),
             needs_remote_code="auto_map" in config,
             tower=tower,
+            quantization=_quantization(config, text),
         )
         beside = tower_parameters(config[tower], shape) if tower else 0
         return replace(
@@ -171,6 +174,13 @@ def _attention(text: Mapping[str, Any], read: _Reader, heads: int) -> tuple[int,
     if groups is None or groups == heads:
         return heads, "mha"
     return groups, "mqa" if groups == 1 else "gqa"
+
+
+def _quantization(*configs: Mapping[str, Any]) -> str:
+    """By the first of these parts of config.json that says so."""
+    found = [config.get("quantization_config") or config.get("compression_config") for config in configs]
+    first = next((one for one in found if isinstance(one, Mapping)), None)
+    return "" if first is None else str(first.get("quant_method") or first.get("quant_algo") or "a method of its own")
 
 
 def _moe_size(read: _Reader, experts: int | None, intermediate: int) -> int | None:
