@@ -91,6 +91,7 @@ def test_recipe_is_below_yaml_and_flags(tmp_path):
     [
         (["finetune", "--recipe", "qwen25_500_sft"], "did you mean"),
         (["finetune", "--recipe", "flux_12b_sft_config"], "makes pictures"),
+        (["finetune", "--recipe", "minimax_m3_sft_config"], "the language part of a model with images"),
         (["recipes", "show", "nonsense"], "no recipe of this name"),
         (["recipes", "list", "nonsense"], "no recipe of nonsense"),
         (["recipes", "list", "--mode", "rl"], "sft, lora or pretrain"),

@@ -14,8 +14,17 @@ from raymb.recipes.catalog import Recipe, find
 from raymb.recipes.translate import TEXT, Translation, translate
 from raymb.runtime.child import Child
 
-_DIFFUSION = ("flux", "wan")
-"""Families that make pictures: no language models."""
+_PART = (
+    "it trains the language part of a model with images, which Bridge cuts out of the model's config.json, and raymb "
+    "trains whole models"
+)
+_REFUSED = {
+    "flux": "it makes pictures, and raymb trains language models",
+    "wan": "it makes films, and raymb trains language models",
+    "minimax_m3": _PART,
+    "qwen35_text": _PART,
+}
+"""Beginnings of recipes' names, and why they are no runs of raymb."""
 
 
 @dataclass(frozen=True)
@@ -39,17 +48,17 @@ def resolve_recipe(name: str, scheme: str | None = None) -> ResolvedRecipe:
         SpecError: there is no such recipe, or it cannot be read.
     """
     recipe = find(name)
-    if recipe.family in _DIFFUSION:
-        raise SpecError(f"--recipe {name}: {recipe.family} makes pictures, and raymb trains language models")
+    if why := next((why for begin, why in _REFUSED.items() if recipe.name.startswith(begin)), ""):
+        raise SpecError(f"--recipe {name}: {why}", "take another of raymb recipes list")
     asked = {"module": recipe.module, "function": recipe.name, "scheme": scheme}
     child = Child("raymb.bridge.recipe", {"CUDA_VISIBLE_DEVICES": ""})
     found, errors = child.result(json.dumps(asked), lambda: None)
     if found is None or "error" in found:
         reason = found["error"] if found else (errors.strip().splitlines() or ["its process ended"])[-1]
-        raise SpecError(
-            f"--recipe {name}: {recipe.module} cannot be read without its model: {reason}",
-            "take another of raymb recipes list",
+        told = (
+            "Bridge refuses it" if reason.startswith("NotImplementedError") else "it cannot be read without its model"
         )
+        raise SpecError(f"--recipe {name}: {told}: {reason}", "take another of raymb recipes list")
     text = found["dataset"]["kind"] in TEXT
     return ResolvedRecipe(recipe, translate(recipe, found), TEXT_STEP if text else step_of_recipe(recipe.module) or "")
 
