@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.conftest import QWEN2_4_LAYERS, QWEN3_MOE_4_LAYERS, write_shape_only_model
@@ -98,7 +99,12 @@ def test_it_imports_no_framework() -> None:
     ids=["Mixtral", "GPT-2", "Phi-3"],
 )
 def test_what_bridge_has_not_is_refused(
-    command: list[str], config: dict, nearest: str, tried: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    command: list[str],
+    config: dict[str, Any],
+    nearest: str,
+    tried: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     model = write_shape_only_model(tmp_path / "model", config)
     words = [*command, "--hf_model_path", str(model), "--storage_path", str(tmp_path / "runs"), "--dataset", "sample"]

@@ -102,7 +102,11 @@ DEEPSEEK |= {
     [("GptOss", GPT_OSS, in_mxfp4, MXFP4), ("DeepseekV3", DEEPSEEK, in_fp8, FP8)],
 )
 def test_the_command_writes_bf16_under_the_names_of_a_bf16_model(
-    kind: str, sizes: dict[str, Any], quantize: Callable[..., dict[str, Any]], quantization: dict, tmp_path: Path
+    kind: str,
+    sizes: dict[str, Any],
+    quantize: Callable[..., dict[str, Any]],
+    quantization: dict[str, Any],
+    tmp_path: Path,
 ) -> None:
     import torch
     import transformers
