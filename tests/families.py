@@ -117,8 +117,8 @@ def architecture(family: str) -> str:
 MOE_FAMILIES = {name for name, (_, settings) in FAMILIES.items() if any("expert" in key for key in settings)}
 
 
-def make_model(family: str, directory: Path) -> Path:
-    """Save the family's tiny model, with a tokenizer."""
+def make_model(family: str, directory: Path, **more: Any) -> Path:
+    """Save the family's tiny model, with a tokenizer. more: settings beside, or instead of, the family's."""
     import torch
     import transformers
 
@@ -126,7 +126,7 @@ def make_model(family: str, directory: Path) -> Path:
 
     prefix, settings = FAMILIES[family]
     implementation = settings.get("attn_implementation")
-    given = {name: value for name, value in settings.items() if name != "attn_implementation"}
+    given = {name: value for name, value in settings.items() if name != "attn_implementation"} | more
     # Gemma 3's text model has a configuration of its own beside the multimodal one.
     config_class = getattr(transformers, f"{prefix}TextConfig", None) if prefix == "Gemma3" else None
     config = (config_class or getattr(transformers, f"{prefix}Config"))(**{**_COMMON, **given})

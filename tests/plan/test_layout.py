@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+from dataclasses import replace
 
 import pytest
 from tests.conftest import QWEN2_4_LAYERS, QWEN3_MOE_4_LAYERS
@@ -148,6 +149,17 @@ def test_packed_rows_and_their_multiple():
 
 def test_key_value_groups_may_be_a_divisor_of_tensor_parallel():
     assert plan_of(num_workers=8, tensor_parallel_size=8).layout.tensor_parallel_size == 8
+
+
+def test_tensor_parallel_divides_the_matrix_of_queries_keys_and_values():
+    """SmolLM2-135M's sizes: nine workers would get 106 2/3 rows each."""
+    sizes = {"num_attention_heads": 9, "num_key_value_heads": 3, "hidden_size": 576, "intermediate_size": 1152}
+    shape = ModelShape.from_config(QWEN2_4_LAYERS | sizes)
+    (problem,) = problems_of(shape, num_workers=9, global_batch_size=9, tensor_parallel_size=9, seq_length=504)
+    assert "must divide the 960 rows" in problem and problem.endswith("set --tensor_parallel_size to one of 1, 3")
+    wide = replace(shape, head_dim=48)
+    plan = plan_of(wide, num_workers=9, global_batch_size=9, tensor_parallel_size=9, seq_length=504)
+    assert plan.layout.tensor_parallel_size == 9
 
 
 def test_one_virtual_chunk_is_the_plain_schedule():

@@ -46,28 +46,79 @@ CASES = [
 def test_adapters_train_as_peft_trains_them(
     kind: str, layout: str, targets: str, tmp_path: Path, tiny_qwen2: Path, rows: Path
 ) -> None:
-    """From the adapters that the run started with, exported for PEFT. TP 2 has sequence parallel."""
-    from tests.smoke import oracle
-
+    """TP 2 has sequence parallel."""
     tensor, pipeline = LAYOUTS[layout]
     sizes = {"tensor_parallel_size": tensor, "pipeline_parallel_size": pipeline}
-    flags = {"peft": kind, "lora_rank": 4, "lora_alpha": 8, "lora_target_modules": targets, "learning_rate": 1e-2}
-    steps = train_variant(tmp_path, tensor * pipeline, hf_model_path=tiny_qwen2, dataset=rows, **flags, **sizes)
-    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
-    assert (config["use_dora"], config["r"], config["lora_alpha"]) == (kind == "dora", 4, 8)
+    steps = _as_peft(tmp_path, tiny_qwen2, kind, targets, dataset=rows, num_workers=tensor * pipeline, **sizes)
     if "_proj," in targets:
+        config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
         assert sorted(config["target_modules"]) == sorted(targets.split(","))
-    expected = oracle.train(
-        tiny_qwen2,
-        batches_of(tmp_path / "run"),
-        1e-2,
-        adapter=tmp_path / "adapter",
-        tied=kind == "dora" or targets.startswith("linear"),
-    )
-    worst = worst_deviation(steps, expected)
-    print(f"\n{kind} {layout} {targets}: loss {steps[0]['loss']:.6f} -> {steps[-1]['loss']:.6f}, worst {worst:.2e}")
-    assert worst <= 1e-5
     assert steps[-1]["loss"] < steps[0]["loss"] - 0.01, "the adapters learn"
+
+
+def _as_peft(out: Path, model: Path, kind: str, targets: str, **flags: Any) -> list[dict[str, Any]]:
+    """Train adapters, and in PEFT those that the run started with, exported for it: the run's steps, if both agree."""
+    from tests.smoke import oracle
+
+    given = {"peft": kind, "lora_rank": 4, "lora_alpha": 8, "lora_target_modules": targets, "learning_rate": 1e-2}
+    steps = train_variant(out, flags.pop("num_workers"), hf_model_path=model, **given, **flags)
+    config = json.loads((out / "adapter" / "adapter_config.json").read_text())
+    assert (config["use_dora"], config["r"], config["lora_alpha"]) == (kind == "dora", 4, 8)
+    tied = kind == "dora" or targets.startswith("linear")
+    expected = oracle.train(model, batches_of(out / "run"), 1e-2, adapter=out / "adapter", tied=tied)
+    worst = worst_deviation(steps, expected)
+    print(f"\n{kind} {targets} {flags}: loss {steps[0]['loss']:.6f} -> {steps[-1]['loss']:.6f}, worst {worst:.2e}")
+    assert worst <= 1e-5
+    return steps
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "targets", "groups", "tensor"),
+    [
+        ("lora", ALL, 1, 2),
+        ("lora", ALL, 2, 4),
+        ("lora", "q_proj,v_proj", 1, 4),  # a worker's columns of q, k and v begin within a head
+        ("lora", "k_proj", 1, 2),
+        ("lora", "linear_qkv", 1, 2),
+        ("dora", ALL, 1, 2),
+        ("lora", ALL, 2, 2),
+        ("lora", ALL, 4, 2),
+    ],
+)
+def test_adapters_on_shared_key_value_groups(
+    kind: str, targets: str, groups: int, tensor: int, tmp_path: Path, rows: Path
+) -> None:
+    """Fewer groups than tensor parallel workers, as many, and more."""
+    model = make_model("Qwen2", tmp_path / "model", num_key_value_heads=groups)
+    _as_peft(tmp_path, model, kind, targets, dataset=rows, num_workers=tensor, tensor_parallel_size=tensor)
+
+
+@pytest.mark.slow
+def test_the_export_has_what_few_key_value_groups_learn(finetune: Callable[..., Path], tmp_path: Path) -> None:
+    """Gemma 3 1B's: 4 heads, 1 group."""
+    run = finetune(
+        hf_model_path=make_model("Gemma 3", tmp_path / "model", num_key_value_heads=1),
+        num_workers=2,
+        tensor_parallel_size=2,
+        peft="lora",
+        lora_rank=4,
+        learning_rate=1e-2,
+        train_iters=3,
+        merge=True,
+    )
+    (record,) = read_metrics(run, "export")
+    assert record["error"] <= 1e-4 and len(record["directories"]) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("packing", [False, True])
+def test_lengths_that_tensor_parallel_does_not_divide(
+    packing: bool, tmp_path: Path, tiny_qwen2: Path, rows: Path
+) -> None:
+    """Without sequence parallel any will do."""
+    flags = {"seq_length": 63, "tensor_parallel_size": 2, "sequence_parallel": "false", "packing": packing}
+    _as_peft(tmp_path, tiny_qwen2, "lora", ALL, dataset=rows, num_workers=2, global_batch_size=2, **flags)
 
 
 RUN = {

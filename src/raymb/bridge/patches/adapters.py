@@ -16,7 +16,9 @@ import torch.distributed as dist
 from megatron.bridge.peft.canonical_lora import LoRALinearSplitFC1UpGate, LoRALinearSplitQKV, ModuleDict
 from megatron.bridge.peft.dora_layers import DoRALinear, ParallelLinearDoRAAdapter
 from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attributes
+from megatron.core.tensor_parallel.mappings import all_gather_last_dim_from_tensor_parallel_region
 from megatron.core.transformer.mlp import apply_swiglu_sharded_factory
+from megatron.core.utils import get_pg_rank, get_pg_size
 from torch import nn
 
 from raymb.bridge.patches.patch import Patch, text_of
@@ -111,7 +113,22 @@ class _SplitQKV(LoRALinearSplitQKV):
         return {"adapter_q": heads, "adapter_k": groups, "adapter_v": groups}
 
     def joined(self, parts: list[torch.Tensor]) -> torch.Tensor:
-        return self._interleave_qkv(*parts)
+        """This rank's columns of Megatron's matrix, which has the queries, key and value of one group after another.
+
+        With fewer groups than ranks these are not its columns of q, k and v: ranks exchange them, as Megatron's
+        attention does with the matrix's output.
+        """
+        group = next(iter(self.adapter.values())).tp_group
+        groups, ranks = self.to_wrap.config.num_query_groups, get_pg_size(group)
+        if groups >= ranks:
+            return _by_group(parts, groups // ranks)
+        whole = [all_gather_last_dim_from_tensor_parallel_region(part, group) for part in parts]
+        return _by_group(whole, groups).chunk(ranks, dim=-1)[get_pg_rank(group)]
+
+
+def _by_group(parts: list[torch.Tensor], groups: int) -> torch.Tensor:
+    """The same columns, those of a key-value group side by side."""
+    return torch.cat([part.unflatten(-1, (groups, -1)) for part in parts], dim=-1).flatten(-2)
 
 
 class _SplitGateUp(LoRALinearSplitFC1UpGate):
@@ -189,6 +206,7 @@ def _calls_absent_adapters(prepare: Callable[[Any], Any] = lambda wrapper: wrapp
     for cls, outputs, (first, *others) in kinds:
         one = nn.Linear(2, 2, bias=False)
         one.base_linear_name = "linear"  # type: ignore[assignment]
+        one.tp_group = None  # type: ignore[assignment]
         base = torch.zeros(1, 1, outputs)
         wrapper = _bare(
             cls,
@@ -203,6 +221,11 @@ def _calls_absent_adapters(prepare: Callable[[Any], Any] = lambda wrapper: wrapp
             continue
         return False
     return True
+
+
+def _joins_by_heads_of_all_ranks() -> bool:
+    text = text_of(f"{_LORA}:LoRALinearSplitQKV._interleave_qkv")
+    return "query.reshape(-1, head_num, head_size)" in text and "tp" not in text
 
 
 def _draws_shards() -> bool:
@@ -263,6 +286,13 @@ PATCHES = (
         f"{_LORA}:LoRALinearSplitQKV.forward",
         "q, k and v (gate and up: LoRALinearSplitFC1UpGate) without an adapter each are called all the same",
         _calls_absent_adapters,
+    ),
+    _patch(
+        "parts of q, k and v on several ranks",
+        f"{_LORA}:LoRALinearSplitQKV._interleave_qkv",
+        "what the adapters on q, k and v add is joined by the heads and groups of all tensor parallel ranks: it goes "
+        "to other tokens with fewer groups than ranks, and fails where ranks do not divide a micro-batch's tokens",
+        _joins_by_heads_of_all_ranks,
     ),
     _patch(
         "initial weights of adapters",
