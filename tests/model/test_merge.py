@@ -14,12 +14,12 @@ from raymb.model.merge import merge
 from raymb.model.tensor_files import TensorFiles, tensor_shapes
 
 
-def _adapter(model: Path, out: Path, dora: bool = False) -> Path:
+def _adapter(model: Path, out: Path, **kind: bool) -> Path:
     """A PEFT adapter of a model, all of it random."""
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
-    config = LoraConfig(r=4, lora_alpha=12, target_modules=["q_proj", "v_proj", "down_proj"], use_dora=dora)
+    config = LoraConfig(r=3, lora_alpha=12, target_modules=["q_proj", "v_proj", "down_proj"], **kind)
     tuned = get_peft_model(AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32), config)
     generator = torch.Generator().manual_seed(1)
     for name, parameter in tuned.named_parameters():
@@ -29,12 +29,12 @@ def _adapter(model: Path, out: Path, dora: bool = False) -> Path:
     return out
 
 
-@pytest.mark.parametrize("dora", [False, True], ids=["lora", "dora"])
-def test_as_peft_merges(dora: bool, tiny_qwen2: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", [{}, {"use_dora": True}, {"use_rslora": True}], ids=["lora", "dora", "rslora"])
+def test_as_peft_merges(kind: dict[str, bool], tiny_qwen2: Path, tmp_path: Path) -> None:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    adapter, target = _adapter(tiny_qwen2, tmp_path / "adapter", dora), tmp_path / "merged"
+    adapter, target = _adapter(tiny_qwen2, tmp_path / "adapter", **kind), tmp_path / "merged"
     target.mkdir()
     merge(tiny_qwen2, adapter, target)
     base = AutoModelForCausalLM.from_pretrained(tiny_qwen2, dtype=torch.float32)

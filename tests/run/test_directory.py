@@ -247,6 +247,16 @@ def test_a_group_that_one_side_lacks_counts_as_empty(tmp_path: Path, spec: RunSp
     assert "--accept_changes" not in caught.value.hint  # not a group that a flag can accept
 
 
+def test_adapters_of_before_they_had_another_scale(spec: RunSpec) -> None:
+    run = _released(spec)
+    claim(run, spec, {}, changed(peft={"lora_rank": 8}))
+    release(run)
+    check_claim(run, spec, changed(peft={"lora_rank": 8, "use_rslora": False}))
+    with pytest.raises(RunDirError, match="peft: use_rslora was False, is True") as caught:
+        check_claim(run, spec, changed(peft={"lora_rank": 8, "use_rslora": True}))
+    assert "--no_use_rslora" in caught.value.hint
+
+
 def test_a_fingerprint_without_groups_is_read(spec: RunSpec) -> None:
     run = _released(spec)
     run.fingerprint.write_text(json.dumps(FLAT | {"dataset:content": "bc"}))  # it named the preparation

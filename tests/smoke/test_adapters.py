@@ -61,9 +61,10 @@ def _as_peft(out: Path, model: Path, kind: str, targets: str, **flags: Any) -> l
     from tests.smoke import oracle
 
     given = {"peft": kind, "lora_rank": 4, "lora_alpha": 8, "lora_target_modules": targets, "learning_rate": 1e-2}
-    steps = train_variant(out, flags.pop("num_workers"), hf_model_path=model, **given, **flags)
+    steps = train_variant(out, flags.pop("num_workers"), hf_model_path=model, **(given | flags))
     config = json.loads((out / "adapter" / "adapter_config.json").read_text())
-    assert (config["use_dora"], config["r"], config["lora_alpha"]) == (kind == "dora", 4, 8)
+    assert (config["use_dora"], config["r"], config["lora_alpha"]) == (kind == "dora", 4, flags.get("lora_alpha", 8))
+    assert config["use_rslora"] == flags.get("use_rslora", False)
     tied = kind == "dora" or targets.startswith("linear")
     expected = oracle.train(model, batches_of(out / "run"), 1e-2, adapter=out / "adapter", tied=tied)
     worst = worst_deviation(steps, expected)
@@ -95,6 +96,12 @@ def test_adapters_on_shared_key_value_groups(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("kind", ["lora", "dora"])
+def test_scales_by_the_root_of_the_rank(kind: str, tmp_path: Path, tiny_qwen2: Path, rows: Path) -> None:
+    _as_peft(tmp_path, tiny_qwen2, kind, ALL, dataset=rows, num_workers=1, lora_alpha=2.5, use_rslora=True)
+
+
+@pytest.mark.slow
 def test_the_export_has_what_few_key_value_groups_learn(finetune: Callable[..., Path], tmp_path: Path) -> None:
     """Gemma 3 1B's: 4 heads, 1 group."""
     run = finetune(
@@ -103,6 +110,8 @@ def test_the_export_has_what_few_key_value_groups_learn(finetune: Callable[..., 
         tensor_parallel_size=2,
         peft="lora",
         lora_rank=4,
+        lora_alpha=6.5,
+        use_rslora=True,
         learning_rate=1e-2,
         train_iters=3,
         merge=True,

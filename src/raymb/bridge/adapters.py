@@ -3,6 +3,7 @@ Bridge lacks for that is mended in raymb.bridge.patches.adapters."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,7 +30,7 @@ class Adapters(PEFT):
     Args:
         kind: lora or dora.
         dim: rank.
-        alpha: an adapter's output is multiplied by alpha / dim.
+        alpha: an adapter's output is multiplied by alpha / dim, or with rslora by alpha / sqrt(dim).
         split: Bridge's names for parts of fused matrices, each with an adapter of its own.
         whole: names of Megatron's modules with one adapter each.
         seed: of the initial weights.
@@ -37,14 +38,16 @@ class Adapters(PEFT):
 
     kind: str = "lora"
     dim: int = 16
-    alpha: int = 32
+    alpha: float = 32
+    rslora: bool = False
     dropout: float = 0.0
     split: list[str] = field(default_factory=list)
     whole: list[str] = field(default_factory=list)
     seed: int = 1234
 
     def __call__(self, model: Any, training: bool = True) -> Any:
-        settings: dict[str, Any] = {"dim": self.dim, "alpha": self.alpha, "dropout": self.dropout}
+        alpha = self.alpha * math.sqrt(self.dim) if self.rslora else self.alpha  # Bridge divides it by dim
+        settings: dict[str, Any] = {"dim": self.dim, "alpha": alpha, "dropout": self.dropout}
         if self.kind == "lora":
             settings["share_expert_adapters"] = False  # shared by a rank's experts they would depend on the layout
         kinds = [(CanonicalLoRA, self.split), (LoRA if self.kind == "lora" else DoRA, self.whole)]
@@ -70,6 +73,7 @@ def make_adapters(job: Job) -> Adapters | None:
         kind=peft.peft,
         dim=peft.lora_rank,
         alpha=peft.lora_alpha,
+        rslora=peft.use_rslora,
         dropout=peft.lora_dropout,
         split=targets.split,
         whole=targets.whole,

@@ -51,7 +51,9 @@ def write_adapter(
             key = f"{_PREFIX}{name.removesuffix('.lora_B.weight')}.lora_magnitude_vector"
             state[key] = magnitude.weight[:, 0].contiguous()
     config = build_adapter_config_dict(adapters, infer_target_modules_from_adapter_weights(modules), parameters, base)
-    config["use_dora"] = adapters.kind == "dora"
+    whole = float(adapters.alpha).is_integer()  # for PEFT, which has whole numbers there, too
+    config["lora_alpha"] = int(adapters.alpha) if whole else adapters.alpha
+    config |= {"use_dora": adapters.kind == "dora", "use_rslora": adapters.rslora}
     if vision := family_of(architecture).vision:
         config["target_modules"] = _only_language(vision, infer_target_modules_from_adapter_weights(modules))
         state = {_PREFIX + module_name(architecture, name.removeprefix(_PREFIX)): one for name, one in state.items()}

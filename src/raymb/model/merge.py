@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,7 +35,8 @@ class Adapter:
         self.tensors = load_file(directory / "adapter_model.safetensors")
         if self.config["peft_type"] != "LORA" or self.config.get("target_parameters") or self.config["rank_pattern"]:
             raise RunFailed(f"{directory}: this kind of adapter cannot be merged", "merge it with PEFT")
-        self.scaling = self.config["lora_alpha"] / self.config["r"]
+        rank = self.config["r"]
+        self.scaling = self.config["lora_alpha"] / (math.sqrt(rank) if self.config.get("use_rslora") else rank)
         self.unused = {name for name in self.tensors if name.endswith(".lora_A.weight")}
 
     def merged(self, name: str, weight: torch.Tensor) -> torch.Tensor:

@@ -141,8 +141,10 @@ class Peft(Section):
     """Train low-rank adapters beside the frozen model (LoRA, DoRA) instead of the model itself."""
     lora_rank: Size = 16
     """Rank of the adapters."""
-    lora_alpha: Size = 32
+    lora_alpha: float = Field(default=32, gt=0)
     """An adapter's output is multiplied by alpha / rank."""
+    use_rslora: bool = False
+    """Multiply by alpha / sqrt(rank) instead (rank-stabilized LoRA), which suits high ranks."""
     lora_dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout on the adapters' input."""
     lora_target_modules: Names = Field(default=["all-linear"])
