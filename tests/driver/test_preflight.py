@@ -77,12 +77,13 @@ def test_a_validation_of_more_rows_than_are_trained_on_between_two_is_said(check
 def test_groups_and_what_is_in_them(checked: Callable[..., Preflight]) -> None:
     found = fingerprint(checked())
     assert json.loads(json.dumps(found)) == found
-    assert list(found) == ["model", "tokenizer", "data", "batch", "seed", "peft", "versions"]
+    assert list(found) == ["model", "tokenizer", "data", "batch", "seed", "peft", "frozen", "versions"]
     assert list(found["model"]) == ["config.json", "model.safetensors"]
     assert list(found["tokenizer"]) == ["tokenizer.json", "template", "eos_token", "pad_token"]
     assert found["batch"] == {"seq_length": 64, "global_batch_size": 8, "packing": False}
     assert found["seed"] == {"seed": 1234}
     assert found["peft"] == {}, "a run that trains the whole model is no other than one before there were adapters"
+    assert found["frozen"] == {}
     assert list(found["versions"]) == ["raymb", "megatron-bridge", "megatron-core", "torch", "transformers"]
     assert all(found["versions"].values())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,12 @@ Batch = list[Sample]
 
 
 def train(
-    model_dir: Path, batches: list[Batch], learning_rate: float, adapter: Path | None = None, tied: bool = False
+    model_dir: Path,
+    batches: list[Batch],
+    learning_rate: float,
+    adapter: Path | None = None,
+    tied: bool = False,
+    frozen: str = "",
 ) -> list[dict[str, Any]]:
     """Loss (mean over the batch's trained tokens) and gradient norm (before clipping to 1) of every step, fp32, cosine
     decay to 0, weight decay 0.01 on matrices only. Each sample is run alone, without padding or packing.
@@ -23,10 +29,13 @@ def train(
     Args:
         adapter: train this PEFT adapter instead of the model.
         tied: q, k and v share their first matrix, and so do gate and up.
+        frozen: parameters that stay as they are, a regular expression.
     """
     model = _model(model_dir, adapter)
     if tied:
         _tie(model)
+    for name, parameter in model.named_parameters() if frozen else ():
+        parameter.requires_grad = not re.search(frozen, name)
     trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     groups: list[dict[str, Any]] = [{"params": [], "weight_decay": decay} for decay in (0.01, 0.0)]
     for name, parameter in trained:

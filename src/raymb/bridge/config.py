@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from megatron.bridge.models.conversion.auto_bridge import AutoBridge
@@ -22,6 +23,7 @@ from megatron.bridge.training.mixed_precision import MixedPrecisionConfig, get_m
 
 from raymb.bridge.adapters import make_adapters
 from raymb.bridge.dataset import PreparedRowsConfig
+from raymb.bridge.freezing import freeze
 from raymb.bridge.fusions import fusion_settings
 from raymb.bridge.moe import moe_settings
 from raymb.bridge.overrides import apply_overrides, set_field
@@ -146,6 +148,8 @@ def _model(job: Job, hf_bridge: AutoBridge, accelerator: Accelerator, precision:
         settings["moe_router_bias_update_rate"] = 0.0  # part of the model, which is frozen and not exported
     for name, value in settings.items():
         setattr(provider, name, value)
+    if job.spec.train.freezes:
+        provider.register_pre_wrap_hook(partial(freeze, hf_bridge, job.spec.train))
     return provider
 
 

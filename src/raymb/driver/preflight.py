@@ -13,11 +13,14 @@ from typing import TYPE_CHECKING
 from raymb.driver.ray_address import joins_a_cluster
 from raymb.errors import ModelError, PlanError, RunDirError, SpecError
 from raymb.model.architectures import check_architecture
+from raymb.model.files import base_directory
 from raymb.model.initial import make_weights, model_path
 from raymb.model.quantized import check_quantization
 from raymb.model.shape import ModelShape, read_model_shape
+from raymb.model.tensor_files import tensor_shapes
 from raymb.model.vision import check_forward_step, vision_architecture
 from raymb.plan import Plan, make_plan
+from raymb.plan.frozen import frozen_problems, trained_line
 from raymb.plan.gpus import Gpu, gpu_named, gpu_of_device
 from raymb.plan.sizes import pieces_of_a_sample
 from raymb.run import directory as run_dir
@@ -67,11 +70,27 @@ def preflight(spec: RunSpec, console: Console | None = None) -> Preflight:
     run = run_dir.RunDir.of(spec, _name(spec, plan))
     mirror.pull(run)
     make_weights(spec, lambda line: console.print(line, highlight=False, soft_wrap=True) if console else None)
+    check_frozen(spec, shape, console)
     prepared = prepared_rows(spec, shape, packed_sample_multiple(run, spec, plan), console)
     plan = make_plan(spec, shape, rows=prepared.rows("train"), backend=backend, gpu=gpu)
     checked = Preflight(spec, shape, plan, prepared)
     run_dir.check_claim(run, spec, fingerprint(checked))
     return checked
+
+
+def check_frozen(spec: RunSpec, shape: ModelShape, console: Console | None) -> None:
+    """That --freeze and --unfreeze name what there is, by the model's files; says how much is trained.
+
+    Raises:
+        PlanError: they do not.
+    """
+    if not spec.train.freezes:
+        return
+    tensors = tensor_shapes(Path(base_directory(model_path(spec), spec.model.hf_revision)))
+    if problems := [*frozen_problems(spec.train, shape, tensors)]:
+        raise PlanError(problems)
+    if console is not None:
+        console.print(trained_line(spec.train, tensors), highlight=False, soft_wrap=True, markup=False)
 
 
 def say_what_is_trained_on(spec: RunSpec, console: Console | None) -> None:

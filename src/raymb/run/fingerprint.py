@@ -65,6 +65,7 @@ def take_fingerprint(spec: RunSpec, model: str, *, rows: str, preparation: str) 
             **({"data_seed": spec.data_seed} if spec.data_seed != spec.train.seed else {}),
         },
         "peft": {} if spec.peft.peft == "none" else spec.peft.model_dump(mode="json", exclude={"lora_dropout"}),
+        "frozen": spec.train.model_dump(mode="json", include={"freeze", "unfreeze"}) if spec.train.freezes else {},
         "versions": {"raymb": __version__, **{name: installed_version(name) for name in (*_EXACT, *_LOOSE)}},
     }
 
@@ -122,6 +123,7 @@ _WITHOUT_FLAG = {
     "tokenizer": "the former tokenizer at --hf_model_path (or --chat_template)",
     "data": "the former rows (--dataset, and all that makes them)",
     "peft": "no --peft",
+    "frozen": "no --freeze or --unfreeze",
     "versions": "the former versions",
 }
 

@@ -23,6 +23,7 @@ def conflicts(spec: RunSpec) -> list[str]:
         *_moe(spec.moe),
         *_overrides(spec.overrides),
         *_adapters(spec.peft, spec.checkpoint),
+        *_frozen(spec),
         *_initial(spec),
         *_exports(spec),
         *_performance(spec.performance),
@@ -144,6 +145,17 @@ def _adapters(peft: Peft, checkpoint: Checkpoint) -> Iterator[str]:
     unused = [flag for flag, field in Peft.model_fields.items() if getattr(peft, flag) != field.default]
     if peft.peft == "none" and unused:
         yield f"--{unused[0]} says how adapters are, and --peft none trains the whole model; add --peft lora"
+
+
+def _frozen(spec: RunSpec) -> Iterator[str]:
+    flag = next((flag for flag in ("freeze", "unfreeze") if getattr(spec.train, flag)), None)
+    if flag and spec.peft.peft != "none":
+        yield (
+            f"--{flag} is for training the model itself, and --peft {spec.peft.peft} freezes the whole of it; drop one "
+            f"of them"
+        )
+    if flag and spec.parallel.fsdp:
+        yield (f"--{flag} has not been tried with --megatron_fsdp {spec.parallel.megatron_fsdp}; leave one of them out")
 
 
 def _initial(spec: RunSpec) -> Iterator[str]:

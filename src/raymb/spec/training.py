@@ -7,7 +7,18 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
-from raymb.spec.values import Auto, AutoSize, Names, Section, Size, WorkerRange, bounds, bridge, comma_words
+from raymb.spec.values import (
+    Auto,
+    AutoSize,
+    Names,
+    Patterns,
+    Section,
+    Size,
+    WorkerRange,
+    bounds,
+    bridge,
+    comma_words,
+)
 
 Recomputed = Literal["core_attn", "layernorm", "mlp", "moe", "moe_act", "shared_experts", "mla_up_proj"]
 """A module of a layer that Megatron-Core 0.19.2 can recompute alone."""
@@ -132,8 +143,17 @@ class Train(Section):
     """Layers whose activations wait for the backward pass on the host. Not with pipeline parallel or --recompute."""
     seed: int = bridge("rng.seed", "dataset.seed", default=1234, ge=1)
     """Seed of data order and dropout."""
+    freeze: Patterns = Field(default=[])
+    """Leave parameters as they are whose Hugging Face name the regular expression matches somewhere (repeatable):
+    embed_tokens, layers\\.[0-3]\\."""
+    unfreeze: Patterns = Field(default=[])
+    """Train parameters in spite of --freeze; without --freeze these alone."""
     step_func: Literal["auto", "gpt_step", "vlm_step", "llava_step"] = "auto"
     """Bridge's forward step: gpt_step for language models, vlm_step for vision-language ones. auto: the model's own."""
+
+    @property
+    def freezes(self) -> bool:
+        return bool(self.freeze or self.unfreeze)
 
 
 class Peft(Section):

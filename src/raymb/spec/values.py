@@ -34,6 +34,20 @@ Names = Annotated[list[str], BeforeValidator(comma_words), Field(min_length=1)]
 """Names with commas between them, or repeated; in YAML a list, too."""
 
 
+def _regular(patterns: list[str]) -> list[str]:
+    for pattern in patterns:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            rule = f"must be a regular expression: {error}"
+            raise PydanticCustomError("form", "{rule}", {"rule": rule}) from error
+    return patterns
+
+
+Patterns = Annotated[Words, AfterValidator(_regular)]
+"""Regular expressions, of which one matches a part of a name; repeatable, in YAML one or a list."""
+
+
 def pairs_of(*names: str) -> BeforeValidator:
     """NAME=VALUE,NAME=VALUE, once or repeated, as a mapping; each of the names at most once."""
     rule = f"must be NAME=VALUE with commas between them, each NAME once and one of {', '.join(names)}"
