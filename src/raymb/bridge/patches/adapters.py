@@ -118,7 +118,8 @@ class _SplitQKV(LoRALinearSplitQKV):
         With fewer groups than ranks these are not its columns of q, k and v: ranks exchange them, as Megatron's
         attention does with the matrix's output.
         """
-        group = next(iter(self.adapter.values())).tp_group
+        adapters: Any = self.adapter
+        group = next(iter(adapters.values())).tp_group
         groups, ranks = self.to_wrap.config.num_query_groups, get_pg_size(group)
         if groups >= ranks:
             return _by_group(parts, groups // ranks)
@@ -225,7 +226,7 @@ def _calls_absent_adapters(prepare: Callable[[Any], Any] = lambda wrapper: wrapp
 
 def _joins_by_heads_of_all_ranks() -> bool:
     text = text_of(f"{_LORA}:LoRALinearSplitQKV._interleave_qkv")
-    return "query.reshape(-1, head_num, head_size)" in text and "tp" not in text
+    return "query.reshape(-1, head_num, head_size)" in text and "parallel" not in text
 
 
 def _draws_shards() -> bool:
