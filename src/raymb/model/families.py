@@ -58,7 +58,7 @@ class Family:
     cuda_graphs: bool = False
     """Whether its steps with CUDA graphs were compared with steps without (docs/performance.md)."""
     experts: bool = False
-    """Whether its models are mixtures of experts."""
+    """Whether its models are MoE models."""
     proven: str = ""
     """Where tiny models of it were trained against others' losses (docs/families.md, docs/performance.md)."""
     vision: VisionLanguage | None = None
