@@ -74,7 +74,10 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         "Gemma2",
         {"head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 16, "attn_implementation": "eager"},
     ),
-    "Gemma 3": ("Gemma3", {"head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 16}),
+    "Gemma 3": (  # its 6th layer has no window, and other rotary frequencies
+        "Gemma3",
+        {"num_hidden_layers": 6, "head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 16},
+    ),
     "DeepSeek-V2": ("DeepseekV2", {**_DEEPSEEK, "topk_method": "greedy", "norm_topk_prob": False}),
     "DeepSeek-V3": ("DeepseekV3", {**_DEEPSEEK, "norm_topk_prob": True}),
     "GPT-OSS": (
@@ -139,4 +142,29 @@ def make_model(family: str, directory: Path, **more: Any) -> Path:
                 parameter.add_(torch.randn_like(parameter) * 0.1)
     model.save_pretrained(directory)
     save_tokenizer(directory)
+    return directory
+
+
+def add_prediction_layer(directory: Path) -> Path:
+    """Give a model of make_model a layer of multi-token prediction, as the published DeepSeek-V3 and GLM-4.5 have it:
+    model.layers.N after the last layer, which transformers does not load."""
+    import json
+
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    config = json.loads((directory / "config.json").read_text())
+    tensors, layers = load_file(directory / "model.safetensors"), config["num_hidden_layers"]
+    last, beyond = f"model.layers.{layers - 1}.", f"model.layers.{layers}."
+    copied = {name.replace(last, beyond): tensor.clone() for name, tensor in tensors.items() if name.startswith(last)}
+    hidden, norm, embedding = config["hidden_size"], tensors["model.norm.weight"], tensors["model.embed_tokens.weight"]
+    own = {
+        **{f"{name}.weight": norm.clone() for name in ("enorm", "hnorm", "shared_head.norm")},
+        "eh_proj.weight": torch.randn(hidden, 2 * hidden),
+        "embed_tokens.weight": embedding.clone(),
+        "shared_head.head.weight": embedding.clone(),
+    }
+    tensors |= copied | {beyond + name: tensor for name, tensor in own.items()}
+    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+    (directory / "config.json").write_text(json.dumps(config | {"num_nextn_predict_layers": 1}))
     return directory

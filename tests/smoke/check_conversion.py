@@ -15,10 +15,10 @@ from safetensors.torch import load_file
 
 
 def check(job: Any) -> dict[str, Any]:
-    from transformers import AutoModelForCausalLM  # before the CPU accelerator: no worker imports its models
+    from raymb.export.hf_model import load_hf_model  # before the CPU accelerator
 
-    source = AutoModelForCausalLM.from_pretrained(job.model_path, dtype=torch.float32, attn_implementation="eager")
-    tokens = torch.randint(1, job.vocab_size, (2, 48), generator=torch.Generator().manual_seed(0))
+    source = load_hf_model(job.model_path, dtype=torch.float32, attn_implementation="eager")
+    tokens = torch.randint(1, job.vocab_size, (2, job.spec.data.seq_length), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         theirs = source.eval()(input_ids=tokens).logits
 

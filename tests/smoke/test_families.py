@@ -14,6 +14,7 @@ import pytest
 
 from raymb.model.families import family_of
 from raymb.run.job import Job
+from tests import positions
 from tests.families import FAMILIES, MOE_FAMILIES, architecture, make_model
 from tests.smoke.conftest import MAIN_FLAGS, batches_of, read_metrics, worst_deviation
 
@@ -133,9 +134,18 @@ NOTES = [
     "  GPUs, and the first step fails without it; Transformer Engine chooses its kernels instead.",
     "- Gemma 2: transformers 5.12.1 leaves the cap of attention's scores out of its default attention (sdpa), so that",
     "  an export's logits are off by 2e-4 there; raymb verifies, generates and scores with its `eager` attention.",
-    "- Llama 3: megatron-bridge 0.6.2 `LlamaBridge` hands on only the factor of the rotary scaling;",
-    "  `low_freq_factor`, `high_freq_factor` and `original_max_position_embeddings` become Megatron-Core's constants",
-    "  1, 4 and 8192 (right for Meta's models, wrong for others).",
+    "- DeepSeek-V2: transformers 5.12.1 does not multiply attention's scores by yarn's factor squared, as Megatron and",
+    "  transformers' own DeepSeek-V3 do; raymb's verification, generation and scores do.",
+    "- Rotary scaling, sliding windows: megatron-bridge 0.6.2 drops most of it without a word, or has a published",
+    "  model's as constants; Megatron is given transformers' own frequencies, and which layers have a window.",
+    "",
+    "Rotary scaling and windows are compared with transformers in sequences longer than the window and than the length",
+    "that the model was made for (`tests/smoke/test_positions.py`, bound 1e-4; on a CPU, not on GPUs). All else is",
+    "refused by the plan where it would make a difference: a window where `--seq_length` is longer, `dynamic` and",
+    "`longrope` where it is longer than the length up to which their frequencies are fixed, other scalings always.",
+    "Of families without a row nothing is refused, and nothing known.",
+    "",
+    *positions.table(),
     "",
     "OLMoE does not train with tensor parallel workers: megatron-bridge 0.6.2 `OLMoESelfAttention` gives the",
     "norms of queries and keys the size of all heads, while a worker holds only its own.",

@@ -27,7 +27,7 @@ from raymb.bridge.freezing import freeze
 from raymb.bridge.fusions import fusion_settings
 from raymb.bridge.moe import moe_settings
 from raymb.bridge.overrides import apply_overrides, set_field
-from raymb.bridge.patches import collectives, models
+from raymb.bridge.patches import collectives, models, positions
 from raymb.bridge.patches.attention import check_attention, leave_attention_to_transformer_engine
 from raymb.checkpoints.manifest import left_out
 from raymb.model.vision import vision_architecture
@@ -108,8 +108,9 @@ def _hf_bridge(job: Job) -> AutoBridge:
 
 def _model(job: Job, hf_bridge: AutoBridge, accelerator: Accelerator, precision: str, load_weights: bool) -> Any:
     """The provider of the Hugging Face model; with load_weights a hook fills the weights in when it is built."""
-    models.pass_on_llama3_rope(hf_bridge.hf_pretrained.config)
     provider = hf_bridge.to_megatron_provider(load_weights=load_weights)
+    positions.give_rotary_frequencies(hf_bridge.hf_pretrained.config, provider, job.architecture)
+    positions.give_windows(hf_bridge.hf_pretrained.config, provider, job.architecture, job.spec.data.seq_length)
     leave_attention_to_transformer_engine(provider)
     if vision_architecture(job.architecture):
         models.pass_on_mrope_sections(hf_bridge.hf_pretrained.config, provider)

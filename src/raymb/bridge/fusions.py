@@ -20,6 +20,8 @@ def fusion_settings(provider: Any, performance: Performance, precision: str, fsd
             whole one: of tied embeddings, it drops what the lookup adds.
     """
     rope = provider.position_embedding_type == "rope" and not provider.multi_latent_attention
+    # Megatron-Core 0.19.2's fused kernel leaves an attention factor out: of packed rows without a word.
+    rope = rope and not getattr(provider, "yarn_mscale", None)
     swiglu = provider.activation_func is functional.silu and provider.gated_linear_unit
     clamped = getattr(provider, "activation_func_clamp_value", None) is not None  # the fused SwiGLU would not clamp
     activation = provider.bias_activation_fusion or (swiglu and not clamped)

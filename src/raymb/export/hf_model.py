@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from raymb.model.families import family_of
@@ -25,4 +26,19 @@ def load_hf_model(path: str, *, trust_remote_code: bool = False, **settings: Any
         # Gemma 2 caps what the softmax gets, which transformers 5.12.1's sdpa, its default, leaves out without a word.
         settings["attn_implementation"] = "eager"
     auto: Any = AutoModelForImageTextToText if vision else AutoModelForCausalLM
-    return auto.from_pretrained(path, trust_remote_code=trust_remote_code, **settings)
+    loaded = auto.from_pretrained(path, trust_remote_code=trust_remote_code, **settings)
+    model = loaded[0] if settings.get("output_loading_info") else loaded
+    if config.model_type == "deepseek_v2":
+        _scale_scores_of_yarn(model, config.rope_parameters)
+    return loaded
+
+
+def _scale_scores_of_yarn(model: Any, rope: dict[str, Any]) -> None:
+    """DeepSeek's attention scores are multiplied by yarn's factor squared. Megatron-Core and transformers' DeepSeek-V3
+    do so; transformers 5.12.1's DeepSeek-V2 does not."""
+    factor = rope.get("factor") or 1.0
+    if rope["rope_type"] != "yarn" or not rope.get("mscale_all_dim") or factor <= 1:
+        return
+    for module in model.modules():
+        if type(module).__name__ == "DeepseekV2Attention":
+            module.scaling *= (0.1 * rope["mscale_all_dim"] * math.log(factor) + 1.0) ** 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,17 @@ class Family:
     """Whether PEFT loads adapters of a MoE model's experts as they were trained (docs/adapters.md)."""
     must_be_one: Mapping[str, str] = field(default_factory=dict)
     """Flags of parallel sizes that must be 1, each with why."""
+    rope_types: tuple[str, ...] | None = None
+    """Scalings of rotary positions (`rope_type`) that are computed as by transformers, beside the default. None where
+    nobody has compared."""
+    rotary: str = ""
+    """transformers' class whose frequencies Megatron is given; "" leaves them to Bridge."""
+    window_layers: Literal["", "all", "layer_types"] = ""
+    """Which layers of a model with a sliding window have it, for Megatron; "" leaves that to Bridge."""
+    full_attention_every: int = 0
+    """Bridge's constant of a model with windows: every so manyth layer sees all. 0 where it has none."""
+    no_window: str = ""
+    """Why its windows are not computed; "" where they are, or there are none."""
     no_packing: str = ""
     """Why its rows cannot be packed; "" where they can."""
     cuda_graphs: bool = False
@@ -67,11 +79,19 @@ class Family:
 
 _OWN_ATTENTION = "Bridge 0.6.2 has an attention of its own for it (gemma2_provider.py)"
 
+_SCALED = ("dynamic", "linear", "llama3", "longrope", "yarn")
+"""Scalings whose frequencies transformers hands out: of dynamic and longrope up to the length where they change."""
+_SCALED_LATENT = ("dynamic", "yarn")
+"""Of multi-head latent attention, which has its own in Megatron-Core 0.19.2."""
+
 FAMILIES = (
     Family(
         "Qwen2",
         ("Qwen2ForCausalLM",),
         ("qwen2",),
+        rope_types=_SCALED,
+        rotary="Qwen2RotaryEmbedding",
+        window_layers="layer_types",
         qkv_bias=True,
         exact_count=True,
         tied_by_default=False,
@@ -82,6 +102,8 @@ FAMILIES = (
         "Qwen2.5-VL",
         ("Qwen2_5_VLForConditionalGeneration",),
         ("qwen2_5_vl", "qwen2_5_vl_text"),
+        rope_types=(),
+        no_window="Bridge 0.6.2 does not hand the window on (qwen25_vl_bridge.py)",
         qkv_bias=True,
         exact_count=True,
         tied_by_default=False,
@@ -102,6 +124,9 @@ FAMILIES = (
         "Qwen3",
         ("Qwen3ForCausalLM",),
         ("qwen3",),
+        rope_types=_SCALED,
+        rotary="Qwen3RotaryEmbedding",
+        window_layers="layer_types",
         qk_norm=True,
         exact_count=True,
         tied_by_default=False,
@@ -112,6 +137,9 @@ FAMILIES = (
         "Qwen3-MoE",
         ("Qwen3MoeForCausalLM",),
         ("qwen3_moe",),
+        rope_types=_SCALED,
+        rotary="Qwen3MoeRotaryEmbedding",
+        window_layers="all",
         qk_norm=True,
         exact_count=True,
         tied_by_default=False,
@@ -123,6 +151,8 @@ FAMILIES = (
         "Llama",
         ("LlamaForCausalLM",),
         ("llama",),
+        rope_types=_SCALED,
+        rotary="LlamaRotaryEmbedding",
         exact_count=True,
         tied_by_default=False,
         cuda_graphs=True,
@@ -132,6 +162,9 @@ FAMILIES = (
         "Mistral",
         ("MistralForCausalLM",),
         ("mistral",),
+        rope_types=("dynamic", "linear", "llama3", "longrope"),  # Bridge 0.6.2 fails with yarn (mistral_bridge.py)
+        rotary="MistralRotaryEmbedding",
+        window_layers="all",
         exact_count=True,
         tied_by_default=False,
         cuda_graphs=True,
@@ -141,6 +174,8 @@ FAMILIES = (
         "OLMoE",
         ("OlmoeForCausalLM",),
         ("olmoe",),
+        rope_types=_SCALED,
+        rotary="OlmoeRotaryEmbedding",
         tied_by_default=False,
         peft_loads_experts=True,
         must_be_one={
@@ -153,19 +188,36 @@ FAMILIES = (
         "Gemma 2",
         ("Gemma2ForCausalLM",),
         ("gemma2",),
+        rope_types=_SCALED,
+        rotary="Gemma2RotaryEmbedding",
+        full_attention_every=2,
         must_be_one={"context_parallel_size": _OWN_ATTENTION},
         no_packing=_OWN_ATTENTION,
         cuda_graphs=True,
         proven="CPU, GPU",
     ),
-    Family("Gemma 3", ("Gemma3ForCausalLM",), ("gemma3_text",), proven="CPU"),
     Family(
-        "DeepSeek-V2", ("DeepseekV2ForCausalLM",), ("deepseek_v2",), tied_by_default=False, experts=True, proven="CPU"
+        "Gemma 3",
+        ("Gemma3ForCausalLM",),
+        ("gemma3_text",),
+        rope_types=("linear",),
+        full_attention_every=6,
+        proven="CPU",
+    ),
+    Family(
+        "DeepSeek-V2",
+        ("DeepseekV2ForCausalLM",),
+        ("deepseek_v2",),
+        rope_types=_SCALED_LATENT,
+        tied_by_default=False,
+        experts=True,
+        proven="CPU",
     ),
     Family(
         "DeepSeek-V3",
         ("DeepseekV3ForCausalLM",),
         ("deepseek_v3",),
+        rope_types=_SCALED_LATENT,
         tied_by_default=False,
         experts=True,
         proven="CPU, GPU",
@@ -174,6 +226,9 @@ FAMILIES = (
         "GPT-OSS",
         ("GptOssForCausalLM",),
         ("gpt_oss",),
+        rope_types=_SCALED,
+        rotary="GptOssRotaryEmbedding",
+        window_layers="layer_types",
         # transformers 5.12.1 does not tie by default. It writes the setting into every config.json, so that this
         # matters only for one written by hand; raymb has taken such a model for tied so far.
         tied_by_default=True,
@@ -181,11 +236,21 @@ FAMILIES = (
         experts=True,
         proven="CPU",
     ),
-    Family("GLM-4.5", ("Glm4MoeForCausalLM",), ("glm4_moe",), tied_by_default=False, experts=True, proven="CPU"),
+    Family(
+        "GLM-4.5",
+        ("Glm4MoeForCausalLM",),
+        ("glm4_moe",),
+        rope_types=_SCALED,
+        rotary="Glm4MoeRotaryEmbedding",
+        tied_by_default=False,
+        experts=True,
+        proven="CPU",
+    ),
     Family(
         "GLM-4.7-Flash",
         ("Glm4MoeLiteForCausalLM",),
         ("glm4_moe_lite",),
+        rope_types=_SCALED_LATENT,
         tied_by_default=False,
         experts=True,
         proven="CPU",
@@ -194,6 +259,8 @@ FAMILIES = (
         "Nemotron",
         ("NemotronForCausalLM",),
         ("nemotron",),
+        rope_types=_SCALED,
+        rotary="NemotronRotaryEmbedding",
         gated=False,
         tied_by_default=True,  # transformers does not tie by default: see GPT-OSS
         cuda_graphs=True,

@@ -19,6 +19,7 @@ from raymb.model.parameters import (
     sparse_layers,
     tower_parameters,
 )
+from raymb.model.positions import layers_without_window, rope_limit, rope_of, window_of
 from raymb.model.sizes import Sizes
 
 
@@ -44,6 +45,14 @@ class ModelShape(Sizes):
     """How many of the parameters are the tower's."""
     quantization: str = ""
     """How the files' weights are quantized; "" where they are not."""
+    window: int | None = None
+    """Tokens that a layer with a sliding window looks at; None where no layer has one."""
+    layers_without_window: tuple[int, ...] | None = None
+    """Counted from 1; None where config.json leaves it to the family."""
+    rope: tuple[tuple[str, str], ...] = ()
+    """(where config.json has it, type) of the rotary positions."""
+    rope_limit: int | None = None
+    """Tokens up to which the rotary frequencies do not depend on how long a batch is; None where they never do."""
     has_chat_template: bool = False
     needs_remote_code: bool = False
 
@@ -100,6 +109,10 @@ class ModelShape(Sizes):
             needs_remote_code="auto_map" in config,
             tower=tower,
             quantization=_quantization(config, text),
+            window=window_of(text),
+            layers_without_window=layers_without_window(text),
+            rope=rope_of(text),
+            rope_limit=rope_limit(text),
         )
         beside = tower_parameters(config[tower], shape) if tower else 0
         return replace(

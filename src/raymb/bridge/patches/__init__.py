@@ -15,6 +15,7 @@ SUBJECTS = (
     "startup",
     "loaders",
     "models",
+    "positions",
     "attention",
     "fusions",
     "adapters",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import importlib
 import inspect
 from typing import Any
@@ -11,11 +10,8 @@ from raymb.bridge.patches.patch import Patch, text_of, upstream
 
 _POST_NORM = "megatron.bridge.models.common.te_layers:TERowParallelLinearLayerNorm"
 _NORM = "megatron.core.extensions.transformer_engine:TENorm"
-_LLAMA = "megatron.bridge.models.llama.llama_bridge:LlamaBridge.provider_bridge"
-_ROTARY = "megatron.core.models.common.embeddings.rotary_pos_embedding:RotaryEmbedding"
 _QWEN_VL = "megatron.bridge.models.qwen_vl.qwen25_vl_bridge:Qwen25VLBridge.provider_bridge"
 _QWEN_VL_PROVIDER = "megatron.bridge.models.qwen_vl.qwen25_vl_provider:Qwen25VLModelProvider"
-_LLAMA3_NUMBERS = ("low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
 
 
 def give_post_norms_their_epsilon() -> None:
@@ -32,17 +28,6 @@ def give_post_norms_their_epsilon() -> None:
     cls.__init__ = init
 
 
-def pass_on_llama3_rope(hf_config: Any) -> None:
-    """The three numbers of this model, for all that this process builds."""
-    rope = getattr(hf_config, "rope_scaling", None) or {}
-    given = {name: rope[name] for name in _LLAMA3_NUMBERS if name in rope}
-    if rope.get("rope_type") == "llama3" and given:
-        cls = upstream(_ROTARY)
-        original = getattr(cls, "_raymb_apply_scaling", cls._apply_scaling)
-        cls._raymb_apply_scaling = original
-        cls._apply_scaling = functools.partialmethod(original, **given)
-
-
 def pass_on_mrope_sections(hf_config: Any, provider: Any) -> None:
     """How rotary positions are shared among time, height and width."""
     text = getattr(hf_config, "text_config", hf_config)
@@ -54,14 +39,6 @@ def pass_on_mrope_sections(hf_config: Any, provider: Any) -> None:
 def _norms_take_the_default() -> bool:
     taken = inspect.signature(upstream(_NORM).__new__).parameters["eps"].default
     return taken == 1e-5 and "TENorm(config, output_size)" in text_of(f"{_POST_NORM}.__init__")
-
-
-def _drops_numbers_of_llama3() -> bool:
-    """Bridge does not read them, and Megatron-Core is told the factor alone."""
-    constants = inspect.signature(upstream(_ROTARY)._apply_scaling).parameters
-    told = "self._apply_scaling(self.inv_freq, factor=rope_scaling_factor)" in text_of(f"{_ROTARY}.__init__")
-    has_constants = all(constants[name].default is not inspect.Parameter.empty for name in _LLAMA3_NUMBERS)
-    return told and has_constants and not any(name in text_of(_LLAMA) for name in _LLAMA3_NUMBERS)
 
 
 def _drops_sections_of_qwen_vl() -> bool:
@@ -79,16 +56,6 @@ PATCHES = (
         "which moves logits by 1e-4",
         _norms_take_the_default,
         give_post_norms_their_epsilon,
-    ),
-    Patch(
-        "rotary scaling of Llama 3",
-        "megatron-bridge",
-        "0.6.2",
-        _LLAMA,
-        "hands on the factor of Llama 3's rotary scaling only, and Megatron-Core 0.19.2 (RotaryEmbedding) has the "
-        "other three numbers as constants: another model's are dropped without a word",
-        _drops_numbers_of_llama3,
-        pass_on_llama3_rope,
     ),
     Patch(
         "rotary sections of Qwen 2.5 VL",
