@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from raymb.export.finishing import FAILED
+from tests.families import make_model
 from tests.smoke.conftest import MAIN_FLAGS, read_metrics, words_of
 
 pytestmark = [pytest.mark.smoke, pytest.mark.timeout(400)]
@@ -110,6 +111,21 @@ def test_what_is_not_the_trained_model_is_marked(
     assert "its logits differ from the trained Megatron model's by" in (run / "hf-failed" / FAILED).read_text()
     done = _raymb("export", str(run))  # the checkpoint is whole
     assert done.returncode == 0 and (run / "hf" / TENSORS).exists(), done.stderr
+
+
+@pytest.mark.slow
+def test_a_window_is_verified_beyond_it(
+    finetune: Callable[..., Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Of 96 tokens, where the samples and the check's other rows are shorter."""
+    settings = {"use_sliding_window": True, "sliding_window": 96, "max_window_layers": 1}
+    flags = {"hf_model_path": make_model("Qwen2", tmp_path / "model", **settings), "seq_length": 192}
+    flags |= {"num_workers": 2, "tensor_parallel_size": 2, "train_iters": 2}
+    (record,) = read_metrics(finetune(**flags), "export")
+    assert record["problems"] == [] and record["error"] <= 1e-4
+    run = finetune("model.window_size=null", **flags, experiment_name="without", code=1)
+    assert "the export is not what it should be" in capfd.readouterr().err
+    assert "its logits differ from the trained Megatron model's by" in (run / "hf-failed" / FAILED).read_text()
 
 
 @pytest.mark.slow

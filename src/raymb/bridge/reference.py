@@ -18,10 +18,13 @@ from raymb.data.images import ImageProcessor
 from raymb.data.samples import samples_in
 from raymb.data.store import IMAGES, ImageFile, RowFile
 from raymb.model.families import family_of
+from raymb.model.shape import read_model_shape
 from raymb.run.job import Job
 
 _ROWS, _TOKENS, _NUMBERS = 4, 64, 1 << 24
 """Rows, tokens of a row at most, and logits at most, which are 64 MiB."""
+_LONGEST = 4096 + _TOKENS
+"""Tokens of the one row that is longer than a window, at most: on a CPU transformers computes it, too."""
 _KINDS = "mm_token_type_ids"
 """What transformers' models take besides: 1 where a token is of an image."""
 
@@ -63,7 +66,10 @@ def _held_out(job: Job) -> tuple[list[list[int]], list[dict[str, torch.Tensor]]]
     part = "validation" if job.validation_rows else "test" if job.test_rows else "train"
     first = list(islice(samples_in(RowFile(Path(job.data_dir, f"{part}.arrow"))), 100))
     if not family_of(job.architecture).vision:
-        return sorted((sample.ids[:_TOKENS] for sample in first), key=len, reverse=True)[:_ROWS], [{}] * _ROWS
+        rows = sorted((sample.ids[:_TOKENS] for sample in first), key=len, reverse=True)[:_ROWS]
+        if (needed := _needed(job)) > _TOKENS:
+            rows[0] = [one for sample in first for one in sample.ids][:needed]
+        return rows, [{}] * _ROWS
     processor = ImageProcessor(job.architecture, job.model_path, job.spec.model.hf_revision)
     chosen = sorted(first, key=lambda sample: (bool(sample.images), len(sample.ids)), reverse=True)[:_ROWS]
     rows, seen = [], []
@@ -72,6 +78,14 @@ def _held_out(job: Job) -> tuple[list[list[int]], list[dict[str, torch.Tensor]]]
         rows.append(sample.ids[: max(marks, default=0) + _TOKENS])
         seen.append(_images(job, processor, sample.images, rows[-1]) if sample.images else {})
     return rows, seen
+
+
+def _needed(job: Job) -> int:
+    """Tokens of a row that shows whether the model's window, or the end of its unstretched positions, is where
+    transformers has it, if rows are long enough for that: else _TOKENS."""
+    shape = read_model_shape(job.base_files())
+    ends = [end for end in (shape.window, shape.rope_limit) if end is not None and end < job.spec.data.seq_length]
+    return max([_TOKENS, *(min(end + _TOKENS, job.spec.data.seq_length, _LONGEST) for end in ends)])
 
 
 def _images(job: Job, processor: ImageProcessor, numbers: list[int], row: list[int]) -> dict[str, torch.Tensor]:

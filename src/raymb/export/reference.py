@@ -52,9 +52,9 @@ class Reference:
 
         model.eval()
         with torch.inference_mode():
-            rows = zip(self.ids, self.lengths, self.beside, strict=True)
-            logits = [model(input_ids=ids[None, :length], **more).logits[0].float() for ids, length, more in rows]
-        return torch.stack([one[-self.logits.shape[1] :] for one in logits])
+            rows, last = zip(self.ids, self.lengths, self.beside, strict=True), self.logits.shape[1]
+            logits = [model(input_ids=ids[None, :length], **more).logits[0, -last:] for ids, length, more in rows]
+        return torch.stack(logits).float()
 
     def loss(self, logits: torch.Tensor) -> float:
         """Mean over the positions that have a next token."""
