@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.families import MOE_FAMILIES, make_model
 from tests.models import write_rows
 from tests.smoke.conftest import MAIN_FLAGS, batches_of, train_variant, worst_deviation
 
@@ -36,3 +37,31 @@ def test_packed_rows_train_as_if_alone(workers: int, layout: dict[str, int], tmp
     worst = worst_deviation(steps, expected)
     print(f"\npacked {layout}: loss {steps[0]['loss']:.6f} -> {steps[-1]['loss']:.6f}, worst deviation {worst:.2e}")
     assert worst <= 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("family", "layout"),
+    [
+        pytest.param("DeepSeek-V2", {}, id="latent attention"),
+        pytest.param("Mistral", {}, id="windows"),
+        pytest.param("Mistral", {CP: 2}, id="windows-cp2"),
+        pytest.param("GPT-OSS", {}, id="sinks and windows"),
+        pytest.param("Gemma 3", {}, id="frequencies of two kinds"),
+    ],
+)
+def test_packed_rows_of_other_attention(family: str, layout: dict[str, int], tmp_path: Path) -> None:
+    """Samples of more tokens than a window of 4."""
+    from tests.smoke import oracle
+
+    window = {} if family == "DeepSeek-V2" else {"sliding_window": 4}
+    model, rows = make_model(family, tmp_path / "model", **window), write_rows(tmp_path / "rows", train=240)
+    flags = {"hf_model_path": model, "dataset": rows, "global_batch_size": 3, "packing": True, "train_iters": 3}
+    balancing = {"moe_aux_loss_coeff": 0} if family in MOE_FAMILIES else {}
+    steps = train_variant(tmp_path, layout.get(CP, 1), **flags, **balancing, **layout)
+    batches = batches_of(tmp_path / "run")
+    assert max(len(batch) for batch in batches) > 6
+    assert sum(len(ids) > 8 for batch in batches for ids, _ in batch) > 9
+    worst = worst_deviation(steps, oracle.train(model, batches, MAIN_FLAGS["learning_rate"]))
+    print(f"\n{family}, packed {layout}: worst deviation {worst:.2e}")
+    assert worst <= (1e-4 if family in MOE_FAMILIES else 1e-5)
