@@ -200,6 +200,7 @@ SPEC = {
     "override without value": ("optimizer.foo", ["override 'optimizer.foo'", "section.field=value is expected"]),
     "override without section": ("foo=1", ["override 'foo=1'", "section.field=value is expected"]),
     "override that is no YAML": ("ddp.bucket_size=[1", ["override 'ddp.bucket_size=[1'", "not a YAML value"]),
+    "override of what is not trained": ("model.mtp_num_layers=1", ["override model.mtp_num_layers", "leave it out"]),
     "override that a flag owns": ("optimizer.lr=1", ["override optimizer.lr", "belongs to the flag --learning_rate"]),
     "override of no section": ("optimiser.eps=1", ["override optimiser.eps", "no section", "optimizer"]),
     "override of no field": ("ddp.bucket_sizes=1", ["override ddp.bucket_sizes", "no field", "ddp.bucket_size"]),

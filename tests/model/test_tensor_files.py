@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from raymb.model.tensor_files import tensor_differences, tensor_shapes, tensor_types, trimmed
+from raymb.model.tensor_files import prediction_tensors, tensor_differences, tensor_shapes, tensor_types, trimmed
 
 torch = pytest.importorskip("torch")
 safetensors = pytest.importorskip("safetensors.torch")
@@ -61,3 +61,11 @@ def test_types_are_told_a_tensor_at_a_time(tmp_path: Path) -> None:
     tensors = {"a": torch.zeros(2, dtype=torch.bfloat16), "b": torch.zeros(2), "c": torch.zeros(2, dtype=torch.int64)}
     safetensors.save_file(tensors, tmp_path / "model.safetensors")
     assert tensor_types(tmp_path) == {"a": "BF16", "b": "F32", "c": "I64"}
+
+
+def test_tensors_of_multi_token_prediction() -> None:
+    """As DeepSeek-V3 and GLM-4.5, MiMo, and Qwen3-Next name them; a vision tower has layers of its own."""
+    beside = ["model.layers.4.eh_proj.weight", "model.layers.11.mlp.up_proj.weight", "model.mtp_layers.0.enorm.weight"]
+    beside += ["mtp.fc.weight", "model.language_model.layers.4.enorm.weight"]
+    names = ["model.layers.3.mlp.up_proj.weight", "lm_head.weight", "model.visual.layers.7.attn.qkv.weight"]
+    assert prediction_tensors([*names, *beside], 4) == beside

@@ -40,14 +40,12 @@ def test_routed_tokens_under_tensor_parallel(expert_tensor: int, gib: float) -> 
     assert estimate(recomputed, shape).activations == estimate(recomputed, unrouted).activations
 
 
-def test_a_prediction_layer_is_on_the_last_stage() -> None:
-    shape = MODELS["XiaomiMiMo--MiMo-7B-Base"].shape
-    without = replace(shape, prediction_layers=0, parameter_count=shape.parameter_count - 210_642_944)
-    layout = layout_of(shape, num_workers=2, tensor_parallel_size=1, pipeline_parallel_size=1, micro_batch_size=1)
-    with_it, plain = estimate(layout, shape), estimate(layout, without)
-    assert with_it.weights - plain.weights == 2 * 210_642_944
-    assert with_it.logits == 2 * plain.logits
-    assert with_it.activations / plain.activations == pytest.approx(37 / 36)
+def test_layers_of_multi_token_prediction_take_nothing() -> None:
+    named = MODELS["XiaomiMiMo--MiMo-7B-Base"]
+    without = ModelShape.from_config({**named.config, "num_nextn_predict_layers": 0})
+    assert (named.shape.prediction_parameters, without.prediction_parameters) == (210_790_400, 0)
+    layout = layout_of(without, num_workers=2, tensor_parallel_size=1, pipeline_parallel_size=1, micro_batch_size=1)
+    assert estimate(layout, named.shape) == estimate(layout, without)
 
 
 def test_latent_attention_keeps_queries_and_keys_of_one_size_and_values_of_another() -> None:
@@ -57,5 +55,5 @@ def test_latent_attention_keeps_queries_and_keys_of_one_size_and_values_of_anoth
     def kept(heads: int) -> int:
         return estimate(layout, replace(shape, num_attention_heads=heads)).activations
 
-    tokens = layout.seq_length * (61 + 1)
-    assert kept(128) - kept(64) == 2 * tokens * 64 * (2 * (192 + 192) + 2 * 128)
+    tokens = layout.seq_length * 61
+    assert kept(128) - kept(64) == pytest.approx(2 * tokens * 64 * (2 * (192 + 192) + 2 * 128), abs=2)

@@ -130,6 +130,8 @@ def _model(job: Job, hf_bridge: AutoBridge, accelerator: Accelerator, precision:
         # The loss is the mean over the global batch's trained tokens, so it does not depend on how the batch is cut
         # into micro batches and data-parallel ranks.
         "calculate_per_token_loss": True,
+        # Layers of multi-token prediction stay as they are: transformers has none to generate or to verify with.
+        "mtp_num_layers": None,
         # Bridge 0.6.2 pads a vocabulary only if the model's config leaves its size open, which it never does.
         "vocab_size": job.plan.padded_vocab_size,
         **fusion_settings(provider, job.spec.performance, precision, job.spec.parallel.fsdp),

@@ -19,9 +19,16 @@ from raymb.bridge.reference import write_reference
 from raymb.bridge.rounding import as_written
 from raymb.data.store import read_manifest
 from raymb.errors import RunFailed
-from raymb.model.merge import merge
+from raymb.model.merge import merge, tensors_of
 from raymb.model.stop_tokens import add_stop_tokens
-from raymb.model.tensor_files import TensorFiles, converted, tensor_types, trimmed, type_to_write
+from raymb.model.tensor_files import (
+    TensorFiles,
+    converted,
+    prediction_tensors,
+    tensor_types,
+    trimmed,
+    type_to_write,
+)
 from raymb.model.vision import PROCESSOR_FILES
 from raymb.rank.accelerator import precision_of
 from raymb.run.job import Job
@@ -118,14 +125,19 @@ def _write_settings(job: Job, directories: dict[Path, Path], template: str | Non
 
 
 def _write_model(hf_bridge: AutoBridge, model: list[Any], job: Job, partial: Path) -> None:
-    """A tensor at a time: rank 0 holds no more than a file, the others no more than a tensor."""
+    """A tensor at a time: rank 0 holds no more than a file, the others no more than a tensor. Layers of multi-token
+    prediction, which are not trained, are the source's."""
     files = TensorFiles(partial) if dist.get_rank() == 0 else None
-    types = tensor_types(Path(job.base_files()))
+    source, asked = Path(job.base_files()), job.spec.checkpoint.export_dtype
+    types = tensor_types(source)
+    untrained = set(prediction_tensors(types, sum(job.plan.layers_per_stage)))
     for name, tensor in hf_bridge.export_hf_weights(model, cpu=True, show_progress=False):
-        if files is not None:
+        if files is not None and name not in untrained:  # GLM-4.7-Flash's bridge writes the output layer there, too
             whole = trimmed(name, tensor, job.plan.padded_vocab_size, job.vocab_size)
-            files.add(name, converted(whole, job.spec.checkpoint.export_dtype, types.get(name)))
+            files.add(name, converted(whole, asked, types.get(name)))
     if files is not None:
+        for name, tensor in tensors_of(source, untrained):
+            files.add(name, converted(tensor, asked, types[name]))
         files.close()
         more = getattr(hf_bridge._model_bridge, "ADDITIONAL_FILE_PATTERNS", None) or None
         hf_bridge.hf_pretrained.save_artifacts(partial, additional_files=more)

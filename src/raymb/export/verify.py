@@ -17,7 +17,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raymb.export.hf_model import load_hf_model
-from raymb.model.tensor_files import tensor_differences, tensor_shapes, tensor_types, type_to_write
+from raymb.model.tensor_files import (
+    prediction_tensors,
+    tensor_differences,
+    tensor_shapes,
+    tensor_types,
+    type_to_write,
+)
 from raymb.model.vision import PROCESSOR_FILES
 from raymb.run.unverified import VerificationRequest
 
@@ -169,6 +175,8 @@ def _load(path: str, request: VerificationRequest) -> tuple[Any, list[str]]:
     )
     wrong = ("missing_keys", "unexpected_keys", "mismatched_keys")
     kinds = {kind: sorted(map(str, info.get(kind) or ())) for kind in wrong}
+    beside = prediction_tensors(kinds["unexpected_keys"], model.config.get_text_config().num_hidden_layers)
+    kinds["unexpected_keys"] = [name for name in kinds["unexpected_keys"] if name not in beside]
     return model, [f"{len(names)} {kind.replace('_', ' ')}, first {names[0]}" for kind, names in kinds.items() if names]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -86,11 +86,12 @@ def merge(base: Path, adapter: Path, target: Path, dtype: str = "source") -> Non
     copy_small_files(base, target)
 
 
-def tensors_of(directory: Path) -> Iterator[tuple[str, torch.Tensor]]:
-    """Every tensor of a directory's safetensors files, one at a time."""
+def tensors_of(directory: Path, wanted: Container[str] | None = None) -> Iterator[tuple[str, torch.Tensor]]:
+    """The wanted tensors of a directory's safetensors files, or all, one at a time."""
     for file in sorted(directory.glob("*.safetensors")):
         with safe_open(file, framework="pt") as content:
             names = list(content.keys())
+        names = [name for name in names if wanted is None or name in wanted]
         for name in names:
             # Opened for each tensor: what was read stays mapped until the file is closed.
             with safe_open(file, framework="pt") as content:

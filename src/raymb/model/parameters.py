@@ -13,8 +13,7 @@ _HYBRID = {"M": "mamba", "*": "attention", "-": "mlp", "E": "experts"}
 
 
 def parameter_count(shape: Sizes, config: Mapping[str, Any]) -> int:
-    """Elements of all weights; a tied output layer counts once, and layers of multi-token prediction have the model's
-    own tables.
+    """Elements of all weights that are loaded; a tied output layer counts once.
 
     Args:
         shape: the model's sizes.
@@ -26,10 +25,16 @@ def parameter_count(shape: Sizes, config: Mapping[str, Any]) -> int:
     total += sum(
         _part(part, shape, config) for layer in range(shape.num_layers) for part in _parts(shape, config, layer)
     )
-    # A layer of multi-token prediction has a projection of two hidden states, and three norms, besides.
-    beside = 2 * hidden * hidden + 3 * hidden
-    prediction = beside + sum(_part(part, shape, config) for part in _parts(shape, config, shape.num_layers))
-    return total + prediction_layers(config) * prediction
+    return total
+
+
+def prediction_parameters(shape: Sizes, config: Mapping[str, Any]) -> int:
+    """Elements of the layers of multi-token prediction that config.json names, without copies of the model's embedding
+    and output layer."""
+    # Each has a projection of two hidden states, and three norms, besides.
+    beside = 2 * shape.hidden_size * shape.hidden_size + 3 * shape.hidden_size
+    layer = beside + sum(_part(part, shape, config) for part in _parts(shape, config, shape.num_layers))
+    return int(config.get("num_nextn_predict_layers") or 0) * layer
 
 
 def tower_parameters(tower: Mapping[str, Any], shape: Sizes) -> int:
@@ -50,13 +55,8 @@ def tower_parameters(tower: Mapping[str, Any], shape: Sizes) -> int:
 
 
 def sparse_layers(shape: Sizes, config: Mapping[str, Any]) -> int:
-    """Layers with experts, without those of multi-token prediction."""
+    """Layers with experts."""
     return sum("experts" in _parts(shape, config, layer) for layer in range(shape.num_layers))
-
-
-def prediction_layers(config: Mapping[str, Any]) -> int:
-    """Layers of multi-token prediction: Bridge makes and trains one for each that config.json names."""
-    return int(config.get("num_nextn_predict_layers") or 0)
 
 
 def shared_experts_size(shape: Sizes, config: Mapping[str, Any]) -> int:

@@ -14,7 +14,7 @@ from raymb.model.files import ModelFiles
 from raymb.model.parameters import (
     latent_sizes,
     parameter_count,
-    prediction_layers,
+    prediction_parameters,
     shared_experts_size,
     sparse_layers,
     tower_parameters,
@@ -33,8 +33,8 @@ class ModelShape(Sizes):
 
     sparse_layers: int = 0
     """Layers with experts."""
-    prediction_layers: int = 0
-    """Layers of multi-token prediction, behind the others on the last pipeline stage."""
+    prediction_parameters: int = 0
+    """How many parameters config.json's layers of multi-token prediction have, which are not loaded."""
     shared_experts_size: int = 0
     """Feed-forward size of the experts that every token passes."""
     parameter_count: int = 0
@@ -119,9 +119,9 @@ class ModelShape(Sizes):
             shape,
             tower_parameters=beside,
             sparse_layers=sparse_layers(shape, text),
-            prediction_layers=prediction_layers(text),
             shared_experts_size=shared_experts_size(shape, text) if shape.num_experts else 0,
             parameter_count=parameter_count(shape, text) + beside,
+            prediction_parameters=prediction_parameters(shape, text),
             parameter_count_is_exact=family_of_type(shape.model_type).exact_count,
         )
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import struct
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -115,6 +117,19 @@ def tensor_differences(written: Path, source: Path) -> list[str]:
         return []
     shapes = f"{found.get(wrong[0])} instead of {expected.get(wrong[0])}"
     return [f"{len(wrong)} tensors are not those of {source}, first {wrong[0]}: {shapes}"]
+
+
+def prediction_tensors(names: Iterable[str], layers: int) -> list[str]:
+    """Those of multi-token prediction, which transformers does not load: behind the last layer, or beside the model.
+
+    Args:
+        layers: num_hidden_layers.
+    """
+    found = {
+        name: re.match(r"(?:model\.)?(?:mtp(?:_layers)?\.|(?:language_model\.)?layers\.(\d+)\.)", name)
+        for name in names
+    }
+    return [name for name, match in found.items() if match and (match[1] is None or int(match[1]) >= layers)]
 
 
 def is_vocabulary(name: str) -> bool:

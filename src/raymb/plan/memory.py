@@ -75,8 +75,7 @@ def estimate(layout: DetailedLayout, shape: ModelShape) -> Memory:
 
 def _of_stage(layout: DetailedLayout, shape: ModelShape, stage: int) -> Memory:
     last = stage == layout.pipeline_parallel_size - 1
-    predicting = shape.prediction_layers if last else 0
-    layers = layers_per_stage(layout, shape.num_layers)[stage] + predicting
+    layers = layers_per_stage(layout, shape.num_layers)[stage]
     dense, experts = _weights(layout, shape, stage, layers)
     trained = (dense, experts) if layout.lora_rank is None else (_adapters(layout, shape, layers), 0)
     adapters = 0 if layout.lora_rank is None else trained[0]
@@ -100,7 +99,6 @@ def _of_stage(layout: DetailedLayout, shape: ModelShape, stage: int) -> Memory:
         * tokens
         * shape.vocab_size
         / layout.tensor_parallel_size
-        * (1 + predicting)
         if last
         else 0
     )
@@ -178,19 +176,13 @@ def _layers_in_flight(layout: DetailedLayout, layers: int, stage: int) -> float:
     )
 
 
-def all_layers(shape: ModelShape) -> int:
-    """Those of multi-token prediction, too."""
-    return shape.num_layers + shape.prediction_layers
-
-
 def embedding(shape: ModelShape) -> int:
     return shape.vocab_size * shape.hidden_size
 
 
 def expert_weights(shape: ModelShape) -> int:
     """Of the routed experts of all layers."""
-    layers = shape.sparse_layers + (shape.prediction_layers if shape.sparse_layers else 0)
-    return layers * (shape.num_experts or 0) * expert_parameters(shape)
+    return shape.sparse_layers * (shape.num_experts or 0) * expert_parameters(shape)
 
 
 def dense_weights(shape: ModelShape) -> int:
@@ -201,7 +193,7 @@ def dense_weights(shape: ModelShape) -> int:
 
 def _weights(layout: DetailedLayout, shape: ModelShape, stage: int, layers: int) -> tuple[float, float]:
     """(weights that all data parallel workers have, routed experts' weights) of a worker of a stage."""
-    share = layers / all_layers(shape)
+    share = layers / shape.num_layers
     dense = share * dense_weights(shape) / layout.tensor_parallel_size
     tables = 0
     if stage == 0:
@@ -221,7 +213,7 @@ def _fp8_copies(layout: DetailedLayout, shape: ModelShape, layers: int) -> float
         dense_weights(shape) / layout.tensor_parallel_size,
         expert_weights(shape) / layout.expert_parallel_size / layout.expert_tensor_parallel_size,
     )
-    return 2 * layers / all_layers(shape) * (dense + experts) if layout.fp8 else 0.0
+    return 2 * layers / shape.num_layers * (dense + experts) if layout.fp8 else 0.0
 
 
 def _adapters(layout: DetailedLayout, shape: ModelShape, layers: int) -> float:

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 
 from raymb.model.shape import ModelShape
 from raymb.plan.gpus import Gpu
-from raymb.plan.memory import activations_a_token, all_layers, dense_weights, embedding, expert_weights
+from raymb.plan.memory import activations_a_token, dense_weights, embedding, expert_weights
 from raymb.plan.recompute import recomputed_work
 from raymb.plan.sizes import DetailedLayout, layers_per_stage
 
@@ -113,7 +113,7 @@ def _slowest_stage(layout: DetailedLayout, shape: ModelShape, gpu: Gpu, tokens: 
     """(seconds of one micro-batch, forward and backward, layers) of the slowest stage."""
     peak, layers = gpu.tflops * 2e12 / layout.number_bytes, layers_per_stage(layout, shape.num_layers)
     matrices = (
-        2 * _passes(layout, shape) * tokens * _active_weights(shape) / all_layers(shape) / layout.tensor_parallel_size
+        2 * _passes(layout, shape) * tokens * _active_weights(shape) / shape.num_layers / layout.tensor_parallel_size
     )
     query = shape.num_attention_heads * shape.head_dim / layout.tensor_parallel_size
     attention_again = recomputed_work(layout, shape) if layout.recompute == "full" else 0

@@ -257,6 +257,8 @@ def _sizes(plan: Plan, shape: ModelShape) -> str:
     ]
     if shape.num_experts:
         parts.append(f"{shape.num_experts} experts, {shape.experts_per_token or '?'} a token")
+    if shape.prediction_parameters:
+        parts.append(f"multi-token prediction's {shape.prediction_parameters:,} parameters stay as they are")
     if shape.max_position_embeddings:
         parts.append(f"at most {shape.max_position_embeddings:,} positions")
     return ", ".join(parts)

@@ -273,7 +273,6 @@ _NOTHING: dict[str, _Rule] = {
     "scheduler.lr_wsd_": lambda value, values: True,  # of a decay that raymb does not have
     "train.manual_gc_": lambda value, values: not values.get("train.manual_gc"),
     "comm_overlap.": lambda value, values: value in (None, False),
-    "model.mtp_num_layers": lambda value, values: False,  # None takes away what config.json has
 }
 """Fields, by how they begin, and when their value is a run's anyway; without a rule, when it is None."""
 
@@ -289,6 +288,7 @@ _LEFT_OUT = {
     "ddp.average_in_collective": "the loss is the mean over the global batch's trained tokens, in every layout",
     "ddp.grad_reduce_in_fp32": "",  # see _precision
     "dist.distributed_timeout_minutes": "raymb joins the workers; see --hang_timeout",
+    "model.mtp_num_layers": "layers of multi-token prediction are not trained, but exported as they are",
     "dataset.": "",
     "ddp.check_for_": "--bad_loss looks at losses and gradients",
     # What a run of raymb has as well, or decides by the model, the layout or the precision.

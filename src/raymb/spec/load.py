@@ -226,7 +226,15 @@ def _owned_override(path: str) -> str:
     parts = path.split(".")
     prefixes = (".".join(parts[: length + 1]) for length in range(len(parts)))
     flag = next((FLAG_THAT_OWNS[prefix] for prefix in prefixes if prefix in FLAG_THAT_OWNS), None)
+    if path in _NOT_TRAINED:
+        return f"override {path}: {_NOT_TRAINED[path]}; leave it out"
     return f"override {path}: this field belongs to the flag --{flag}; use the flag" if flag else ""
+
+
+_NOT_TRAINED = {
+    "model.mtp_num_layers": "layers of multi-token prediction are not trained, but exported as they are in the source"
+}
+"""ConfigContainer paths that no run can have, and why."""
 
 
 def _in_flag_names(error: ValidationError, depth: int = 1) -> list[str]:
