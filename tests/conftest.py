@@ -59,11 +59,15 @@ def tiny_qwen2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tiny_qwen2(tmp_path_factory.mktemp("models") / "tiny-qwen2")
 
 
+NO_TENSORS = (8).to_bytes(8, "little") + b"{}      "
+"""A whole safetensors file."""
+
+
 def write_shape_only_model(directory: Path, config: dict[str, Any] = QWEN2_4_LAYERS) -> Path:
     """A directory that looks like a Hugging Face model from outside: the sizes are real, the weights not."""
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "config.json").write_text(json.dumps(config))
-    (directory / "model.safetensors").write_bytes(bytes(16))
+    (directory / "model.safetensors").write_bytes(NO_TENSORS)
     save_tokenizer(directory)
     return directory
 

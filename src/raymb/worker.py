@@ -10,6 +10,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -136,7 +137,7 @@ def _read_ahead(job: Job) -> None:
     from raymb.rank.read_ahead import read_ahead
 
     begins = not (job.load_dir or any(Path(job.checkpoint_dir).glob("iter_*")))
-    if os.environ.get("LOCAL_RANK", "0") == "0" and Path(job.model_path).is_dir() and (begins or job.plan.adapters):
+    if os.environ.get("LOCAL_RANK", "0") == "0" and (begins or job.plan.adapters):
         read_ahead(Path(job.model_path))
 
 
@@ -178,6 +179,7 @@ def train_under_ray(config: dict[str, Any]) -> None:
     emit = sender.emit if rank == 0 else _only_measurements(sender.emit)
     fetch_rows(Path(job.data_dir).name, job.spec.run.storage_path)
     fetch_model(job.model_path, job.spec.run.storage_path)
+    job = _with_local_model(job, context)
     try:
         register = _register if Path(job.checkpoint_dir).is_relative_to(job.run_dir) else _mention
         if job.task == "export":
@@ -191,6 +193,21 @@ def train_under_ray(config: dict[str, Any]) -> None:
         _push_log(job, rank)
     if stop.left and stop.reason in ("preemption", "resize"):
         raise WorkersStopped(stop.reason, progress.step)
+
+
+def _with_local_model(job: Job, context: Any) -> Job:
+    """The job with its model as a directory of this machine: one rank of each machine asks the hub, the others wait."""
+    from torch.distributed.distributed_c10d import _get_default_store
+
+    if Path(job.model_path).is_absolute():
+        return job
+    store: Any = _get_default_store()
+    store, key = store.clone(), f"raymb/model/{context.get_node_rank()}"
+    if context.get_local_rank() == 0:
+        job = job.with_local_model()
+        store.set(key, job.model_path)
+    store.wait([key], timedelta(days=1))
+    return replace(job, model_path=store.get(key).decode())
 
 
 def make_stop() -> Any:

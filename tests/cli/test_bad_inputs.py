@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -303,42 +304,172 @@ def test_unknown_command(capsys):
     assert "Did you mean 'finetune'?" in error
 
 
-MODELS = {
+def safetensors(*shapes: tuple[str, list[int]], cut: int = 0) -> bytes:
+    """A file of zeros; `cut`: bytes that it lacks at its end."""
+    header, place = {}, 0
+    for name, shape in shapes:
+        size = 4 * math.prod(shape)
+        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [place, place + size]}
+        place += size
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + bytes(place - cut)
+
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 9\n"
+INDEX = "model.safetensors.index.json"
+EMBEDDING, NORM = "model.embed_tokens.weight", "model.layers.{}.input_layernorm.weight"
+OTHER = QWEN2_4_LAYERS | {"model_type": "new_family", "auto_map": {"AutoModel": "m.M"}}
+
+# name: (what is other than in a good directory: a file's content, or None where it is not there; the message's parts).
+MODELS: dict[str, tuple[dict[str, str | bytes | None] | None, list[str]]] = {
     "directory that is not there": (None, ["no such directory"]),
+    "empty directory": (
+        dict.fromkeys(("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")),
+        ["an empty directory", "save_pretrained"],
+    ),
     "directory without config": ({"config.json": None}, ["no config.json"]),
+    "GGUF alone": ({"config.json": None, "model-q4.gguf": b"GGUF"}, ["no config.json", "model-q4.gguf", "(GGUF)"]),
+    "adapter": (
+        {"config.json": None, "adapter_config.json": "{}", "adapter_model.safetensors": safetensors(("a", [1]))},
+        ["an adapter (PEFT), not a model"],
+    ),
     "broken config": ({"config.json": "{"}, ["config.json", "not valid JSON"]),
+    "config of bytes": ({"config.json": b"\xff\xfe"}, ["config.json", "cannot be read"]),
     "config that is a list": ({"config.json": "[]"}, ["config.json", "a JSON object is expected"]),
+    "config that is a git-lfs pointer": ({"config.json": POINTER}, ["config.json", "not valid JSON"]),
     "config without layers": ({"config.json": '{"hidden_size": 64}'}, ["no num_hidden_layers", "no vocab_size"]),
+    "config with a size that is none": (
+        {"config.json": json.dumps(QWEN2_4_LAYERS | {"hidden_size": "64"})},
+        ["hidden_size is '64', a positive integer is expected"],
+    ),
+    "config alone": (
+        dict.fromkeys(("model.safetensors", "tokenizer.json", "tokenizer_config.json")),
+        ["no weights", "--init random needs none"],
+    ),
     "no weights": ({"model.safetensors": None}, ["no weights", ".safetensors"]),
-    "git-lfs pointer": ({"model.safetensors": "version https://git-lfs.github.com/spec/v1\n"}, ["git lfs pull"]),
-    "no tokenizer": ({"tokenizer.json": None}, ["no tokenizer", "tokenizer.json"]),
+    "GGUF beside a config": ({"model.safetensors": None, "model-q4.gguf": b"GGUF"}, ["no weights"]),
+    "Mistral's own format alone": (
+        {"model.safetensors": None, "consolidated.safetensors": safetensors(("layers.0.wq", [1]))},
+        ["neither model.safetensors nor", "there is consolidated.safetensors"],
+    ),
+    "shards without their index": (
+        {"model.safetensors": None, "model-00001-of-00002.safetensors": safetensors(("a", [1]))},
+        ["neither model.safetensors nor", "there is model-00001-of-00002.safetensors"],
+    ),
+    "optimizer's state alone": ({"model.safetensors": None, "training_args.bin": b"x"}, ["no weights"]),
+    "git-lfs pointer": ({"model.safetensors": POINTER}, ["model.safetensors is a git-lfs pointer", "git lfs pull"]),
+    "git-lfs pointer of a pickle": (
+        {"model.safetensors": None, "pytorch_model.bin": POINTER},
+        ["pytorch_model.bin is a git-lfs pointer", "git lfs pull"],
+    ),
+    "weights truncated": (
+        {"model.safetensors": safetensors((EMBEDDING, [305, 64]), cut=1000)},
+        ["model.safetensors is damaged: 77,", "of 78,", "fetch this file again"],
+    ),
+    "weights of no bytes": ({"model.safetensors": b""}, ["model.safetensors is damaged: 0 bytes without a header"]),
+    "a page of HTML for weights": (
+        {"model.safetensors": "<html>404 not found, try again later</html>"},
+        ["model.safetensors is damaged", "without a header of safetensors"],
+    ),
+    "embedding of another size": (
+        {"model.safetensors": safetensors((EMBEDDING, [400, 64]))},
+        ["vocab_size 305 and hidden_size 64", f"{EMBEDDING} in the weights is 400 x 64"],
+    ),
+    "fewer layers than the config": (
+        {"model.safetensors": safetensors((NORM.format(0), [64]), (NORM.format(1), [64]))},
+        ["config.json has 4 layers, and the weights 2"],
+    ),
     "a shard is missing": (
-        {"model.safetensors.index.json": json.dumps({"weight_map": {"a": "model-2.safetensors"}})},
-        ["missing", "model-2.safetensors"],
+        {"model.safetensors": None, INDEX: json.dumps({"weight_map": {"a": "model-2.safetensors"}})},
+        ["1 weight files", "are missing, first model-2.safetensors"],
     ),
-    "remote code": (
-        {"config.json": json.dumps(QWEN2_4_LAYERS | {"model_type": "new_family", "auto_map": {"AutoModel": "m.M"}})},
-        ["Python code", "--trust_remote_code"],
+    "broken index": ({INDEX: "{"}, [f"{INDEX} is not a weight index"]),
+    "index without a map": ({INDEX: "[]"}, [f"{INDEX} is not a weight index"]),
+    "index of other files": (
+        {INDEX: json.dumps({"weight_map": {"a": "b.safetensors"}}), "b.safetensors": safetensors(("a", [1]))},
+        ["both model.safetensors and an index of other files", "delete model.safetensors, or"],
     ),
+    "no tokenizer": ({"tokenizer.json": None}, ["no tokenizer", "tokenizer.json"]),
+    "tokenizer that is a git-lfs pointer": ({"tokenizer.json": POINTER}, ["tokenizer.json is a git-lfs pointer"]),
+    "broken tokenizer": ({"tokenizer.json": "{"}, ["tokenizer.json is not valid JSON"]),
+    "family that Bridge does not have": (
+        {"config.json": json.dumps(QWEN2_4_LAYERS | {"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2"})},
+        ["has no GPT2LMHeadModel", "the nearest name that it has", "raymb models"],
+    ),
+    "config without architectures": (
+        {"config.json": json.dumps({name: it for name, it in QWEN2_4_LAYERS.items() if name != "architectures"})},
+        ["config.json names no architecture", "raymb models"],
+    ),
+    "remote code": ({"config.json": json.dumps(OTHER)}, ["Python code", "--trust_remote_code"]),
 }
+
+
+def change(directory: Path, changes: dict[str, str | bytes | None]) -> Path:
+    """write_shape_only_model's directory with other files."""
+    write_shape_only_model(directory)
+    for name, content in changes.items():
+        if content is None:
+            (directory / name).unlink()
+        else:
+            (directory / name).parent.mkdir(exist_ok=True)
+            (directory / name).write_bytes(content.encode() if isinstance(content, str) else content)
+    return directory
 
 
 @pytest.mark.parametrize(("changes", "expected"), [pytest.param(*case, id=name) for name, case in MODELS.items()])
 def test_model_directory(changes, expected, refused, tmp_path_factory):
     directory = tmp_path_factory.mktemp("broken") / "model"
     if changes is not None:
-        write_shape_only_model(directory)
-        for name, text in changes.items():
-            if text is None:
-                (directory / name).unlink()
-            else:
-                (directory / name).write_text(text)
+        change(directory, changes)
     message = refused("finetune", directory, "")
     assert [part for part in ["--hf_model_path", *expected] if part not in message] == []
+    assert message.count("error: ") == 1
 
 
-def test_model_path_that_is_a_file(refused, shape_only_model_dir):
-    assert "a file, not a directory" in refused("plan", shape_only_model_dir / "config.json", "")
+ODD: dict[str, dict[str, str | bytes | None]] = {
+    "code of a family that transformers knows": {
+        "config.json": json.dumps(QWEN2_4_LAYERS | {"auto_map": {"AutoModelForCausalLM": "modeling_qwen.Qwen2"}}),
+        "modeling_qwen.py": "raise SystemExit",
+    },
+    "Mistral's own format beside it": {"consolidated.safetensors": safetensors((EMBEDDING, [1, 1]))},
+    "a variant of the same tensors": {"model.fp16.safetensors": POINTER},
+    "pickles beside safetensors": {"pytorch_model.bin": POINTER},
+    "the original's folder": {"original/consolidated.safetensors": POINTER, "original/params.json": "{}"},
+}
+
+
+@pytest.mark.parametrize("changes", ODD.values(), ids=ODD)
+def test_odd_model_directory(changes, tmp_path, capsys):
+    model = change(tmp_path / "model", changes)
+    (tmp_path / "rows.jsonl").write_text(ROW)
+    words = f"--dataset {tmp_path}/rows.jsonl --validation_split 0 --global_batch_size 1 --backend cpu --num_workers 1"
+    words += f" --hf_model_path {model} --storage_path {tmp_path}"
+    assert main(["finetune", "--dry_run", *words.split()]) == 0, capsys.readouterr().err
+
+
+def test_plan_of_a_config_alone(tmp_path, capsys):
+    (tmp_path / "config.json").write_text(json.dumps(QWEN2_4_LAYERS))
+    words = f"plan --backend cpu --num_workers 2 --hf_model_path {tmp_path} --storage_path {tmp_path}"
+    for more in ("", " --init random"):
+        assert main((words + more).split()) == 0, capsys.readouterr().err
+    assert [file.name for file in tmp_path.iterdir()] == ["config.json"]
+
+
+def test_revision_of_a_directory(refused, shape_only_model_dir):
+    message = refused("finetune", shape_only_model_dir, "--hf_revision v2")
+    assert "--hf_revision v2: --hf_model_path" in message and "only models of a hub have revisions" in message
+
+
+@pytest.mark.parametrize("command", ["plan", "finetune"])
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [("model/config.json", "a file, not a directory"), ("./none", "no such directory"), ("a/b/c", "no such directory")],
+)
+def test_path_of_no_directory(command, path, message, refused, shape_only_model_dir, monkeypatch):
+    (home := shape_only_model_dir.parent / "home").mkdir(exist_ok=True)
+    write_shape_only_model(home / "model")
+    monkeypatch.chdir(home)
+    assert f"--hf_model_path {path}: {message}" in refused(command, path, "")
 
 
 def test_model_path_that_is_neither_directory_nor_hub_id(refused):

@@ -63,7 +63,7 @@ def encode() -> Callable[..., list[tuple[list[int], list[int]]]]:
     def run(model: Path, rows: list[dict[str, Any]], **changes: Any) -> list[tuple[list[int], list[int]]]:
         given: dict[str, Any] = {"chat_template": None, "shape": Shape(), "loss_mode": "assistant"}
         given |= {"max_tokens": 100_000, "long_rows": "fail"} | changes
-        settings = Settings(str(model), None, False, **given)
+        settings = Settings(str(model), False, **given)
         encoder = encoders.setdefault(settings, Encoder(settings)) if settings not in encoders else encoders[settings]
         encoded = encoder.encode(Batch("test row", range(1, len(rows) + 1), rows, 0))
         assert encoded.problems == [] and encoded.too_long == []

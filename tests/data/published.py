@@ -76,7 +76,7 @@ def encoder_of(template: Published, folder: Path, **changes: Any) -> Encoder:
     """
     small_tokenizer(template.text, template.twin).save_pretrained(folder)
     given = {"chat_template": None, "shape": Shape(), "loss_mode": "assistant", "max_tokens": 100_000}
-    return Encoder(Settings(str(folder), None, False, **{"long_rows": "fail", **given, **changes}))
+    return Encoder(Settings(str(folder), False, **{"long_rows": "fail", **given, **changes}))
 
 
 TOOL = {

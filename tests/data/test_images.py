@@ -60,7 +60,7 @@ def encode(model: Path, home: Path) -> Callable[..., Encoded]:
         given = {"chat_template": None, "shape": Shape(), "loss_mode": "assistant", "max_tokens": 1000}
         given |= {"long_rows": "truncate", "architecture": QWEN, "copies": str(home / "copies")} | changes
         (home / "copies").mkdir(exist_ok=True)
-        encoder = Encoder(Settings(str(model), None, False, **given))
+        encoder = Encoder(Settings(str(model), False, **given))
         return encoder.encode(Batch(f"{home / 'rows.jsonl'} line", range(1, len(rows) + 1), list(rows), 0))
 
     return run

@@ -90,7 +90,7 @@ TURNS = [
 def explained_as(row: dict[str, Any], lengths: list[int], **changes: Any) -> list[str]:
     given = {"chat_template": None, "shape": Shape(), "loss_mode": "assistant", "max_tokens": 99, "long_rows": "drop"}
     stretches = [one for length in lengths for one in (Stretch([5] * 3, False), Stretch([7] * length, True))]
-    return turns(Shown(stretches, row), Settings("model", None, False, **(given | changes)), chat=True)
+    return turns(Shown(stretches, row), Settings("model", False, **(given | changes)), chat=True)
 
 
 @pytest.mark.parametrize(

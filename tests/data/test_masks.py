@@ -107,7 +107,7 @@ def test_tokens_of_no_character_belong_to_the_next(tmp_path: Path) -> None:
         "</s> {% endif %}{% endfor %}"
     )
     tokenizer.save_pretrained(tmp_path)
-    encoder = Encoder(Settings(str(tmp_path), None, False, None, Shape(), "assistant", 1000, "fail"))
+    encoder = Encoder(Settings(str(tmp_path), False, None, Shape(), "assistant", 1000, "fail"))
     turns = ["is it?", "it  is.", "and now?", "it was."]
     found = encoded(encoder, conversation(turns))
     ids, marks = found.tokens.tolist(), found.trained.tolist()

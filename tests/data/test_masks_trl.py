@@ -85,7 +85,7 @@ def test_trl_prepares_the_same(
     tokenizer.chat_template = template.text
     tokenizer.save_pretrained(tmp_path / "model")
     theirs = of_trl(tokenizer, rows, tmp_path / "trl")
-    settings = Settings(str(tmp_path / "model"), None, False, None, Shape(), "assistant", 100_000, "fail")
+    settings = Settings(str(tmp_path / "model"), False, None, Shape(), "assistant", 100_000, "fail")
     encoded = Encoder(settings).encode(Batch("row", range(1, len(rows) + 1), rows, 0))
     assert encoded.problems == []
     ends = encoded.lengths.cumsum().tolist()

@@ -190,7 +190,7 @@ def test_every_token_of_a_document_is_a_target_once(encode: Encode, smollm2: Pat
     tokenizer = AutoTokenizer.from_pretrained(smollm2)
     text = "A quick brown fox jumps over the lazy dog, and the dog goes on with what it did before: nothing at all."
     whole = [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]
-    encoder = Encoder(Settings(str(smollm2), None, False, None, Shape(), "assistant", 9, "fail"))
+    encoder = Encoder(Settings(str(smollm2), False, None, Shape(), "assistant", 9, "fail"))
     encoded = encoder.encode(Batch("test row", range(1, 3), [{"text": text}, {"text": "Short."}], 0))
     assert encoded.problems == [] and encoded.too_long == [] and encoded.truncated == []
     ends = encoded.lengths.cumsum()

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.conftest import write_shape_only_model
+from tests.conftest import NO_TENSORS, write_shape_only_model
 from tests.data.conftest import in_this_process as in_this_process
 from tests.data.templates import unmarked
 
@@ -143,7 +143,7 @@ def test_the_files_of_a_model_and_its_tokenizer(tmp_path: Path) -> None:
     before = take()
     settings(model_max_length=5)
     assert groups(before, take()) == []
-    (model / "model.safetensors").write_bytes(bytes(15) + b"x")
+    (model / "model.safetensors").write_bytes(NO_TENSORS + b"x")
     assert [(one.group, one.key) for one in differences(before, take())] == [("model", "model.safetensors")]
     before = take()
     settings(eos_token={"content": "<|endoftext|>", "lstrip": False}, add_bos_token=True, chat_template="own")

@@ -39,13 +39,18 @@ class Rows:
 def ray(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """Tasks that answer at once, from nodes a and b in turn, until `fails_at`."""
     state = SimpleNamespace(cpus=8, fails_at=None, error=RayError("a node is gone"), cancelled=0, joined=True)
+    state.models = set()
 
     def get(number: int) -> tuple[str, Any]:
         if number == state.fails_at:
             raise state.error
         return "ab"[number % 2], number
 
-    task = SimpleNamespace(remote=lambda settings, batch: batch.numbers[0])
+    def remote(settings: Settings, model: Any, batch: Batch) -> int:
+        state.models.add(model)
+        return batch.numbers[0]
+
+    task = SimpleNamespace(remote=remote)
     module = ModuleType("ray")
     module.remote = lambda function: SimpleNamespace(options=lambda **options: task)  # type: ignore[attr-defined]
     module.get = get  # type: ignore[attr-defined]
@@ -70,7 +75,7 @@ def ray(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 @pytest.fixture
 def encoders(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> SpreadEncoders:
     monkeypatch.setattr(SpreadEncoders, "here", lambda self, batches: (f"here {batch.numbers[0]}" for batch in batches))
-    settings = Settings("model", None, False, None, Shape(), "assistant", 9, "drop")
+    settings = Settings("model", False, None, Shape(), "assistant", 9, "drop")
     made = SpreadEncoders(load_spec({"hf_model_path": "m"}), settings, Console(width=300))
     made.workers = 2
     return made
@@ -85,10 +90,19 @@ def test_many_rows_are_spread_and_stay_in_order(ray: Any, encoders: Any, capsys:
     assert capsys.readouterr().out == "rows.jsonl: tokenized by 2 nodes of the Ray cluster\n"
 
 
+def test_every_node_has_the_tokenizer_of_a_hub_model_itself(ray: Any, encoders: Any) -> None:
+    list(encoders.encoded(Rows(50)))
+    spec = load_spec({"hf_model_path": "owner/name", "hf_revision": "c0ffee"})
+    of_hub = SpreadEncoders(spec, encoders.settings, None)
+    of_hub.workers = 2
+    list(of_hub.encoded(Rows(50)))
+    assert ray.models == {None, ("owner/name", "c0ffee")}
+
+
 def test_few_rows_and_images_stay_here(ray: Any, encoders: Any, capsys: pytest.CaptureFixture[str]) -> None:
     ray.joined = False  # nobody asks
     assert list(encoders.encoded(Rows(15))) == here(1, 15)
-    encoders.settings = Settings("m", None, False, None, Shape(), "assistant", 9, "drop", architecture="Sees")
+    encoders.settings = Settings("m", False, None, Shape(), "assistant", 9, "drop", architecture="Sees")
     assert list(encoders.encoded(Rows(50))) == here(1, 50)
     assert capsys.readouterr().out == ""
 

@@ -68,3 +68,9 @@ def test_of_an_adapter_without_metrics(records: list[Any] | None, tmp_path: Path
     assert card.data.base_model == "HuggingFaceTB/SmolLM2-135M-Instruct"
     assert "AutoPeftModelForCausalLM" in card.text and "loss.png" not in card.text
     assert not (out / "loss.png").exists()
+
+
+def test_of_a_commit(tmp_path: Path) -> None:
+    run = _run(tmp_path, [], hf_revision="c0ffee", peft="lora")
+    write_card(tmp_path, run, {"step": 5, "error": None}, adapter=True)
+    assert "An adapter for Qwen/Qwen2.5-0.5B at commit c0ffee, trained with" in (tmp_path / "README.md").read_text()

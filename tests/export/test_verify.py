@@ -36,7 +36,7 @@ def exported(tiny_qwen2: Path, tmp_path: Path) -> VerificationRequest:
         logits = torch.stack([loaded(input_ids=row[None, :length]).logits[0, -5:] for row, length in rows])
     save_file({"ids": ids, "lengths": torch.tensor(lengths), "logits": logits}, tmp_path / "reference.safetensors")
     reference = str(tmp_path / "reference.safetensors")
-    return VerificationRequest(str(tiny_qwen2), str(tiny_qwen2), str(model), "", reference, "fp32", False, None)
+    return VerificationRequest(str(tiny_qwen2), str(model), "", reference, "fp32", False, None)
 
 
 def _change_tensor(model: Path) -> None:
@@ -102,6 +102,20 @@ def test_what_is_found(damage: Callable[[Path], None], problem: str, exported: V
     damage(Path(exported.model))
     problems = check(exported)["problems"]
     assert len(problems) == 1 and re.match(problem, problems[0]), problems
+
+
+def test_what_lies_beside_the_source_does_not_count(
+    exported: VerificationRequest, tiny_qwen2: Path, tmp_path: Path
+) -> None:
+    source = shutil.copytree(tiny_qwen2, tmp_path / "source")
+    config = json.loads((source / "config.json").read_text())
+    code = {"AutoConfig": "configuration_qwen.Qwen2Config", "AutoModelForCausalLM": "modeling_qwen.Qwen2ForCausalLM"}
+    (source / "config.json").write_text(json.dumps(config | {"auto_map": code}))
+    (source / "original").mkdir()
+    save_file({"layers.0.attention.wq.weight": torch.zeros(2, 2)}, source / "consolidated.safetensors")
+    save_file({"model.norm.weight": torch.zeros(3)}, source / "model.fp16.safetensors")
+    found = check(replace(exported, base=str(source)))
+    assert found["problems"] == [] and found["error"] <= 1e-6
 
 
 def test_what_bf16_cannot_tell_apart(exported: VerificationRequest, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -76,6 +76,15 @@ def test_whom_a_word_means(tiny_qwen2: Path, adapter: Path, tmp_path: Path) -> N
     assert find_tuned_model(str(run / "hf"), "a/b") == TunedModel(str(run / "hf"), "a/b")
     assert find_tuned_model(str(adapter)) == TunedModel(str(adapter), str(tiny_qwen2), adapter=True)
     assert find_tuned_model("owner/name") == TunedModel("owner/name", None)
+    job = {"model_path": "some/model", "spec": {"model": {"hf_revision": "c0ffee"}}}
+    (run / "job.json").write_text(json.dumps(job))
+    assert find_tuned_model(str(run)) == TunedModel(str(run / "hf"), "some/model", run, revision="c0ffee")
+    assert find_tuned_model(str(run), "a/b") == TunedModel(str(run / "hf"), "a/b", run)
+    copy = shutil.copytree(adapter, tmp_path / "copy")
+    config = json.loads((copy / "adapter_config.json").read_text())
+    config |= {"base_model_name_or_path": "some/model", "revision": "c0ffee"}
+    (copy / "adapter_config.json").write_text(json.dumps(config))
+    assert find_tuned_model(str(copy)) == TunedModel(str(copy), "some/model", None, True, revision="c0ffee")
     for name, problem in ((tmp_path, "has no job.json"), (tmp_path / "x", "is not there")):
         with pytest.raises(RunDirError, match=problem):
             find_tuned_model(str(name))

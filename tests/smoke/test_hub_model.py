@@ -1,103 +1,90 @@
-"""A model of a hub on this machine: its weights are fetched once, not by every rank, by huggingface_hub's locks."""
+"""A model of a hub on this machine: one commit of it is trained, fetched once, whatever its branches do meanwhile."""
 
 from __future__ import annotations
 
-import collections
-import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
-import threading
-import urllib.parse
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.hub import MODEL, Hub
 from tests.smoke.conftest import MAIN_FLAGS, read_metrics, words_of
 
-pytestmark = [pytest.mark.smoke, pytest.mark.slow, pytest.mark.timeout(600)]
-MODEL, COMMIT = "some/model", "1" * 40
+pytestmark = [pytest.mark.smoke, pytest.mark.slow, pytest.mark.timeout(900)]
+FIRST, SECOND, THIRD = "1" * 40, "2" * 40, "3" * 40
 
 
-class Hub:
-    """What huggingface_hub asks of a hub to fetch a repository, for one model.
+def halved(model: Path, to: Path) -> Path:
+    from safetensors.torch import load_file, save_file
 
-    Args:
-        directory: its files.
-    """
+    shutil.copytree(model, to)
+    tensors = {name: tensor / 2 for name, tensor in load_file(model / "model.safetensors").items()}
+    save_file(tensors, to / "model.safetensors", metadata={"format": "pt"})
+    return to
 
-    def __init__(self, directory: Path):
-        self.directory = directory
-        self.fetched: collections.Counter[str] = collections.Counter()
-        hub = self
 
-        class Handler(BaseHTTPRequestHandler):
-            def do_HEAD(self) -> None:
-                self._answer(False)
+def distance(model: Path, other: Path) -> float:
+    from safetensors.torch import load_file
 
-            def do_GET(self) -> None:
-                self._answer(True)
-
-            def _answer(self, body: bool) -> None:
-                path = urllib.parse.urlparse(self.path).path
-                file = directory / path.rpartition("/")[2]
-                if path.startswith(f"/api/models/{MODEL}"):
-                    siblings = [{"rfilename": one.name} for one in sorted(directory.iterdir())]
-                    entries = [
-                        {"type": "file", "path": one.name, "size": one.stat().st_size, "oid": "2" * 40}
-                        for one in sorted(directory.iterdir())
-                    ]
-                    info = entries if "/tree/" in path else {"id": MODEL, "sha": COMMIT, "siblings": siblings}
-                    self._send(200, json.dumps(info).encode(), {"Content-Type": "application/json"}, body)
-                elif path.startswith(f"/{MODEL}/resolve/") and file.is_file():
-                    content = file.read_bytes()
-                    if body:
-                        hub.fetched[file.name] += 1
-                    etag = hashlib.sha256(content).hexdigest()
-                    self._send(200, content, {"ETag": f'"{etag}"', "X-Repo-Commit": COMMIT}, body)
-                else:
-                    self._send(404, b"", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT}, body)
-
-            def _send(self, code: int, content: bytes, headers: dict[str, str], body: bool) -> None:
-                self.send_response(code)
-                for name, value in {**headers, "Content-Length": str(len(content))}.items():
-                    self.send_header(name, value)
-                self.end_headers()
-                if body:
-                    self.wfile.write(content)
-
-            def log_message(self, *words: object) -> None:
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-        self.endpoint = f"http://127.0.0.1:{self.server.server_port}"
+    theirs = load_file(other / "model.safetensors")
+    ours = load_file(model / "model.safetensors")
+    return max((tensor - theirs[name]).abs().max().item() for name, tensor in ours.items())
 
 
 @pytest.fixture
-def hub(tiny_qwen2: Path) -> Iterator[Hub]:
-    hub = Hub(tiny_qwen2)
+def hub(tiny_qwen2: Path, tmp_path: Path) -> Iterator[Hub]:
+    second = halved(tiny_qwen2, tmp_path / "second")
+    third = halved(second, tmp_path / "third")
+    hub = Hub({FIRST: tiny_qwen2, SECOND: second, THIRD: third}, {"main": FIRST, "v2": SECOND})
     yield hub
-    hub.server.shutdown()
-    hub.server.server_close()
+    hub.close()
 
 
-def test_the_weights_are_fetched_once(hub: Hub, rows: Path, tmp_path: Path) -> None:
-    given: dict[str, Any] = {"hf_model_path": MODEL, "dataset": rows, "storage_path": tmp_path, "num_workers": 4}
-    given |= {"experiment_name": "run", "train_iters": 2, "tensor_parallel_size": 2}
+def raymb(hub: Hub, home: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    hub.asked.clear()
     done = subprocess.run(
-        [sys.executable, "-m", "raymb", "finetune", *words_of({**MAIN_FLAGS, **given})],
+        [sys.executable, "-m", "raymb", *words],
         capture_output=True,
         text=True,
         timeout=500,
-        env={**os.environ, "PYTHONPATH": "src", "HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path / "hf-home")},
+        env={**os.environ, "PYTHONPATH": "src", "HF_ENDPOINT": hub.endpoint, "HF_HOME": str(home)},
     )
-    print(done.stderr, dict(hub.fetched))
+    print(done.stderr, hub.asked, dict(hub.fetched))
     assert done.returncode == 0, done.stderr
-    assert [record["step"] for record in read_metrics(tmp_path / "run")] == [1, 2]
+    return done
+
+
+def test_the_commit_of_a_revision_is_trained_and_named(hub: Hub, rows: Path, tmp_path: Path) -> None:
+    run, home = tmp_path / "run", tmp_path / "hf-home"
+    given: dict[str, Any] = {"hf_model_path": MODEL, "hf_revision": "v2", "dataset": rows, "storage_path": tmp_path}
+    given |= {"num_workers": 4, "experiment_name": "run", "train_iters": 2, "tensor_parallel_size": 2}
+    given |= {"peft": "lora", "learning_rate": 1e-6, "merge": True}
+    raymb(hub, home, "finetune", *words_of({**MAIN_FLAGS, **given}))
+    assert [record["step"] for record in read_metrics(run)] == [1, 2]
     assert hub.fetched["model.safetensors"] == 1
-    assert (tmp_path / "run" / "hf" / "model.safetensors").exists()
+    assert sum("/tree/" in path for path in hub.asked) == 1  # the list of its files
+    assert sum("/model.safetensors" in path for path in hub.asked) == 2  # of one rank: where is it, and the file itself
+    assert distance(run / "hf", tmp_path / "second") < 1e-4 < 0.1 < distance(run / "hf", hub.commits[FIRST])
+    config = json.loads((run / "adapter" / "adapter_config.json").read_text())
+    assert (config["base_model_name_or_path"], config["revision"]) == (MODEL, SECOND)
+    assert f"An adapter for {MODEL} at commit {SECOND}" in (run / "adapter" / "README.md").read_text()
+    assert json.loads((run / "spec.json").read_text())["model"]["hf_revision"] == SECOND
+    model = json.loads((run / "checkpoints" / "fingerprint.json").read_text())["model"]
+    assert model == {"hf_model_path": MODEL, "hf_revision": SECOND, "branch": "v2"}
+
+    hub.branches["v2"] = THIRD
+    done = raymb(hub, home, "finetune", *words_of({**MAIN_FLAGS, **given, "train_iters": 3}))
+    moved = f"v2 of {MODEL} is at commit {THIRD} by now; this run keeps {SECOND}, with which it began"
+    assert done.stderr.count(moved) == 1
+    assert [record["step"] for record in read_metrics(run)] == [1, 2, 3]
+    assert not any(SECOND in path for path in hub.asked) and hub.fetched["model.safetensors"] == 1
+    assert distance(run / "hf", tmp_path / "second") < 1e-4
+
+    raymb(hub, home, "generate", str(run / "adapter"), "--prompt", "alpha", "--max_new_tokens", "2", "--compare")
+    assert not hub.asked and hub.fetched["model.safetensors"] == 1

@@ -52,7 +52,7 @@ def _export_at_start(job: Job, config: Any, hf_bridge: Any, out: Path) -> list[A
     class Export(Callback):
         def on_train_start(self, context: Any) -> None:
             (out / "adapter").mkdir(exist_ok=True)
-            write_adapter(hf_bridge, context.model, config.peft, job.model_path, out / "adapter")
+            write_adapter(hf_bridge, context.model, config.peft, job, out / "adapter")
 
     return [Export()]
 

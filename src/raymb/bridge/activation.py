@@ -20,10 +20,20 @@ def activate(job: Job) -> None:
 
 def _apply_patches() -> None:
     """Of upstream, after Bridge is imported and before pretrain(); the imports' own has come before Megatron."""
-    from raymb.bridge.patches import attention, checkpoint_writing, collectives, fusions, loaders, models, startup
+    from raymb.bridge.patches import (
+        attention,
+        checkpoint_writing,
+        collectives,
+        fusions,
+        loaders,
+        models,
+        startup,
+        weights,
+    )
 
     startup.skip_compiling_shipped_helpers()
     loaders.take_every_row()
+    weights.read_only_the_models_files()
     checkpoint_writing.keep_write_results_in_process()
     models.give_post_norms_their_epsilon()
     checkpoint_writing.build_config_text_once()

@@ -68,7 +68,7 @@ def build_config(
     """
     accelerator = ACCELERATORS[job.backend]
     precision = precision_of(job)
-    hf_bridge = _hf_bridge(job)
+    hf_bridge = AutoBridge.from_hf_pretrained(job.model_path, trust_remote_code=job.spec.model.trust_remote_code)
     adapters, validation = make_adapters(job), _validation(job)
     config = ConfigContainer(
         # Bridge itself loads the model that adapters are put on, also where their own weights come from a checkpoint.
@@ -99,11 +99,6 @@ def build_config(
     if job.backend == "cuda":
         check_attention(config.model)
     return config, hf_bridge
-
-
-def _hf_bridge(job: Job) -> AutoBridge:
-    revision = {"revision": job.spec.model.hf_revision} if job.spec.model.hf_revision else {}
-    return AutoBridge.from_hf_pretrained(job.model_path, trust_remote_code=job.spec.model.trust_remote_code, **revision)
 
 
 def _model(job: Job, hf_bridge: AutoBridge, accelerator: Accelerator, precision: str, load_weights: bool) -> Any:
@@ -287,16 +282,14 @@ def _dataset(job: Job, validation: ValidationConfig) -> PreparedRowsConfig:
         sample_multiple=job.layout.sample_multiple,
         architecture=vision_architecture(job.architecture),
         model_path=job.model_path,
-        revision=job.spec.model.hf_revision,
     )
 
 
 def _tokenizer(job: Job) -> TokenizerConfig:
-    arguments: dict[str, Any] = {"trust_remote_code": job.spec.model.trust_remote_code}
-    if job.spec.model.hf_revision:
-        arguments["revision"] = job.spec.model.hf_revision
     return TokenizerConfig(
-        tokenizer_type="HuggingFaceTokenizer", tokenizer_model=job.model_path, hf_tokenizer_kwargs=arguments
+        tokenizer_type="HuggingFaceTokenizer",
+        tokenizer_model=job.model_path,
+        hf_tokenizer_kwargs={"trust_remote_code": job.spec.model.trust_remote_code},
     )
 
 
@@ -305,7 +298,7 @@ def _checkpoint(job: Job, load_dir: str | None, load_random_state: bool) -> Chec
     return CheckpointConfig(
         save=job.checkpoint_dir,
         load=load_dir,
-        pretrained_checkpoint=job.base_files() if job.plan.adapters else None,
+        pretrained_checkpoint=job.model_path if job.plan.adapters else None,
         load_rng=load_random_state,
         # 0 would switch the last step's save off, too.
         save_interval=job.spec.checkpoint.save_interval or None,

@@ -27,7 +27,7 @@ class PreparedRowsConfig(DatasetProvider):
         enable_offline_packing: rows hold several samples; Bridge asks under this name.
         sample_multiple: each packed sample is padded to a multiple of it.
         architecture: of a vision-language model; "" for any other.
-        model_path, revision: of that model.
+        model_path: its directory.
     """
 
     directory: str
@@ -40,7 +40,6 @@ class PreparedRowsConfig(DatasetProvider):
     sample_multiple: int
     architecture: str = ""
     model_path: str = ""
-    revision: str | None = None
     offline_packing_specs: PackedSequenceSpecs | None = None
     dataloader_type: Any = "batch"
 
@@ -62,7 +61,7 @@ class PreparedRowsConfig(DatasetProvider):
         rows = kind(Path(self.directory, f"{part}.arrow"), self.seq_length, self.pad_id, self.sample_multiple)
         rows.held_out_batch = held_out_batch
         if isinstance(rows, ImageRows):
-            rows.processor = ImageProcessor(self.architecture, self.model_path, self.revision)
+            rows.processor = ImageProcessor(self.architecture, self.model_path)
         return rows
 
 

@@ -67,11 +67,10 @@ def write_results(hf_bridge: AutoBridge, model: list[Any], job: Job) -> Unverifi
             _write_settings(job, directories, template)
             trained = (read_manifest(Path(job.data_dir)) or {}).get("stop_tokens", [])
             for partial in directories.values():
-                add_stop_tokens(partial, Path(job.base_files()), trained)
+                add_stop_tokens(partial, Path(job.model_path), trained)
         dist.barrier()
     request = VerificationRequest(
         base=job.model_path,
-        base_files=job.base_files(),
         model=str(directories.get(Path(job.hf_dir), "")),
         adapter=str(directories.get(Path(job.adapter_dir), "")),
         reference=str(reference),
@@ -99,12 +98,12 @@ def _or_nothing(paths: list[Path]) -> Iterator[None]:
 def _write_adapter(hf_bridge: AutoBridge, model: list[Any], job: Job, target: Path, merged: Path | None = None) -> None:
     adapters = make_adapters(job)
     assert adapters is not None
-    write_adapter(hf_bridge, model, adapters, job.model_path, target, job.architecture)
+    write_adapter(hf_bridge, model, adapters, job, target)
     if dist.get_rank() == 0:
         hf_bridge.hf_pretrained.save_artifacts(target)
         (target / "config.json").unlink(missing_ok=True)  # of a whole model, which this is not
         if merged is not None:
-            merge(Path(job.base_files()), target, merged, job.spec.checkpoint.export_dtype)
+            merge(Path(job.model_path), target, merged, job.spec.checkpoint.export_dtype)
 
 
 def _write_settings(job: Job, directories: dict[Path, Path], template: str | None) -> None:
@@ -112,7 +111,7 @@ def _write_settings(job: Job, directories: dict[Path, Path], template: str | Non
     for partial in directories.values():
         if template:
             (partial / "chat_template.jinja").write_text(template, encoding="utf-8")
-        for file in (Path(job.base_files(), name) for name in PROCESSOR_FILES):
+        for file in (Path(job.model_path, name) for name in PROCESSOR_FILES):
             if file.exists():
                 shutil.copyfile(file, partial / file.name)
     asked, partial = job.spec.checkpoint.export_dtype, directories.get(Path(job.hf_dir))
@@ -128,7 +127,7 @@ def _write_model(hf_bridge: AutoBridge, model: list[Any], job: Job, partial: Pat
     """A tensor at a time: rank 0 holds no more than a file, the others no more than a tensor. Layers of multi-token
     prediction, which are not trained, are the source's."""
     files = TensorFiles(partial) if dist.get_rank() == 0 else None
-    source, asked = Path(job.base_files()), job.spec.checkpoint.export_dtype
+    source, asked = Path(job.model_path), job.spec.checkpoint.export_dtype
     types = tensor_types(source)
     untrained = set(prediction_tensors(types, sum(job.plan.layers_per_stage)))
     for name, tensor in hf_bridge.export_hf_weights(model, cpu=True, show_progress=False):

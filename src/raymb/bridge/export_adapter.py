@@ -22,19 +22,17 @@ from raymb.bridge.adapters import Adapters, adapters_in
 from raymb.bridge.collectives import some_rank
 from raymb.model.families import VisionLanguage, family_of
 from raymb.model.vision import module_name
+from raymb.run.job import Job
 
 _PREFIX = "base_model.model."
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 
-def write_adapter(
-    hf_bridge: AutoBridge, model: list[Any], adapters: Adapters, base: str, target: Path, architecture: str = ""
-) -> None:
+def write_adapter(hf_bridge: AutoBridge, model: list[Any], adapters: Adapters, job: Job, target: Path) -> None:
     """Write adapter_model.safetensors and adapter_config.json; collective.
 
     Args:
         model: this rank's model chunks.
-        base: the model that the adapters belong to, as PEFT is to find it; architecture: its own.
         target: a directory that exists.
     """
     weights = _exported(hf_bridge, model)
@@ -50,13 +48,15 @@ def write_adapter(
         if name.endswith(".lora_B.weight"):
             key = f"{_PREFIX}{name.removesuffix('.lora_B.weight')}.lora_magnitude_vector"
             state[key] = magnitude.weight[:, 0].contiguous()
-    config = build_adapter_config_dict(adapters, infer_target_modules_from_adapter_weights(modules), parameters, base)
+    config = build_adapter_config_dict(adapters, infer_target_modules_from_adapter_weights(modules), parameters)
     whole = float(adapters.alpha).is_integer()  # for PEFT, which has whole numbers there, too
     config["lora_alpha"] = int(adapters.alpha) if whole else adapters.alpha
+    config |= {"base_model_name_or_path": job.base_name, "revision": job.spec.model.hf_revision}
     config |= {"use_dora": adapters.kind == "dora", "use_rslora": adapters.rslora}
-    if vision := family_of(architecture).vision:
+    if vision := family_of(job.architecture).vision:
         config["target_modules"] = _only_language(vision, infer_target_modules_from_adapter_weights(modules))
-        state = {_PREFIX + module_name(architecture, name.removeprefix(_PREFIX)): one for name, one in state.items()}
+        names = {name: _PREFIX + module_name(job.architecture, name.removeprefix(_PREFIX)) for name in state}
+        state = {names[name]: one for name, one in state.items()}
     # Tensors of fused matrices share memory, which safetensors refuses.
     save_file({name: tensor.clone().contiguous() for name, tensor in state.items()}, target / WEIGHTS)
     (target / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

@@ -70,7 +70,7 @@ def _held_out(job: Job) -> tuple[list[list[int]], list[dict[str, torch.Tensor]]]
         if (needed := _needed(job)) > _TOKENS:
             rows[0] = [one for sample in first for one in sample.ids][:needed]
         return rows, [{}] * _ROWS
-    processor = ImageProcessor(job.architecture, job.model_path, job.spec.model.hf_revision)
+    processor = ImageProcessor(job.architecture, job.model_path)
     chosen = sorted(first, key=lambda sample: (bool(sample.images), len(sample.ids)), reverse=True)[:_ROWS]
     rows, seen = [], []
     for sample in chosen:
@@ -83,7 +83,7 @@ def _held_out(job: Job) -> tuple[list[list[int]], list[dict[str, torch.Tensor]]]
 def _needed(job: Job) -> int:
     """Tokens of a row that shows whether the model's window, or the end of its unstretched positions, is where
     transformers has it, if rows are long enough for that: else _TOKENS."""
-    shape = read_model_shape(job.base_files())
+    shape = read_model_shape(job.model_path)
     ends = [end for end in (shape.window, shape.rope_limit) if end is not None and end < job.spec.data.seq_length]
     return max([_TOKENS, *(min(end + _TOKENS, job.spec.data.seq_length, _LONGEST) for end in ends)])
 

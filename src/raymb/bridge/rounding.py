@@ -39,7 +39,7 @@ def as_written(hf_bridge: AutoBridge, model: list[Any], job: Job) -> Iterator[bo
 
 def _types(hf_bridge: AutoBridge, model: list[Any], job: Job) -> dict[int, torch.dtype]:
     """By the address of this rank's weights."""
-    asked, stored = job.spec.checkpoint.export_dtype, tensor_types(Path(job.base_files()))
+    asked, stored = job.spec.checkpoint.export_dtype, tensor_types(Path(job.model_path))
     found = {}
     for task in hf_bridge.get_conversion_tasks(model):
         if task is not None and task.param_weight is not None:

@@ -17,7 +17,9 @@ _JSON = typer.Option(False, "--json", help="Print numbers as one JSON object, no
 
 def prepare(spec: RunSpec, json: bool = _JSON) -> int:
     """Read, check, tokenize and pack the rows, so that finetune with the same flags starts at once."""
-    prepared = _prepared(spec, any_layout=False)
+    from raymb.model.initial import at_commit
+
+    prepared = _prepared(at_commit(spec), any_layout=False)
     print(_as_json(prepared) if json else prepared.summary())
     return 0
 
@@ -32,7 +34,9 @@ def inspect(
 ) -> int:
     """Show rows as the model will see them, with the trained tokens marked, and what they are like in numbers."""
     from raymb.data import inspection
+    from raymb.model.initial import at_commit
 
+    spec = at_commit(spec)
     prepared = _prepared(spec, any_layout=True)
     inspection.check_part(prepared, part)
     if plot:

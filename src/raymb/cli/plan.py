@@ -16,7 +16,7 @@ def command(
     from raymb.driver.preflight import checked_shape, local_backend, local_gpu
     from raymb.plan import make_plan
 
-    shape = checked_shape(spec)
+    shape = checked_shape(spec, "config")
     plan = make_plan(spec, shape, backend=local_backend(spec), gpu=local_gpu(spec))
     if json:
         from json import dumps

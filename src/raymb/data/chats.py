@@ -118,7 +118,7 @@ class Chats:
         settings = self.settings
         if not settings.architecture or not settings.copies:
             raise WrongRow(f"it has an image, and {settings.model_path} is no vision-language model")
-        processor = ImageProcessor(settings.architecture, settings.model_path, settings.revision)
+        processor = ImageProcessor(settings.architecture, settings.model_path)
         return ImageReader(processor, Path(settings.copies))
 
     @property

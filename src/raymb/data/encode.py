@@ -27,7 +27,7 @@ class Encoder:
         self.settings = settings
         try:
             self.tokenizer: Any = AutoTokenizer.from_pretrained(
-                settings.model_path, revision=settings.revision, trust_remote_code=settings.trust_remote_code
+                settings.model_path, trust_remote_code=settings.trust_remote_code
             )
         except Exception as error:  # the tokenizers library raises bare Exceptions
             raise ModelError(

@@ -26,18 +26,18 @@ class ImageProcessor:
 
     Args:
         architecture: of a vision-language model that raymb trains.
-        model_path, revision: hub id or directory of the model.
+        model_path: directory of the model.
     """
 
-    def __init__(self, architecture: str, model_path: str, revision: str | None = None):
+    def __init__(self, architecture: str, model_path: str):
         vision = family_of(architecture).vision
         if vision is None:
             raise ValueError(f"{architecture} is no vision-language model that raymb trains")
-        self.vision, self.model_path, self.revision = vision, model_path, revision
+        self.vision, self.model_path = vision, model_path
         module, name = vision.image_processor
         try:
             cls = getattr(importlib.import_module(module), name)
-            self.processor: Any = cls.from_pretrained(model_path, revision=revision)
+            self.processor: Any = cls.from_pretrained(model_path)
         except (OSError, ValueError, TypeError) as error:
             raise ModelError(
                 f"--hf_model_path {model_path}: its image processor cannot be loaded ({_in_one_line(error)})",
@@ -49,7 +49,7 @@ class ImageProcessor:
         """The mark's token, as config.json says it."""
         from transformers import AutoConfig
 
-        return AutoConfig.from_pretrained(self.model_path, revision=self.revision).image_token_id
+        return AutoConfig.from_pretrained(self.model_path).image_token_id
 
     def tokens(self, content: bytes) -> int:
         """How many tokens an image takes.

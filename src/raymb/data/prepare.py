@@ -35,7 +35,7 @@ from raymb.data.splitting import leaks, split, used
 from raymb.data.statistics import part_statistics
 from raymb.data.store import IMAGES, MANIFEST, read_manifest, write_images, write_rows
 from raymb.errors import DataError, RunDirError, StorageError
-from raymb.model.files import ModelFiles
+from raymb.model.files import ModelFiles, base_directory
 from raymb.spec import RunSpec
 from raymb.storage.files import write_atomically
 from raymb.storage.lock import process_lives
@@ -160,8 +160,7 @@ def encoder_settings(spec: RunSpec, model_path: str) -> Settings:
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(f"--chat_template {data.chat_template}: cannot be read ({error})") from None
     return Settings(
-        model_path=model_path,
-        revision=spec.model.hf_revision if not Path(model_path).is_dir() else None,
+        model_path=base_directory(model_path, spec.model.hf_revision, weights=False),
         trust_remote_code=spec.model.trust_remote_code,
         chat_template=template,
         shape=Shape(
@@ -193,7 +192,7 @@ def _unescaped(template: str | None) -> str | None:
 
 def _key(spec: RunSpec, located: list[Located], settings: Settings, sample_multiple: int) -> dict[str, Any]:
     """All that decides the prepared rows."""
-    tokenizer = ModelFiles(settings.model_path, settings.revision).tokenizer_identity()
+    tokenizer = ModelFiles(settings.model_path, needs="config").tokenizer_identity()
     sources = [
         [one.weight, {part: [source.fingerprint() for source in one.parts.get(part, ())] for part in PARTS}]
         for one in located

@@ -16,7 +16,7 @@ class Settings:
     """What decides the tokens of a row.
 
     Args:
-        model_path, revision, trust_remote_code: of the tokenizer.
+        model_path: directory of the tokenizer; trust_remote_code: of the model.
         chat_template: Jinja text instead of the tokenizer's own.
         shape: how a row is read.
         loss_mode: "assistant" (completions), "last_turn" or "full".
@@ -32,7 +32,6 @@ class Settings:
     """
 
     model_path: str
-    revision: str | None
     trust_remote_code: bool
     chat_template: str | None
     shape: Shape

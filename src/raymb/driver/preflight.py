@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 from raymb.driver.ray_address import joins_a_cluster
 from raymb.errors import ModelError, PlanError, RunDirError, SpecError
 from raymb.model.architectures import check_architecture
+from raymb.model.directory import Needs
 from raymb.model.files import base_directory
-from raymb.model.initial import make_weights, model_path
+from raymb.model.initial import at_commit, branch_of, make_weights, model_path, model_source, with_commit
 from raymb.model.quantized import check_quantization
 from raymb.model.shape import ModelShape, read_model_shape
 from raymb.model.tensor_files import tensor_shapes
@@ -45,12 +46,17 @@ class Preflight:
     shape: ModelShape
     plan: Plan
     prepared: Prepared
+    branch: str | None = None
+    """By which the commit of a hub model was found."""
 
 
-def preflight(spec: RunSpec, console: Console | None = None) -> Preflight:
+def preflight(spec: RunSpec, console: Console | None = None, branch: str | None = None) -> Preflight:
     """Check the user's input against the model and the data, and prepare the rows.
 
     The plan knows no GPU of a cluster that is joined; make_plan again once it is known.
+
+    Args:
+        branch: by which the commit in the spec was found.
 
     Raises:
         UserError: SpecError, ModelError, PlanError, DataError or RunDirError, for the first of them that is wrong.
@@ -60,20 +66,27 @@ def preflight(spec: RunSpec, console: Console | None = None) -> Preflight:
             "--sample_prompt asks the exported model, and --no_export_hf leaves it out", "drop one of the two flags"
         )
     check_trackers(spec)
+    branch = branch or branch_of(spec)
+    spec = at_commit(spec)
     shape = checked_shape(spec)
     # Twice: the layout needs no data and is cheap, so its mistakes come before minutes of reading.
     backend = local_backend(spec)
     gpu = local_gpu(spec)
     plan = make_plan(spec, shape, backend=backend, gpu=gpu)
     check_writable(spec.run.storage_path)
-    say_what_is_trained_on(spec, console)
     run = run_dir.RunDir.of(spec, _name(spec, plan))
     mirror.pull(run)
+    if begun := _commit_begun_with(run, spec, branch):
+        if console is not None:
+            moved = f"{branch} of {spec.model.hf_model_path} is at commit {spec.model.hf_revision} by now"
+            console.print(f"{moved}; this run keeps {begun}, with which it began", highlight=False, soft_wrap=True)
+        return preflight(with_commit(spec, begun), console, branch)
+    say_what_is_trained_on(spec, console)
     make_weights(spec, lambda line: console.print(line, highlight=False, soft_wrap=True) if console else None)
     check_frozen(spec, shape, console)
     prepared = prepared_rows(spec, shape, packed_sample_multiple(run, spec, plan), console)
     plan = make_plan(spec, shape, rows=prepared.rows("train"), backend=backend, gpu=gpu)
-    checked = Preflight(spec, shape, plan, prepared)
+    checked = Preflight(spec, shape, plan, prepared, branch)
     run_dir.check_claim(run, spec, fingerprint(checked))
     return checked
 
@@ -91,6 +104,16 @@ def check_frozen(spec: RunSpec, shape: ModelShape, console: Console | None) -> N
         raise PlanError(problems)
     if console is not None:
         console.print(trained_line(spec.train, tensors), highlight=False, soft_wrap=True, markup=False)
+
+
+def _commit_begun_with(run: run_dir.RunDir, spec: RunSpec, branch: str | None) -> str | None:
+    """The commit that a run began with, if the branch of its hub model has moved on since."""
+    if branch is None or spec.checkpoint.overwrite or "model" in spec.checkpoint.accept_changes:
+        return None
+    former = (run_dir.read_object(run.fingerprint) or {}).get("model", {})
+    same = (former.get("hf_model_path"), former.get("branch")) == (spec.model.hf_model_path, branch)
+    begun = former.get("hf_revision") if same else None
+    return begun if begun != spec.model.hf_revision else None
 
 
 def say_what_is_trained_on(spec: RunSpec, console: Console | None) -> None:
@@ -196,10 +219,13 @@ def as_packed(spec: RunSpec, plan: Plan) -> RunSpec:
     return spec.model_copy(update={"parallel": spec.parallel.model_copy(update=sizes)})
 
 
-def checked_shape(spec: RunSpec) -> ModelShape:
+def checked_shape(spec: RunSpec, needs: Needs = "weights") -> ModelShape:
     """The model's shape, once the overrides are known to name fields of the ConfigContainer.
 
     A model whose repository brings code is refused without --trust_remote_code.
+
+    Args:
+        needs: what its directory must have. Where config.json is enough, nothing is made of it but for --add_tokens.
 
     Raises:
         SpecError: an override that matches no ConfigContainer field, or another model's forward step.
@@ -210,7 +236,9 @@ def checked_shape(spec: RunSpec) -> ModelShape:
         from raymb.recipes.fields import check_overrides
 
         check_overrides(spec.overrides)
-    shape = read_model_shape(model_path(spec), spec.model.hf_revision)
+    config_alone = needs == "config" and spec.model.add_tokens is None
+    path = model_source(spec) if config_alone else model_path(spec)
+    shape = read_model_shape(path, spec.model.hf_revision, needs)
     if shape.needs_remote_code and not spec.model.trust_remote_code:
         raise ModelError(
             f"--hf_model_path {spec.model.hf_model_path}: {shape.architecture} needs Python code from the model's "
@@ -218,7 +246,8 @@ def checked_shape(spec: RunSpec) -> ModelShape:
             "read that code, then add --trust_remote_code to run it",
         )
     check_architecture(shape, spec.model.hf_model_path)
-    check_quantization(shape, spec.model.hf_model_path, spec.peft.peft)
+    if spec.model.init == "pretrained":
+        check_quantization(shape, spec.model.hf_model_path, spec.peft.peft)
     check_forward_step(spec.train.step_func, shape)
     return shape
 
@@ -271,5 +300,9 @@ def fingerprint(checked: Preflight) -> Fingerprint:
     """What a checkpoint of this run belongs to."""
     rows = checked.prepared
     return take_fingerprint(
-        checked.spec, model_path(checked.spec), rows=rows.content_hash, preparation=rows.manifest["hash"]
+        checked.spec,
+        model_path(checked.spec),
+        rows=rows.content_hash,
+        preparation=rows.manifest["hash"],
+        branch=checked.branch,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from itertools import chain, islice
 from typing import Any
 
@@ -15,6 +16,7 @@ from raymb.data.parallel import Encoders, encode, leave_out_torch
 from raymb.data.settings import Settings
 from raymb.data.sources import Batch, Source
 from raymb.errors import ClusterError, RaymbError, last_line
+from raymb.model.files import base_directory
 from raymb.spec import RunSpec
 
 _FEW = 16
@@ -30,6 +32,7 @@ class SpreadEncoders(Encoders):
     def __init__(self, spec: RunSpec, settings: Settings, console: Console | None):
         super().__init__(settings, console)
         self.spec, self.cluster = spec, ExitStack()
+        self.model = (spec.model.hf_model_path, spec.model.hf_revision) if spec.model.hf_revision else None
         self.cpus: int | None = None
 
     def __exit__(self, *error: object) -> None:
@@ -71,7 +74,7 @@ class SpreadEncoders(Encoders):
         try:
             for batch in chain(batches, [None] * at_once):
                 if batch is not None:
-                    waiting.append((task.remote(self.settings, batch), batch))
+                    waiting.append((task.remote(self.settings, self.model, batch), batch))
                 if waiting and (batch is None or len(waiting) >= at_once):
                     node, encoded = ray.get(waiting[0][0])
                     waiting.popleft()
@@ -107,9 +110,15 @@ def _cancel(waiting: deque[tuple[Any, Batch]]) -> None:
         ray.cancel(waiting.popleft()[0], force=True)
 
 
-def _encode(settings: Settings, batch: Batch) -> tuple[str, Encoded]:
-    """(the node, what it made of the batch)."""
+def _encode(settings: Settings, model: tuple[str, str] | None, batch: Batch) -> tuple[str, Encoded]:
+    """(the node, what it made of the batch).
+
+    Args:
+        model: hub id and commit; None for a directory, which every node sees.
+    """
     import ray
 
     leave_out_torch()
+    if model is not None:
+        settings = replace(settings, model_path=base_directory(*model, weights=False))
     return ray.get_runtime_context().get_node_id(), encode(settings, batch)

@@ -125,7 +125,7 @@ def checked_job(request: ExportRequest) -> Job:
 
 def exporting_job(job: Job) -> Job:
     """The job as that of one CPU worker that exports its load_dir."""
-    return in_export_type(job).alone()
+    return in_export_type(job.with_local_model()).alone()
 
 
 def in_export_type(job: Job) -> Job:
@@ -133,7 +133,7 @@ def in_export_type(job: Job) -> Job:
     manifest = checkpoint.read_manifest(job.load_dir) or {}
     asked, precision = job.spec.checkpoint.export_dtype, manifest.get("precision", "fp32")
     if job.plan.adapters is None:
-        stored = set(tensor_types(Path(job.base_files())).values()) if asked == "source" else set()
+        stored = set(tensor_types(Path(job.with_local_model().model_path)).values()) if asked == "source" else set()
         precision = "bf16" if asked == "bf16" or stored == {"BF16"} else "fp32"
     train = job.spec.train.model_copy(update={"precision": precision})
     return replace(job, spec=job.spec.model_copy(update={"train": train}))

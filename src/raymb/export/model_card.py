@@ -31,17 +31,19 @@ def write_card(directory: Path, run: Path, export: Export, *, adapter: bool) -> 
     spec, plan, data = (read_object(run / f"{name}.json") or {} for name in ("spec", "plan", "data"))
     records = _records(run / "metrics.jsonl", export["step"])
     curve = bool(records) and _plot(records, directory / CURVE)
-    base = _shown(spec.get("model", {}).get("hf_model_path", ""))
+    base, commit = _shown(spec.get("model", {}).get("hf_model_path", "")), spec.get("model", {}).get("hf_revision")
+    at_commit = f" at commit {commit}" if commit else ""
+    use = _use(base, commit, adapter, (directory / PROCESSOR_FILES[0]).exists())
     lines = [
         *("---", _metadata(base, spec, adapter), "---", ""),
         *(f"# {run.name}", ""),
-        f"{_origin(base, spec, adapter)}, trained with raymb on Megatron-Bridge.",
+        f"{_origin(base, spec, adapter)}{at_commit}, trained with raymb on Megatron-Bridge.",
         "",
         *_table("Results", _results(records, export)),
         *([f"![loss over steps]({CURVE})", ""] if curve else []),
         *_table("Data", _data(spec, data)),
         *_table("Settings", _settings(spec, plan)),
-        *("## Use", "", "```python", *_use(base, adapter, (directory / PROCESSOR_FILES[0]).exists()), "```", ""),
+        *("## Use", "", "```python", *use, "```", ""),
     ]
     (directory / CARD).write_text("\n".join(lines), encoding="utf-8")
 
@@ -133,11 +135,12 @@ def _table(title: str, rows: Iterator[Row]) -> Iterator[str]:
     yield ""
 
 
-def _use(base: str, adapter: bool, has_vision: bool) -> Iterator[str]:
+def _use(base: str, commit: str | None, adapter: bool, has_vision: bool) -> Iterator[str]:
+    loaded = f'"{base}"' + (f', revision="{commit}"' if commit else "")
     auto = "AutoModelForImageTextToText" if has_vision else "AutoModelForCausalLM"
     if adapter and has_vision:
         yield from ("from peft import PeftModel", f"from transformers import {auto}, AutoTokenizer", "")
-        yield f'model = PeftModel.from_pretrained({auto}.from_pretrained("{base}"), "THIS_DIRECTORY")'
+        yield f'model = PeftModel.from_pretrained({auto}.from_pretrained({loaded}), "THIS_DIRECTORY")'
     elif adapter:
         yield from ("from peft import AutoPeftModelForCausalLM", "from transformers import AutoTokenizer", "")
         yield f'model = AutoPeftModelForCausalLM.from_pretrained("THIS_DIRECTORY")  # and {base}'

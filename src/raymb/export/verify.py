@@ -143,17 +143,19 @@ def _file_problems(directory: str, request: VerificationRequest) -> Iterator[str
     if directory != request.model:
         return
     found, wanted = (AutoConfig.from_pretrained(place, **code).to_dict() for place in (directory, request.base))
+    # Code that is not run is not copied: transformers has the family itself.
+    code_names = () if request.trust_remote_code else ("auto_map",)
     for name in sorted(found.keys() | wanted.keys()):
-        if name not in _OF_A_COPY and found.get(name) != wanted.get(name):
+        if name not in (*_OF_A_COPY, *code_names) and found.get(name) != wanted.get(name):
             yield f"config.json: {name} is {found.get(name)} instead of {wanted.get(name)}"
     for name in ("generation_config.json", *PROCESSOR_FILES):
-        if Path(request.base_files, name).exists() and not Path(directory, name).exists():
+        if Path(request.base, name).exists() and not Path(directory, name).exists():
             yield f"{name} is missing"
-    yield from tensor_differences(Path(directory), Path(request.base_files))
+    yield from tensor_differences(Path(directory), Path(request.base))
 
 
 def _bytes_needed(request: VerificationRequest) -> int:
-    numbers = sum(map(math.prod, tensor_shapes(Path(request.model or request.base_files)).values()))
+    numbers = sum(map(math.prod, tensor_shapes(Path(request.model or request.base)).values()))
     return int(numbers * (4 if request.precision == "fp32" else 2) * 1.1)
 
 

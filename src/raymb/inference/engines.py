@@ -67,9 +67,9 @@ def open_engines(model: TunedModel, tokenizer: Any, compare: bool, kind: str, ba
         stops = stop_tokens(Path(model.path))
         engines: dict[str, Engine] = {TUNED: Transformers(both, tokenizer, batch_size, stops=stops)}
         return {BASE: Transformers(both, tokenizer, batch_size, adapter=False), **engines} if compare else engines
-    paths = {**({BASE: model.base} if compare else {}), TUNED: model.path}
+    paths = {**({BASE: model.base_files()} if compare else {}), TUNED: model.path}
     return {
-        name: Transformers(load_model(str(path), model.trust_remote_code), tokenizer, batch_size)
+        name: Transformers(load_model(path, model.trust_remote_code), tokenizer, batch_size)
         for name, path in paths.items()
     }
 
@@ -104,7 +104,7 @@ def load_model(path: str, trust_remote_code: bool = False) -> Any:
 def _load_adapter(model: TunedModel) -> Any:
     from peft import PeftModel
 
-    base = load_model(str(model.base), model.trust_remote_code)
+    base = load_model(model.base_files(), model.trust_remote_code)
     try:
         return PeftModel.from_pretrained(base, model.path).eval()
     except (OSError, ValueError, KeyError, RuntimeError) as error:
@@ -212,12 +212,12 @@ def _open_vllm(model: TunedModel, compare: bool) -> dict[str, Engine]:
 
     settings: dict[str, Any] = {"trust_remote_code": model.trust_remote_code}
     if not model.adapter:
-        paths = {**({BASE: model.base} if compare else {}), TUNED: model.path}
+        paths = {**({BASE: model.base_files()} if compare else {}), TUNED: model.path}
         share = 0.9 / len(paths)
         return {name: VLLM(LLM(path, gpu_memory_utilization=share, **settings)) for name, path in paths.items()}
     from vllm.lora.request import LoRARequest  # type: ignore[import-not-found]
 
     rank = json.loads(Path(model.path, "adapter_config.json").read_text(encoding="utf-8"))["r"]
-    llm = LLM(model.base, enable_lora=True, max_lora_rank=rank, **settings)
+    llm = LLM(model.base_files(), enable_lora=True, max_lora_rank=rank, **settings)
     tuned = VLLM(llm, LoRARequest("tuned", 1, model.path), stop_tokens(Path(model.path)))
     return {BASE: VLLM(llm), TUNED: tuned} if compare else {TUNED: tuned}

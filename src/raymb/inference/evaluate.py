@@ -107,7 +107,7 @@ def _rows(model: TunedModel, request: Evaluation, console: Console) -> RowFile:
     if request.dataset is not None:
         from raymb.data.prepare import prepare
 
-        path = model.path if not model.adapter else str(model.base)
+        path = model.path if not model.adapter else model.base_files()
         directory = prepare(
             _spec(model, request.dataset),
             path,
@@ -138,7 +138,12 @@ def _spec(model: TunedModel, dataset: str) -> RunSpec:
     files = [former] if former and former.exists() else []
     spec = load_spec({"hf_model_path": model.path, "dataset": dataset}, files)
     alone = {"validation_dataset": None, "test_dataset": None, "validation_split": 0.0, "test_split": 0.0}
-    return spec.model_copy(update={"data": spec.data.model_copy(update={**alone, "packing": False})})
+    return spec.model_copy(
+        update={
+            "data": spec.data.model_copy(update={**alone, "packing": False}),
+            "model": spec.model.model_copy(update={"hf_revision": None}),  # the base's
+        }
+    )
 
 
 def _answered(

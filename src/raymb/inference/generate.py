@@ -67,8 +67,8 @@ def _settings(model: TunedModel) -> Settings:
     alike = {name: former[name] for name in names if name in former}
     shape = Shape(**former.get("shape", {}))
     has_tokenizer = not model.adapter or Path(model.path, "tokenizer_config.json").exists()
-    path = model.path if has_tokenizer else str(model.base)
-    return Settings(path, None, model.trust_remote_code, None, shape, "assistant", sys.maxsize, "truncate", **alike)
+    path = model.path if has_tokenizer else model.base_files()
+    return Settings(path, model.trust_remote_code, None, shape, "assistant", sys.maxsize, "truncate", **alike)
 
 
 def read_questions(file: Path) -> list[Question]:

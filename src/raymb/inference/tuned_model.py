@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raymb.errors import RunDirError
-from raymb.model.files import HUB_ID
+from raymb.errors import ModelError, RunDirError
+from raymb.model.files import HUB_ID, base_directory
 from raymb.run.directory import read_object
 
 
@@ -16,7 +16,8 @@ class TunedModel:
     """
     Args:
         path: what transformers loads: a Hugging Face directory, a PEFT directory (which names its base), or a hub id.
-        base: the model that it was tuned from; None if nobody says.
+        base: the model that it was tuned from, a directory or a hub id; None if nobody says.
+        revision: the commit of a base on a hub, where it is known.
         run: the run that wrote it; None for a directory of another origin.
         adapter: whether path is a PEFT directory.
         trust_remote_code: as the run had it.
@@ -27,6 +28,19 @@ class TunedModel:
     run: Path | None = None
     adapter: bool = False
     trust_remote_code: bool = False
+    revision: str | None = None
+
+    def base_files(self) -> str:
+        """The directory of the base; of a hub model in the Hugging Face cache, at its commit.
+
+        Raises:
+            ModelError: it cannot be had.
+        """
+        try:
+            return base_directory(str(self.base), self.revision)
+        except ModelError as error:
+            reason = error.message.partition(": ")[2]
+            raise ModelError(f"{self.base} cannot be loaded ({reason})", error.hint) from None
 
     @property
     def data(self) -> dict[str, Any]:
@@ -60,16 +74,19 @@ def find_tuned_model(name: str, base: str | None = None) -> TunedModel:
 
 def _of_run(run: Path, base: str | None) -> TunedModel:
     job = read_object(run / "job.json") or {}
+    model = job.get("spec", {}).get("model", {})
+    revision = None if base else model.get("hf_revision")
     base = base or job.get("model_path")
-    trusts = job.get("spec", {}).get("model", {}).get("trust_remote_code", False)
+    trusts = model.get("trust_remote_code", False)
     if (run / "hf" / "config.json").exists():
-        return TunedModel(str(run / "hf"), base, run, False, trusts)
+        return TunedModel(str(run / "hf"), base, run, False, trusts, revision)
     if (run / "adapter" / "adapter_config.json").exists():
-        return TunedModel(str(run / "adapter"), base, run, True, trusts)
+        return TunedModel(str(run / "adapter"), base, run, True, trusts, revision)
     raise RunDirError(f"{run} has neither hf/ nor adapter/", f"write it: raymb export {run}")
 
 
 def _adapter(path: Path, base: str | None) -> TunedModel:
-    named = (read_object(path / "adapter_config.json") or {}).get("base_model_name_or_path")
+    config = read_object(path / "adapter_config.json") or {}
     run = path.parent if (path.parent / "job.json").exists() else None
-    return TunedModel(str(path), base or named, run, True)
+    revision = None if base else config.get("revision")
+    return TunedModel(str(path), base or config.get("base_model_name_or_path"), run, True, revision=revision)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from raymb.errors import ModelError
 from raymb.model.families import FAMILIES, family_of
-from raymb.model.shape import ModelShape
+from raymb.model.shape import UNNAMED, ModelShape
 
 _REGISTER = ("register_bridge", "register_bridge_implementation")
 
@@ -50,6 +50,12 @@ def check_architecture(shape: ModelShape, hf_model_path: str) -> None:
     names = registered()
     if not names or shape.architecture in names:
         return
+    if shape.architecture == UNNAMED:
+        raise ModelError(
+            f"--hf_model_path {hf_model_path}: config.json names no architecture, by which Megatron-Bridge finds what "
+            f"loads a model",
+            'add "architectures": ["NAME"] to config.json, as the model\'s authors have it; names: raymb models',
+        )
     like = [one for one in FAMILIES if one.proven and one.vision is None and one.experts == bool(shape.num_experts)]
     tried = [name for one in like for name in one.architectures]
     kind = "with experts" if shape.num_experts else "without experts"

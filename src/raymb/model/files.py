@@ -1,25 +1,22 @@
-"""Where a model's small files are: a local directory, the Hugging Face cache, or the hub."""
+"""Where a model's files are: a local directory, or one commit of a hub model, in the Hugging Face cache or the hub."""
 
 from __future__ import annotations
 
+import functools
 import hashlib
-import json
 import re
+from collections.abc import Iterable
+from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 from raymb.errors import ModelError
+from raymb.model.directory import TOKENIZER_FILES, Needs, bin_files, local_model_directory
+from raymb.model.tensor_files import INDEX, SINGLE, named_by_index, weight_files
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 HUB_TIMEOUT_SECONDS = 5.0
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "vocab.json",
-    "vocab.txt",
-    "spiece.model",
-    "sentencepiece.bpe.model",
-    "tekken.json",
-)
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 _TOKENIZER_SETTINGS = (
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -31,34 +28,16 @@ _TOKENIZER_SETTINGS = (
     "preprocessor_config.json",
     "processor_config.json",
 )
-_LFS_POINTER = b"version https://git-lfs"
-WEIGHTS = ("*.safetensors", "*.bin", "*.pth", "*.pt", "*.gguf", "*.h5", "*.msgpack", "*.index.json")
+WEIGHTS = (
+    *("*.safetensors", "*.bin", "*.pth", "*.pt", "*.gguf", "*.h5", "*.msgpack", "*.onnx", "*.onnx_data"),
+    *("*.tflite", "*.ot", "*.index.json"),
+)
 """Files of a model repository that hold weights, or say where they are."""
-MADE_OF = "made_of.json"
-"""Of a directory that raymb.model.initial makes: its weights come last."""
+_BINS = ("pytorch_model*.bin", "pytorch_model*.bin.index.json")
 
 
-def local_model_directory(hf_model_path: str, *, weights: bool = True) -> Path | None:
-    """The directory if the path names one, checked for weights and a tokenizer; None for a hub id.
-
-    Args:
-        weights: whether it must have them.
-
-    Raises:
-        ModelError: the path can only be a directory but is none, or the directory is incomplete.
-    """
-    path = Path(hf_model_path).expanduser()
-    if path.is_dir():
-        _check_directory(path, weights and not (path / MADE_OF).is_file())
-        return path
-    looks_local = hf_model_path.startswith(("/", ".", "~")) or hf_model_path.count("/") > 1
-    if path.exists():
-        raise ModelError(f"--hf_model_path {hf_model_path}: a file, not a directory", "give the directory it lies in")
-    if looks_local:
-        raise ModelError(
-            f"--hf_model_path {hf_model_path}: no such directory", "give an existing directory or a hub id (owner/name)"
-        )
-    return None
+def is_commit(revision: str | None) -> bool:
+    return revision is not None and _COMMIT.fullmatch(revision) is not None
 
 
 class ModelFiles:
@@ -67,15 +46,15 @@ class ModelFiles:
     Args:
         model: what the user gave to --hf_model_path.
         revision: branch, tag or commit of a hub model.
-        weights: whether a directory must have them.
+        needs: what a directory must have.
 
     Raises:
         ModelError: from every method: a needed file is missing, gated or out of reach.
     """
 
-    def __init__(self, model: str, revision: str | None = None, *, weights: bool = True):
+    def __init__(self, model: str, revision: str | None = None, needs: Needs = "weights"):
         self.model, self.revision = model, revision
-        self.directory = local_model_directory(model, weights=weights)
+        self.directory = local_model_directory(model, needs)
         self._hub_answered = False
 
     def needed(self, name: str) -> str:
@@ -101,12 +80,18 @@ class ModelFiles:
                 return None
         return _read(file) if file else None
 
+    def commit(self) -> str:
+        """Of a hub model: what its branch or tag is at as far as the cache knows, else the hub."""
+        if self.revision is not None and is_commit(self.revision):
+            return self.revision
+        self.needed("config.json")
+        cached = _cached(self.model, "config.json", self.revision)
+        return cached.parent.name if cached else "unknown"
+
     def tokenizer_identity(self) -> dict[str, str]:
         """Equal for equal tokenizers: digests of a directory's files, the commit of a hub model."""
         if self.directory is None:
-            self.needed("config.json")
-            cached = _cached(self.model, "config.json", self.revision)
-            return {self.model: cached.parent.name if cached else "unknown"}
+            return {self.model: self.commit()}
         names = {*TOKENIZER_FILES, *_TOKENIZER_SETTINGS, *(file.name for file in self.directory.glob("*.tiktoken"))}
         return {
             name: hashlib.sha256((self.directory / name).read_bytes()).hexdigest()[:16]
@@ -115,56 +100,138 @@ class ModelFiles:
         }
 
 
+def has_weights(directory: Path) -> bool:
+    """Whether all of a model's safetensors files are there."""
+    return any((directory / name).is_file() for name in (SINGLE, INDEX))
+
+
+def only_bins(model: str, revision: str | None) -> bool:
+    """Whether a model's weights are pytorch_model*.bin alone; of a hub model at a commit."""
+    if (directory := Path(model)).is_dir():
+        return bool(bin_files(directory)) and not weight_files(directory)
+    if revision is None or not is_commit(revision):
+        return False
+    _snapshot(model, revision, False)
+    names = hub_files(model, revision)
+    return any(map(is_bin, names)) and SINGLE not in names and INDEX not in names
+
+
+def is_bin(name: str) -> bool:
+    return fnmatch(name, _BINS[0])
+
+
+def commit_of(model: str, revision: str | None) -> str:
+    """The commit that a branch or tag of a hub model is at. The hub is asked once; out of reach, the cache says it.
+
+    Args:
+        revision: None is the branch main.
+
+    Raises:
+        ModelError: no such model or revision, gated, or neither hub nor cache knows it.
+    """
+    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
+
+    if revision is not None and is_commit(revision):
+        return revision
+    cached = _cached(model, "config.json", revision)
+    try:
+        url = hf_hub_url(model, "config.json", revision=revision)
+        commit = get_hf_file_metadata(url, timeout=HUB_TIMEOUT_SECONDS).commit_hash
+        if commit and (cached is None or commit != cached.parent.name):
+            # Leaves in the cache what the branch is at, for a start without the hub.
+            hf_hub_download(model, "config.json", revision=revision, etag_timeout=HUB_TIMEOUT_SECONDS)
+    except _errors() as error:
+        if cached is None:
+            raise _explained(model, "config.json", revision, error) from None
+        commit = None
+    if not commit and cached is None:
+        raise ModelError(f"--hf_model_path {model}: the hub does not say which commit it is at", "give --hf_revision")
+    return commit or cached.parent.name  # type: ignore[union-attr]
+
+
+def base_directory(model: str, revision: str | None = None, *, weights: bool = True) -> str:
+    """The model's files as a directory; those of a hub model come into the Hugging Face cache, if they are not there.
+
+    Args:
+        model: a directory, or a hub id.
+        revision: of a hub model; a commit that is in the cache needs no hub.
+        weights: whether its weights are wanted, too.
+
+    Raises:
+        ModelError: no such model, or its files are neither in the cache nor to be had from the hub.
+    """
+    return model if Path(model).is_dir() else _snapshot(model, commit_of(model, revision), weights)
+
+
+@functools.cache
+def _snapshot(model: str, commit: str, weights: bool) -> str:
+    small = Path(_download(model, commit, ignore=WEIGHTS))
+    if not weights:
+        return str(small)
+    names = hub_files(model, commit)
+    if INDEX in names:
+        index = _download(model, commit, allow=[INDEX])
+        wanted: Iterable[str] = named_by_index(Path(index, INDEX))
+    else:
+        wanted = [SINGLE] if SINGLE in names else _BINS
+    directory = Path(_download(model, commit, allow=list(wanted)))
+    missing = [file.name for file in weight_files(directory) if not file.is_file()]
+    if missing or not (weight_files(directory) or list(directory.glob(_BINS[0]))):
+        raise ModelError(
+            f"--hf_model_path {model}: of commit {commit} the Hugging Face cache lacks "
+            f"{missing[0] if missing else 'the weights'}, and the hub cannot be reached or has none",
+            "fetch it where the hub can be reached (hf download), or give a local model directory",
+        )
+    return str(directory)
+
+
+def hub_files(model: str, commit: str) -> dict[str, int]:
+    """Name to size in bytes of every file at a commit that base_directory was asked for; of a cache without a hub those
+    that are in it."""
+    from huggingface_hub import get_cached_repo_tree
+    from huggingface_hub.errors import CachedRepoTreeNotFoundError
+
+    try:
+        return {one.path: one.size for one in get_cached_repo_tree(model, revision=commit)}
+    except CachedRepoTreeNotFoundError:
+        directory = Path(_snapshot(model, commit, False))
+        files = [file for file in directory.rglob("*") if file.is_file()]
+        return {file.relative_to(directory).as_posix(): file.stat().st_size for file in files}
+
+
+def _download(model: str, commit: str, allow: list[str] | None = None, ignore: Iterable[str] = ()) -> str:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.utils import tqdm
+
+    class Silent(tqdm):  # type: ignore[type-arg]
+        """Of small files nobody wants a progress bar."""
+
+        def __init__(self, *given: Any, **settings: Any):
+            super().__init__(*given, **{**settings, "disable": True})
+
+    files: dict[str, Any] = {"allow_patterns": allow, "ignore_patterns": list(ignore) or None}
+    files["tqdm_class"] = Silent if ignore else None
+    try:
+        return snapshot_download(model, revision=commit, etag_timeout=HUB_TIMEOUT_SECONDS, **files)
+    except _errors() as error:
+        try:
+            return snapshot_download(model, revision=commit, local_files_only=True, **files)
+        except _errors():
+            raise _explained(model, "config.json", commit, error) from None
+
+
+def _errors() -> tuple[type[Exception], ...]:
+    import httpx
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+    return HfHubHTTPError, OfflineModeIsEnabled, httpx.HTTPError, OSError
+
+
 def _read(file: Path) -> str:
     try:
         return file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ModelError(f"{file}: cannot be read ({error})", "fetch the model again") from None
-
-
-def has_weights(directory: Path) -> bool:
-    """Whether all of a model's safetensors files are there."""
-    return any((directory / name).is_file() for name in ("model.safetensors", "model.safetensors.index.json"))
-
-
-def _check_directory(path: Path, needs_weights: bool) -> None:
-    flag = f"--hf_model_path {path}"
-    if not (path / "config.json").is_file():
-        raise ModelError(
-            f"{flag}: no config.json in this directory", "give a Hugging Face model directory (save_pretrained)"
-        )
-    weights = [file for pattern in ("*.safetensors", "*.bin") for file in sorted(path.glob(pattern))]
-    if needs_weights and not weights:
-        raise ModelError(
-            f"{flag}: no weights (*.safetensors or *.bin) in this directory",
-            "fetch the whole model; --init random needs none",
-        )
-    missing = _missing_shards(path)
-    if missing:
-        raise ModelError(
-            f"{flag}: {len(missing)} weight files of model.safetensors.index.json are missing, first {missing[0]}",
-            "fetch the whole model",
-        )
-    for file in weights:
-        with file.open("rb") as stream:
-            if stream.read(len(_LFS_POINTER)) == _LFS_POINTER:
-                raise ModelError(f"{flag}: {file.name} is a git-lfs pointer, not weights", "run: git lfs pull")
-    if not any((path / name).is_file() for name in TOKENIZER_FILES) and not list(path.glob("*.tiktoken")):
-        raise ModelError(
-            f"{flag}: no tokenizer in this directory (none of {', '.join(TOKENIZER_FILES)})",
-            "save the tokenizer next to the model: AutoTokenizer.from_pretrained(...).save_pretrained(DIR)",
-        )
-
-
-def _missing_shards(path: Path) -> list[str]:
-    index = path / "model.safetensors.index.json"
-    if not index.is_file():
-        return []
-    try:
-        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    except (OSError, ValueError, KeyError, AttributeError, TypeError):
-        raise ModelError(f"{index}: not a weight index", "fetch the model again") from None
-    return sorted(name for name in shards if not (path / name).is_file())
+        raise ModelError(f"--hf_model_path: {file} cannot be read ({error})", "fetch the model again") from None
 
 
 def _cached(model: str, name: str, revision: str | None) -> Path | None:
@@ -182,14 +249,12 @@ def _cached(model: str, name: str, revision: str | None) -> Path | None:
 
 def _fetch(model: str, name: str, revision: str | None) -> Path:
     """Download one file. An unreachable hub is found by one short request first: the download retries for 25 s."""
-    import httpx
     from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
     try:
         get_hf_file_metadata(hf_hub_url(model, name, revision=revision), timeout=HUB_TIMEOUT_SECONDS)
         return Path(hf_hub_download(model, name, revision=revision, etag_timeout=HUB_TIMEOUT_SECONDS))
-    except (HfHubHTTPError, OfflineModeIsEnabled, httpx.HTTPError, OSError) as error:
+    except _errors() as error:
         raise _explained(model, name, revision, error) from None
 
 
@@ -217,19 +282,4 @@ def _explained(model: str, name: str, revision: str | None, error: Exception) ->
         f"{flag}: no such directory, not in the local Hugging Face cache, and the hub cannot be reached ({reason})",
         "give a local model directory to --hf_model_path, or fetch the model where the hub can be reached and copy "
         "the cache (HF_HOME)",
-    )
-
-
-def base_directory(model_path: str, revision: str | None = None, *, weights: bool = True) -> str:
-    """The model's files as a directory; a hub model's come into the Hugging Face cache now, if they are not there.
-
-    Args:
-        weights: whether its weights are wanted, too.
-    """
-    if Path(model_path).is_dir():
-        return model_path
-    from huggingface_hub import snapshot_download
-
-    return snapshot_download(
-        model_path, revision=revision, ignore_patterns=["*.bin", "*.pth"] if weights else list(WEIGHTS)
     )

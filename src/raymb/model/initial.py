@@ -1,21 +1,34 @@
-"""The model that a training starts from: the one of --hf_model_path as it is, or a directory made of it, with random
-weights (--init random) or with more tokens (--add_tokens)."""
+"""The model that a training starts from: the one of --hf_model_path as it is, or a directory made of it: with random
+weights (--init random), with more tokens (--add_tokens), or with safetensors of what it has as pytorch_model.bin."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import pickle
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from raymb.errors import ModelError
+from raymb.model.directory import MADE_OF, bin_files, local_model_directory
 from raymb.model.families import family_of
-from raymb.model.files import MADE_OF, WEIGHTS, ModelFiles, base_directory, has_weights
+from raymb.model.files import (
+    WEIGHTS,
+    ModelFiles,
+    base_directory,
+    commit_of,
+    has_weights,
+    hub_files,
+    is_bin,
+    is_commit,
+    only_bins,
+)
+from raymb.model.merge import tensors_of
 from raymb.model.shape import language_part
-from raymb.model.tensor_files import TensorFiles, is_vocabulary, tensor_shapes
+from raymb.model.tensor_files import TensorFiles, is_vocabulary, tensor_shapes, weight_files
 from raymb.spec import RunSpec
 from raymb.storage.files import write_atomically
 from raymb.storage.remote import storage_root
@@ -25,15 +38,46 @@ MODELS = "_models"
 """Directory of the models that were made, below a storage path."""
 
 
+def at_commit(spec: RunSpec) -> RunSpec:
+    """The spec with the commit that --hf_revision, a branch or tag of a hub model, is at now; the only place where this
+    is decided. --hf_revision is a commit from here on, and None of a directory.
+
+    Raises:
+        ModelError: no such model or revision, out of reach, or a directory, which has no revisions.
+    """
+    source, revision = model_source(spec), spec.model.hf_revision
+    if not Path(source).is_absolute():
+        local_model_directory(source)  # refuses what can only be a path
+        return with_commit(spec, commit_of(source, revision))
+    if revision is not None:
+        raise ModelError(
+            f"--hf_revision {revision}: --hf_model_path {spec.model.hf_model_path} is a directory, and only models of "
+            f"a hub have revisions",
+            "leave --hf_revision out, or give a hub id (owner/name)",
+        )
+    return spec
+
+
+def branch_of(spec: RunSpec) -> str | None:
+    """The branch or tag of a hub model that is asked for; None for a commit, and for a directory."""
+    revision = spec.model.hf_revision
+    return None if is_commit(revision) or Path(model_source(spec)).is_absolute() else revision or "main"
+
+
+def with_commit(spec: RunSpec, commit: str) -> RunSpec:
+    return spec.model_copy(update={"model": spec.model.model_copy(update={"hf_revision": commit})})
+
+
 def model_path(spec: RunSpec) -> str:
-    """What Hugging Face loads: a hub id or an absolute directory. `sample` is made on first use. A directory that is
-    made of a model has its config.json and tokenizer; its weights come with make_weights.
+    """What the training starts from: a hub id (of a spec of at_commit) or an absolute directory. `sample` is made on
+    first use. A directory that is made of a model has its config.json and tokenizer; its weights come with
+    make_weights.
 
     Raises:
         ModelError: the model or --add_tokens cannot be read, or does not allow what is asked.
     """
-    source = _source(spec)
-    return str(_described(spec, source)) if _is_made(spec) else source
+    source = model_source(spec)
+    return str(_described(spec, source)) if _is_made(spec, source) else source
 
 
 def make_weights(spec: RunSpec, say: Callable[[str], None]) -> None:
@@ -43,14 +87,17 @@ def make_weights(spec: RunSpec, say: Callable[[str], None]) -> None:
         ModelError: the model has none to start from, or they do not fit into this machine's memory.
     """
     directory = Path(model_path(spec))
-    if not _is_made(spec) or has_weights(directory):
+    if not (directory / MADE_OF).is_file() or has_weights(directory):
         return
-    say(f"making {directory}: {'random weights' if spec.model.init == 'random' else 'rows for the added tokens'}")
+    if spec.model.init == "random":
+        write, what = _write_random_weights, "random weights"
+    elif spec.model.add_tokens is not None:
+        write, what = _write_longer_weights, "rows for the added tokens"
+    else:
+        write, what = _write_converted_weights, f"{spec.model.hf_model_path} has its weights as *.bin; as safetensors"
+    say(f"making {directory}: {what}")
     with tempfile.TemporaryDirectory(dir=directory.parent, prefix=f".{directory.name}.") as part:
-        if spec.model.init == "random":
-            _write_random_weights(spec, directory, Path(part))
-        else:
-            _write_longer_weights(spec, directory, Path(part))
+        write(spec, directory, Path(part))
         # The index, which says that all are there, last.
         for file in sorted(Path(part).glob("*.safetensors*"), key=lambda file: file.suffix == ".json"):
             file.replace(directory / file.name)
@@ -89,11 +136,12 @@ def added_tokens(file: Path) -> list[str]:
     return tokens
 
 
-def _is_made(spec: RunSpec) -> bool:
-    return spec.model.init == "random" or spec.model.add_tokens is not None
+def _is_made(spec: RunSpec, source: str) -> bool:
+    return spec.model.init == "random" or spec.model.add_tokens is not None or only_bins(source, spec.model.hf_revision)
 
 
-def _source(spec: RunSpec) -> str:
+def model_source(spec: RunSpec) -> str:
+    """The model of --hf_model_path: a hub id or an absolute directory."""
     asked = spec.model.hf_model_path
     if asked == "sample" and not Path(asked).exists():
         from raymb.model.sample import smollm2_directory
@@ -105,7 +153,7 @@ def _source(spec: RunSpec) -> str:
 
 def _described(spec: RunSpec, source: str) -> Path:
     """The directory, with all files but the weights. Its name says what it is made of."""
-    files = ModelFiles(source, spec.model.hf_revision, weights=spec.model.init != "random")
+    files = ModelFiles(source, spec.model.hf_revision, "tokenizer" if spec.model.init == "random" else "weights")
     tokens = added_tokens(spec.model.add_tokens) if spec.model.add_tokens is not None else []
     made_of = {
         "model": source,
@@ -145,13 +193,15 @@ def _described(spec: RunSpec, source: str) -> Path:
 
 def _weights_identity(files: ModelFiles) -> list[Any]:
     """Of a hub model its commit says it."""
-    weights = sorted(files.directory.glob("*.safetensors")) if files.directory is not None else []
+    here = files.directory
+    weights = (weight_files(here) or bin_files(here)) if here is not None else []
     return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in weights]
 
 
 def _check_architecture(spec: RunSpec, config: dict[str, Any]) -> None:
     architectures = config.get("architectures") or [""]
-    if family_of(architectures[0]).vision:
+    changes = spec.model.init == "random" or spec.model.add_tokens is not None
+    if changes and family_of(architectures[0]).vision:
         flag = "--init random" if spec.model.init == "random" else "--add_tokens"
         raise ModelError(
             f"{flag} with --hf_model_path {spec.model.hf_model_path}: {architectures[0]} is a vision-language model, "
@@ -166,8 +216,8 @@ def _with_tokens(
     """config.json with a vocabulary that holds the tokens, which the tokenizer written to the directory has."""
     from transformers import AddedToken, AutoTokenizer
 
-    revision = {"revision": spec.model.hf_revision} if spec.model.hf_revision else {}
-    tokenizer: Any = AutoTokenizer.from_pretrained(source, trust_remote_code=spec.model.trust_remote_code, **revision)
+    home = base_directory(source, spec.model.hf_revision, weights=False)
+    tokenizer: Any = AutoTokenizer.from_pretrained(home, trust_remote_code=spec.model.trust_remote_code)
     if known := [token for token in tokens if token in tokenizer.get_vocab()]:
         raise ModelError(
             f"--add_tokens {spec.model.add_tokens}: {known[0]!r} is in the model's vocabulary already "
@@ -210,7 +260,7 @@ def _write_longer_weights(spec: RunSpec, directory: Path, into: Path) -> None:
     rows of all former tokens."""
     from transformers import AutoTokenizer
 
-    source = Path(base_directory(_source(spec), spec.model.hf_revision))
+    source = Path(base_directory(model_source(spec), spec.model.hf_revision))
     if not tensor_shapes(source):
         raise ModelError(
             f"--add_tokens: {source} has no *.safetensors", "save the model again: save_pretrained of transformers 5"
@@ -221,7 +271,7 @@ def _write_longer_weights(spec: RunSpec, directory: Path, into: Path) -> None:
     tokenizer: Any = AutoTokenizer.from_pretrained(directory, trust_remote_code=spec.model.trust_remote_code)
     first = min(tokenizer.convert_tokens_to_ids(json.loads((directory / MADE_OF).read_text())["tokens"]))
     files = TensorFiles(into)
-    for name, tensor in _tensors(source):
+    for name, tensor in tensors_of(source):
         if is_vocabulary(name) and tensor.shape[0] == old:
             longer = tensor.new_empty((new, *tensor.shape[1:]))
             longer[:old] = tensor
@@ -231,10 +281,31 @@ def _write_longer_weights(spec: RunSpec, directory: Path, into: Path) -> None:
     files.close()
 
 
-def _tensors(directory: Path) -> Iterator[tuple[str, Any]]:
-    from safetensors import safe_open
+def _write_converted_weights(spec: RunSpec, directory: Path, into: Path) -> None:
+    """As transformers reads and writes them: names as they are now, no tensor twice."""
+    import psutil
+    import transformers
 
-    for file in sorted(directory.glob("*.safetensors")):
-        with safe_open(file, "pt") as opened:
-            for name in opened.keys():  # noqa: SIM118
-                yield name, opened.get_tensor(name)
+    asked, revision = spec.model.hf_model_path, spec.model.hf_revision
+    source = model_source(spec)
+    here = {} if revision else {file.name: file.stat().st_size for file in bin_files(Path(source))}
+    files = hub_files(source, revision) if revision else here
+    needed, free = sum(size for name, size in files.items() if is_bin(name)), psutil.virtual_memory().available
+    architecture = (json.loads((directory / "config.json").read_text(encoding="utf-8")).get("architectures") or [""])[0]
+    cls: Any = getattr(transformers, architecture, None)
+    why = "" if cls is not None else f"transformers has no {architecture} to convert them with"
+    if needed > free:
+        why = f"to convert them takes {needed / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB of memory are free here"
+    if why or cls is None:
+        given = f"{asked!r}, revision={revision!r}"
+        raise ModelError(
+            f"--hf_model_path {asked}: its weights are pytorch_model*.bin, and safetensors are trained: {why}",
+            'convert them first: python -c "import transformers as t; '
+            f"t.AutoModelForCausalLM.from_pretrained({given}, dtype='auto').save_pretrained('NEW_DIR'); "
+            f"t.AutoTokenizer.from_pretrained({given}).save_pretrained('NEW_DIR')\"",
+        )
+    try:
+        cls.from_pretrained(base_directory(source, revision), dtype="auto").save_pretrained(into)
+    except (OSError, ValueError, RuntimeError, KeyError, EOFError, pickle.UnpicklingError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ModelError(f"--hf_model_path {asked}: its *.bin cannot be read ({reason})", "fetch them again") from None

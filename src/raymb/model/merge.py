@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from safetensors import safe_open
 
 from raymb.errors import RunFailed
-from raymb.model.tensor_files import TensorFiles, converted, tensor_types
+from raymb.model.tensor_files import TensorFiles, converted, tensor_types, weight_files
 from raymb.model.vision import module_name
 
 if TYPE_CHECKING:
@@ -87,8 +87,8 @@ def merge(base: Path, adapter: Path, target: Path, dtype: str = "source") -> Non
 
 
 def tensors_of(directory: Path, wanted: Container[str] | None = None) -> Iterator[tuple[str, torch.Tensor]]:
-    """The wanted tensors of a directory's safetensors files, or all, one at a time."""
-    for file in sorted(directory.glob("*.safetensors")):
+    """The wanted tensors of the model in a directory, or all, one at a time."""
+    for file in weight_files(directory):
         with safe_open(file, framework="pt") as content:
             names = list(content.keys())
         names = [name for name in names if wanted is None or name in wanted]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from raymb.errors import ModelError
+from raymb.model.directory import Needs
 from raymb.model.families import family_of_type
 from raymb.model.files import ModelFiles
 from raymb.model.parameters import (
@@ -21,6 +23,10 @@ from raymb.model.parameters import (
 )
 from raymb.model.positions import layers_without_window, rope_limit, rope_of, window_of
 from raymb.model.sizes import Sizes
+from raymb.model.tensor_files import tensor_shapes
+
+UNNAMED = "unknown"
+"""Architecture of a config.json that names none."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +88,7 @@ class ModelShape(Sizes):
         plain, rope, value = latent_sizes(text) if attention == "mla" else (0, 0, 0)
         intermediate = read.first("intermediate_size", "ffn_hidden_size", "ffn_dim", "n_inner") or 4 * hidden
         experts = read.first("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
-        architectures = config.get("architectures") or text.get("architectures") or ["unknown"]
+        architectures = config.get("architectures") or text.get("architectures") or [UNNAMED]
         tower = next((name for name in _TOWERS if isinstance(config.get(name), Mapping)), "")
         places = (config, text) if tower else (text, config)  # a model with a tower has it outside its language part
         tied = next((one["tie_word_embeddings"] for one in places if "tie_word_embeddings" in one), None)
@@ -126,21 +132,47 @@ class ModelShape(Sizes):
         )
 
 
-def read_model_shape(hf_model_path: str, revision: str | None = None) -> ModelShape:
+def read_model_shape(hf_model_path: str, revision: str | None = None, needs: Needs = "weights") -> ModelShape:
     """The shape of a local model directory or of a hub model (its small files are fetched, never its weights).
 
     Args:
         hf_model_path: a directory, or a hub id such as Qwen/Qwen2.5-0.5B.
         revision: branch, tag or commit of a hub model; a local directory has none.
+        needs: what a directory must have.
 
     Raises:
         ModelError: not found, gated, out of reach, incomplete, or not a language model.
     """
-    files = ModelFiles(hf_model_path, revision)
+    files = ModelFiles(hf_model_path, revision, needs)
     source = f"--hf_model_path {hf_model_path}: config.json"
     shape = ModelShape.from_config(_parse_json(files.needed("config.json"), source), source)
+    if needs == "weights" and files.directory is not None:
+        _check_tensors(shape, files.directory)
     needs_code = shape.needs_remote_code and not _known_to_transformers(shape.model_type)
     return replace(shape, has_chat_template=_has_chat_template(files), needs_remote_code=needs_code)
+
+
+_EMBEDDING = re.compile(r"(model\.|language_model\.|transformer\.)*(embed_tokens|wte)\.weight")
+_LAYER = re.compile(r"(?:model\.|language_model\.|transformer\.)*(?:layers|h)\.(\d+)\.")
+
+
+def _check_tensors(shape: ModelShape, directory: Path) -> None:
+    """Embedding and layers must be those of config.json, as far as they have their usual names."""
+    tensors = tensor_shapes(directory)
+    expected = [shape.vocab_size, shape.hidden_size]
+    for name, found in tensors.items():
+        if _EMBEDDING.fullmatch(name) and found != expected:
+            raise ModelError(
+                f"--hf_model_path {directory}: config.json has vocab_size {expected[0]} and hidden_size {expected[1]}, "
+                f"and {name} in the weights is {' x '.join(map(str, found))}",
+                "config.json and the weights are of two models: fetch the whole model again",
+            )
+    layers = max((int(found[1]) + 1 for name in tensors if (found := _LAYER.match(name))), default=None)
+    if layers is not None and layers < shape.num_layers:
+        raise ModelError(
+            f"--hf_model_path {directory}: config.json has {shape.num_layers} layers, and the weights {layers}",
+            "config.json and the weights are of two models: fetch the whole model again",
+        )
 
 
 class _Reader:

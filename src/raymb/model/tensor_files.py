@@ -10,13 +10,58 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from raymb.errors import ModelError
+
 if TYPE_CHECKING:
     import torch
 
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+
+
+def weight_files(directory: Path) -> list[Path]:
+    """The safetensors files that are the model's: those that the index names, else model.safetensors; only where there
+    is neither, all that there are. Others (consolidated.safetensors, adapters, variants) lie beside them in many
+    repositories, some with tensors of the same names."""
+    if (directory / INDEX).is_file():
+        return [directory / name for name in named_by_index(directory / INDEX)]
+    if (directory / SINGLE).is_file():
+        return [directory / SINGLE]
+    return sorted(directory.glob("*.safetensors"))
+
+
+def named_by_index(index: Path) -> list[str]:
+    """The files that an index names.
+
+    Raises:
+        ModelError: it is no index.
+    """
+    try:
+        return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+        raise ModelError(
+            f"--hf_model_path {index.parent}: {index.name} is not a weight index", "fetch the model again"
+        ) from None
+
+
+def truncated(file: Path) -> str:
+    """What a safetensors file lacks of its bytes, by its header; "" for nothing."""
+    size = file.stat().st_size
+    try:
+        header, begin = _header(file)
+        needed = begin + max((entry["data_offsets"][1] for entry in header.values()), default=0)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error, MemoryError):
+        return f"{size:,} bytes without a header of safetensors"
+    return f"{size:,} of {needed:,} bytes" if size < needed else ""
+
 
 def tensor_shapes(directory: Path) -> dict[str, list[int]]:
-    """Name to shape of every tensor in the directory's safetensors files, from their headers."""
+    """Name to shape of every tensor of the model in a directory, from the headers of its safetensors files."""
     return {name: entry["shape"] for name, entry in _entries(directory).items()}
+
+
+def tensors_by_file(directory: Path) -> dict[str, str]:
+    """Name of every tensor of the model to the name of the file that it is in."""
+    return {name: file.name for file in weight_files(directory) for name in _header(file)[0]}
 
 
 def tensor_types(directory: Path) -> dict[str, str]:
@@ -138,11 +183,12 @@ def is_vocabulary(name: str) -> bool:
 
 
 def _entries(directory: Path) -> dict[str, dict[str, Any]]:
-    return {name: entry for file in sorted(directory.glob("*.safetensors")) for name, entry in _header(file).items()}
+    return {name: entry for file in weight_files(directory) for name, entry in _header(file)[0].items()}
 
 
-def _header(file: Path) -> dict[str, dict[str, Any]]:
+def _header(file: Path) -> tuple[dict[str, dict[str, Any]], int]:
+    """(name to type, shape and place of every tensor, where their bytes begin)."""
     with open(file, "rb") as stream:
         (length,) = struct.unpack("<Q", stream.read(8))
-        header = json.loads(stream.read(length))
-    return {name: entry for name, entry in header.items() if name != "__metadata__"}
+        header = json.loads(stream.read(min(length, file.stat().st_size)))
+    return {name: entry for name, entry in header.items() if name != "__metadata__"}, 8 + length

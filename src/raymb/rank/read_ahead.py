@@ -6,17 +6,20 @@ import contextlib
 import threading
 from pathlib import Path
 
+from raymb.model.tensor_files import weight_files
+
 _PIECE = 16 << 20
 """Bytes read at a time."""
 
 
-def read_ahead(directory: Path, pattern: str = "*.safetensors") -> threading.Thread | None:
-    """Read files in the background; None where they would not fit into half of the free memory, or are not there.
+def read_ahead(directory: Path) -> threading.Thread | None:
+    """Read a model's weights in the background; None where they would not fit into half of the free memory, or are not
+    there.
 
     Returns:
         the thread, which nobody has to wait for: what it has not read yet, a reader reads itself.
     """
-    files = sorted(directory.glob(pattern))
+    files = weight_files(directory)
     if not files or sum(file.stat().st_size for file in files) > _free_memory() // 2:
         return None
     thread = threading.Thread(target=_read, args=(files,), name="raymb-read-ahead", daemon=True)

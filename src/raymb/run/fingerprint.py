@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any, get_args
 
 from raymb import __version__
-from raymb.model.files import TOKENIZER_FILES, ModelFiles
+from raymb.model.directory import TOKENIZER_FILES
+from raymb.model.files import ModelFiles
+from raymb.model.tensor_files import weight_files
 from raymb.spec.sections import SECTION_OF_FLAG, Change, RunSpec
 
 Fingerprint = dict[str, dict[str, Any]]
@@ -39,20 +41,23 @@ class Difference:
     flag: str
 
 
-def take_fingerprint(spec: RunSpec, model: str, *, rows: str, preparation: str) -> Fingerprint:
+def take_fingerprint(
+    spec: RunSpec, model: str, *, rows: str, preparation: str, branch: str | None = None
+) -> Fingerprint:
     """The fingerprint of a run.
 
     A new group is a line here. One that is left out counts as empty on either side.
 
     Args:
         model: hub id or directory.
+        branch: of the hub model, or tag, that its commit was found by.
         rows: digest of the prepared rows.
         preparation: name of their directory.
     """
     files, data = ModelFiles(model, spec.model.hf_revision), spec.data
     elsewhere = {"seq_length", "packing", "chat_template", "data_seed", "streaming"}
     return {
-        "model": _model(files),
+        "model": {**_model(files), **({"branch": branch} if branch else {})},
         "tokenizer": _tokenizer(files, data.chat_template),
         "data": {"rows": rows, "preparation": preparation, **data.model_dump(mode="json", exclude=elsewhere)},
         "batch": {
@@ -158,7 +163,13 @@ def _changed_versions(was: dict[str, Any], now: dict[str, Any]) -> list[str]:
     return [name for name in was if name in now and essential(name, was[name]) != essential(name, now[name])]
 
 
+def _changed_model(was: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """A commit is the same by whichever branch it was found."""
+    return [key for key in _changed(was, now) if key != "branch"]
+
+
 _CHANGED: dict[str, Callable[[dict[str, Any], dict[str, Any]], list[str]]] = {
+    "model": _changed_model,
     "data": _changed_rows,
     "versions": _changed_versions,
 }
@@ -180,17 +191,16 @@ def _in_groups(flat: dict[str, Any], now: Fingerprint) -> Fingerprint:
 
 def _model(files: ModelFiles) -> dict[str, Any]:
     if files.directory is None:
-        return {"hf_model_path": files.model, "hf_revision": _commit(files)}
-    weights = [file for pattern in ("*.safetensors", "*.bin") for file in sorted(files.directory.glob(pattern))]
+        return {"hf_model_path": files.model, "hf_revision": files.commit()}
     config = _digest((files.directory / "config.json").read_bytes())
-    return {"config.json": config, **{file.name: _ends_digest(file) for file in weights}}
+    return {"config.json": config, **{file.name: _ends_digest(file) for file in weight_files(files.directory)}}
 
 
 def _tokenizer(files: ModelFiles, chat_template: Path | None) -> dict[str, Any]:
     """Of a hub model the commit: its files may lie in no cache yet."""
     given = None if chat_template is None else chat_template.expanduser().read_text(encoding="utf-8")
     if files.directory is None:
-        return {"hf_revision": _commit(files), "template": given and _digest(given.encode())}
+        return {"hf_revision": files.commit(), "template": given and _digest(given.encode())}
     present = [name for name in (*TOKENIZER_FILES, "merges.txt") if (files.directory / name).is_file()]
     names = ["tokenizer.json"] if "tokenizer.json" in present else present
     settings = _json(files, "special_tokens_map.json") | _json(files, "tokenizer_config.json")
@@ -203,10 +213,6 @@ def _tokenizer(files: ModelFiles, chat_template: Path | None) -> dict[str, Any]:
         "template": _digest(text.encode()) if template else None,
         **{name: _content(settings[name]) for name in special},
     }
-
-
-def _commit(files: ModelFiles) -> str:
-    return files.tokenizer_identity()[files.model]
 
 
 def _content(token: Any) -> Any:

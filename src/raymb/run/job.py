@@ -44,7 +44,7 @@ class Job:
         backend: "cuda" or "cpu".
         architecture: `architectures[0]` of the model's config.json.
         vocab_size: rows of the model's embedding, before padding.
-        model_path: what Hugging Face loads: a hub id or a local directory.
+        model_path: what Hugging Face loads: a directory, or a hub id, whose commit is `spec.model.hf_revision`.
         data_dir: directory of prepared rows: train.arrow, validation.arrow, test.arrow.
         pad_id: token that fills a row up to its length.
         validation_rows, test_rows: rows in those files; 0 for none.
@@ -93,9 +93,14 @@ class Job:
         """The job as it is for so many workers."""
         return replace(self, plan=self.plans.get(num_workers, self.plan))
 
-    def base_files(self) -> str:
-        """The directory of the model that the training starts from; of a hub model in the Hugging Face cache."""
-        return base_directory(self.model_path, self.spec.model.hf_revision)
+    @property
+    def base_name(self) -> str:
+        """The model that adapters belong to, as it is found elsewhere: a hub id, or a directory."""
+        return self.spec.model.hf_model_path if self.spec.model.hf_revision else self.model_path
+
+    def with_local_model(self) -> Job:
+        """The job with its model as a directory of this machine; a hub model is fetched if it is not in the cache."""
+        return replace(self, model_path=base_directory(self.model_path, self.spec.model.hf_revision))
 
     def on_cpus(self) -> Job:
         """The job for CPU workers that only read and write a checkpoint, without what takes a GPU."""

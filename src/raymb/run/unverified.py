@@ -11,7 +11,7 @@ from pathlib import Path
 class VerificationRequest:
     """
     Args:
-        base: the model that the training started from; base_files: its directory.
+        base: directory of the model that the training started from.
         model, adapter: directories to check; "" for none.
         reference: file of raymb.bridge.reference.write_reference.
         precision: that the reference was computed in: fp32 or bf16.
@@ -19,7 +19,6 @@ class VerificationRequest:
     """
 
     base: str
-    base_files: str
     model: str
     adapter: str
     reference: str

@@ -43,7 +43,7 @@ class Model(Section):
     hf_model_path: str = Field(min_length=1)
     """Hugging Face model: a hub id such as Qwen/Qwen2.5-0.5B, or a local directory."""
     hf_revision: str | None = None
-    """Branch, tag or commit of a hub model."""
+    """Branch, tag or commit of a hub model. A run keeps to the commit that it began with."""
     init: Literal["pretrained", "random"] = "pretrained"
     """pretrained: train the model's weights; random: train from scratch, from random weights by --seed (its config.json
     and tokenizer are enough)."""

@@ -21,6 +21,7 @@ SUBJECTS = (
     "adapters",
     "checkpoint_writing",
     "collectives",
+    "weights",
 )
 
 
