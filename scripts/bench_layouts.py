@@ -58,7 +58,7 @@ def main() -> None:
         trials = [_prepare(Path(work), number, common, flags) for number, flags in enumerate(layouts)]
         alike: dict[tuple[int, frozenset[tuple[str, str]]], list[Trial]] = {}
         for trial in trials:
-            alike.setdefault((trial.plan.num_workers, trial.environment), []).append(trial)
+            alike.setdefault((trial.plan.layout.num_workers, trial.environment), []).append(trial)
         for (size, _), group in alike.items():
             _run_all(size, group)
     for kind in ("memory", "time"):
@@ -89,7 +89,7 @@ def _prepare(work: Path, number: int, common: list[str], flags: str) -> Trial:
     place = RunDir.of(checked.spec, f"layout-{number}")
     place.path.mkdir(parents=True)
     plan = checked.plan
-    job = job_of(checked, {plan.num_workers: plan}, plan.backend, Resources(1.0, 1, 1), place)
+    job = job_of(checked, {plan.layout.num_workers: plan}, plan.backend, Resources(1.0, 1, 1), place)
     place.job.write_text(job.to_json(), encoding="utf-8")
     return Trial(flags, plan, frozenset(worker_environment(job).items()), place.job)
 

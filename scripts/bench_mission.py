@@ -15,7 +15,8 @@ from statistics import mean, median
 
 from bench_torchrun import again, finetune, finished, layout_of, read, steps
 
-from raymb.telemetry.events import Record, read_lines
+from raymb.telemetry.events import read_lines
+from raymb.telemetry.records import Line
 
 STEPS, STEPS_ON_CPUS, WARM_UP = 25, 20, 5
 FAULTS = Path(__file__).parent.parent / "tests" / "faults"
@@ -59,7 +60,7 @@ def _kill(work: Path, step: int) -> list[str]:
     return ["--env", f"PYTHONPATH={path}", "--env", f"RAYMB_FAULTS={faults}"]
 
 
-def _event(run: Path, name: str) -> Record:
+def _event(run: Path, name: str) -> Line:
     """The last one of that name."""
     return [event for event in read_lines(run / "events.jsonl") if event["event"] == name][-1]
 

@@ -64,7 +64,7 @@ def start(jobs: Sequence[Path], output: IO[str] | int, program: Sequence[str] = 
     first = Job.from_json(jobs[0].read_text(encoding="utf-8"))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
     command += [
-        str(first.plan["num_workers"]),
+        str(first.plan.layout.num_workers),
         *(program or [str(Path(__file__).with_name("bench_bridge.py")), *map(str, jobs)]),
     ]
     environment = {**os.environ, **worker_environment(first), "PYTHONUNBUFFERED": "1", **settings}

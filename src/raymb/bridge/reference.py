@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.pipeline_parallel.schedules import get_forward_backward_func
-from megatron.core.utils import get_batch_on_this_cp_rank
+from megatron.core.utils import get_batch_on_this_cp_rank, get_model_config
 
 from raymb.data.images import ImageProcessor
 from raymb.data.samples import samples_in
@@ -42,15 +42,11 @@ def write_reference(
     """
     rows, seen = _held_out(job)
     positions = max(1, min(min(map(len, rows)), _NUMBERS // (len(rows) * job.vocab_size)))
-    trains = [chunk.training for chunk in model]
-    for chunk in model:
-        chunk.eval()
-    logits = {"logits": _logits(model, job, rows, seen, positions)}
-    with as_written as rounded:
-        if rounded:
-            logits = {"trained": logits["logits"], "logits": _logits(model, job, rows, seen, positions)}
-    for chunk, was in zip(model, trains, strict=True):
-        chunk.train(was)
+    with _as_asked_later(model):
+        logits = {"logits": _logits(model, job, rows, seen, positions)}
+        with as_written as rounded:
+            if rounded:
+                logits = {"trained": logits["logits"], "logits": _logits(model, job, rows, seen, positions)}
     if dist.get_rank() == 0:
         from safetensors.torch import save_file
 
@@ -58,6 +54,22 @@ def write_reference(
         ids = torch.tensor([row + [job.pad_id] * (longest - len(row)) for row in rows])
         beside = {f"{name}.{row}": tensor for row, images in enumerate(seen) for name, tensor in images.items()}
         save_file({"ids": ids, "lengths": torch.tensor([len(row) for row in rows]), **logits, **beside}, file)
+
+
+@contextlib.contextmanager
+def _as_asked_later(model: list[Any]) -> Iterator[None]:
+    """Without dropout, and without FP8: files have no FP8 weights, and FP8 wants multiples of 8 tokens."""
+    trains, configs = [chunk.training for chunk in model], [get_model_config(chunk) for chunk in model]
+    formats = [config.fp8 for config in configs]
+    for chunk, config in zip(model, configs, strict=True):
+        chunk.eval()
+        config.fp8 = None
+    try:
+        yield
+    finally:
+        for chunk, config, training, fp8 in zip(model, configs, trains, formats, strict=True):
+            chunk.train(training)
+            config.fp8 = fp8
 
 
 def _held_out(job: Job) -> tuple[list[list[int]], list[dict[str, torch.Tensor]]]:

@@ -27,7 +27,7 @@ from raymb.driver.cluster import Cluster, Resources
 from raymb.driver.placement import PlacementCallback
 from raymb.driver.process_group import ProcessGroupConfig, SigtermCallback
 from raymb.driver.recovery import ElasticPolicy, RestartPolicy
-from raymb.rank.accelerator import ACCELERATORS
+from raymb.rank.accelerator import ACCELERATORS, precision_of
 from raymb.run.directory import RunDir
 from raymb.run.job import Job
 from raymb.runtime.ray_internals import (
@@ -179,6 +179,8 @@ def worker_environment(job: Job) -> dict[str, str]:
         # Megatron's overlap of communication with matrix products relies on 1; Megatron-FSDP, on more.
         "CUDA_DEVICE_MAX_CONNECTIONS": "8" if job.spec.parallel.fsdp else "1",
         "TOKENIZERS_PARALLELISM": "false",
+        # Else Transformer Engine multiplies fp32 numbers as TF32, with 10 bits of their 23.
+        **({"NVIDIA_TF32_OVERRIDE": "0"} if precision_of(job) == "fp32" else {}),
         **({"PYTORCH_ALLOC_CONF": "expandable_segments:True"} if job.spec.performance.expandable_segments else {}),
         # Else NCCL registers buffers of a graph that expandable segments move: Megatron-Core asserts it.
         **({"NCCL_GRAPH_REGISTER": "0"} if job.spec.performance.cuda_graphs else {}),

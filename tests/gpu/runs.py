@@ -1,0 +1,60 @@
+"""Runs that the tests of GPUs compare."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.smoke.conftest import FAULTS, read_metrics, words_of
+
+STEPS = 20
+FLAGS: dict[str, Any] = {
+    "num_workers": 1,
+    "seq_length": 64,
+    "global_batch_size": 16,
+    "micro_batch_size": 1,
+    "learning_rate": 1e-3,
+    "train_iters": STEPS,
+    "ray_address": "local",
+    "save_interval": 0,
+    "eval_interval": 0,
+    "export_hf": False,
+}
+ON_A_CPU: dict[str, Any] = {"backend": "cpu", "num_workers": 1}
+EXACT = {"precision": "fp32"}
+
+
+def train(place: Path, name: str, *overrides: str, **flags: Any) -> Path:
+    """The directory of a finished run in `place`, on GPUs unless the flags say otherwise."""
+    from raymb.cli import main
+
+    name = name.replace(" ", "-")
+    given = {**FLAGS, "backend": "cuda", "storage_path": place, "experiment_name": name, **flags}
+    assert main(["finetune", *overrides, *words_of(given)]) == 0
+    return place / name
+
+
+def with_faults(file: Path) -> list[str]:
+    """The --env of workers in which the faults of a file happen (tests/faults)."""
+    return [f"PYTHONPATH={FAULTS}{os.pathsep}src{os.pathsep}{os.environ.get('PYTHONPATH', '')}", f"RAYMB_FAULTS={file}"]
+
+
+def deviations(run: Path, other: Path) -> dict[str, float]:
+    """The largest relative difference of any step's loss and gradient norm."""
+    both = list(zip(read_metrics(run), read_metrics(other), strict=True))
+    worst = {name: max(abs(one[name] / two[name] - 1) for one, two in both) for name in ("loss", "grad_norm")}
+    first, last = both[0][0]["loss"], both[-1][0]["loss"]
+    print(
+        f"\nDEVIATION {run.name} of {other.name}: loss {first:.4f} to {last:.4f}, {worst['loss']:.1e}, norm "
+        f"{worst['grad_norm']:.1e}"
+    )
+    return worst
+
+
+def needs(gpus: int) -> None:
+    import torch
+
+    if torch.cuda.device_count() < gpus:
+        pytest.skip(f"needs {gpus} GPUs, here are {torch.cuda.device_count()}")

@@ -1,0 +1,39 @@
+"""Every family on one GPU, in fp32 and in bf16, against the same run on a CPU worker in fp32."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.families import FAMILIES, MOE_FAMILIES, make_model
+from tests.gpu.runs import EXACT, FLAGS, ON_A_CPU, STEPS, deviations, train
+from tests.models import make_tiny_qwen25_vl, write_image_rows, write_rows
+from tests.smoke.conftest import read_metrics
+
+pytestmark = [pytest.mark.gpu, pytest.mark.timeout(900)]
+VISION = "Qwen2.5-VL"
+WORST = {"fp32": (1e-5, 1e-4), "bf16": (5e-3, 5e-2)}
+WORST_OF_MOE = {"fp32": (1e-4, 1e-3), "bf16": (2e-2, 5e-1)}
+"""Of a loss, of a gradient norm. A token at the edge between two experts may go to the other one."""
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, VISION])
+def test_a_family_computes_what_a_cpu_does(family: str, tmp_path: Path) -> None:
+    flags = _model_and_rows(family, tmp_path)
+    on_a_cpu = train(tmp_path, f"{family}-cpu", **flags, **ON_A_CPU)
+    for precision, bounds in (WORST_OF_MOE if family in MOE_FAMILIES else WORST).items():
+        more = EXACT if precision == "fp32" else {}
+        run = train(tmp_path, f"{family}-{precision}", **flags, **more)
+        worst = deviations(run, on_a_cpu)
+        steps = read_metrics(run)
+        assert steps[-1]["loss"] < steps[0]["loss"]
+        assert worst["loss"] < bounds[0] and worst["grad_norm"] < bounds[1]
+
+
+def _model_and_rows(family: str, place: Path) -> dict[str, Any]:
+    rows = STEPS * FLAGS["global_batch_size"]
+    if family == VISION:
+        images = write_image_rows(place / "rows", train=rows)
+        return {"hf_model_path": make_tiny_qwen25_vl(place / "model"), "dataset": images, "seq_length": 128}
+    return {"hf_model_path": make_model(family, place / "model"), "dataset": write_rows(place / "rows", train=rows)}
