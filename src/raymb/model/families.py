@@ -118,7 +118,7 @@ FAMILIES = (
             provider=("megatron.bridge.models.qwen_vl.qwen25_vl_provider", "Qwen25VLModelProvider"),
             language=("model.layers.", "model.language_model.layers."),
         ),
-        proven="CPU",
+        proven="CPU, GPU",
     ),
     Family(
         "Qwen3",
@@ -182,7 +182,7 @@ FAMILIES = (
             "tensor_parallel_size": "Bridge 0.6.2 norms its queries and keys over all heads (olmoe_provider.py)"
         },
         experts=True,
-        proven="CPU",
+        proven="CPU, GPU",
     ),
     Family(
         "Gemma 2",
@@ -211,7 +211,7 @@ FAMILIES = (
         rope_types=_SCALED_LATENT,
         tied_by_default=False,
         experts=True,
-        proven="CPU",
+        proven="CPU, GPU",
     ),
     Family(
         "DeepSeek-V3",
@@ -234,7 +234,7 @@ FAMILIES = (
         tied_by_default=True,
         must_be_one={"expert_tensor_parallel_size": "its experts have biases, which Megatron-Core 0.19 does not split"},
         experts=True,
-        proven="CPU",
+        proven="CPU, GPU",
     ),
     Family(
         "GLM-4.5",
@@ -244,7 +244,7 @@ FAMILIES = (
         rotary="Glm4MoeRotaryEmbedding",
         tied_by_default=False,
         experts=True,
-        proven="CPU",
+        proven="CPU, GPU",
     ),
     Family(
         "GLM-4.7-Flash",
@@ -253,7 +253,7 @@ FAMILIES = (
         rope_types=_SCALED_LATENT,
         tied_by_default=False,
         experts=True,
-        proven="CPU",
+        proven="CPU, GPU",
     ),
     Family(
         "Nemotron",
