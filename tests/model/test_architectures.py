@@ -73,7 +73,7 @@ def test_the_table(capsys: pytest.CaptureFixture[str]) -> None:
             "layouts": "PP CP EP ETP",
             "packing": "yes",
             "lora": "all",
-            "proven": "CPU",
+            "proven": "CPU, GPU",
         }
     ]
     assert support("Gemma2ForCausalLM")["packing"] == "no"
