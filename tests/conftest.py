@@ -15,6 +15,7 @@ from raymb.spec import RunSpec
 from tests.models import make_tiny_qwen2, save_tokenizer, save_vision_tokenizer
 from tests.s3 import s3 as s3
 from tests.s3 import s3_server as s3_server
+from tests.transformers_4 import transformers_4 as transformers_4
 
 
 @pytest.fixture(autouse=True)

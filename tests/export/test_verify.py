@@ -18,6 +18,7 @@ from raymb.export.finishing import FAILED, finish
 from raymb.export.reference import Reference
 from raymb.export.verify import check
 from raymb.model.merge import merge
+from raymb.model.source_files import write_source_files
 from raymb.run.unverified import UnverifiedExport, VerificationRequest
 from raymb.telemetry.export_line import exported_line
 
@@ -108,9 +109,6 @@ def test_what_lies_beside_the_source_does_not_count(
     exported: VerificationRequest, tiny_qwen2: Path, tmp_path: Path
 ) -> None:
     source = shutil.copytree(tiny_qwen2, tmp_path / "source")
-    config = json.loads((source / "config.json").read_text())
-    code = {"AutoConfig": "configuration_qwen.Qwen2Config", "AutoModelForCausalLM": "modeling_qwen.Qwen2ForCausalLM"}
-    (source / "config.json").write_text(json.dumps(config | {"auto_map": code}))
     (source / "original").mkdir()
     save_file({"layers.0.attention.wq.weight": torch.zeros(2, 2)}, source / "consolidated.safetensors")
     save_file({"model.norm.weight": torch.zeros(3)}, source / "model.fp16.safetensors")
@@ -145,6 +143,7 @@ def test_a_merged_model_is_what_peft_makes(
     shutil.rmtree(exported.model)
     Path(exported.model).mkdir()
     merge(tiny_qwen2, tmp_path / "adapter", Path(exported.model), dtype)
+    write_source_files(tiny_qwen2, Path(exported.model))
     request = replace(exported, adapter=str(tmp_path / "adapter"))
     found = check(request)
     assert found["problems"] == [] and found["error"] <= (1e-4 if dtype == "fp32" else 1e-2)

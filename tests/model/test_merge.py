@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from raymb.errors import RunFailed
 from raymb.model.merge import merge
+from raymb.model.source_files import write_source_files
 from raymb.model.tensor_files import TensorFiles, tensor_shapes
 
 
@@ -37,6 +38,7 @@ def test_as_peft_merges(kind: dict[str, bool], tiny_qwen2: Path, tmp_path: Path)
     adapter, target = _adapter(tiny_qwen2, tmp_path / "adapter", **kind), tmp_path / "merged"
     target.mkdir()
     merge(tiny_qwen2, adapter, target)
+    write_source_files(tiny_qwen2, target)
     base = AutoModelForCausalLM.from_pretrained(tiny_qwen2, dtype=torch.float32)
     expected = PeftModel.from_pretrained(base, adapter).merge_and_unload().state_dict()
     ours = AutoModelForCausalLM.from_pretrained(target, dtype=torch.float32).state_dict()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +19,7 @@ from raymb.bridge.rounding import as_written
 from raymb.data.store import read_manifest
 from raymb.errors import RunFailed
 from raymb.model.merge import merge, tensors_of
+from raymb.model.source_files import name_tokenizer_class, write_source_files
 from raymb.model.stop_tokens import add_stop_tokens
 from raymb.model.tensor_files import (
     TensorFiles,
@@ -29,7 +29,6 @@ from raymb.model.tensor_files import (
     trimmed,
     type_to_write,
 )
-from raymb.model.vision import PROCESSOR_FILES
 from raymb.rank.accelerator import precision_of
 from raymb.run.job import Job
 from raymb.run.unverified import UnverifiedExport, VerificationRequest
@@ -64,7 +63,7 @@ def write_results(hf_bridge: AutoBridge, model: list[Any], job: Job) -> Unverifi
         else:
             _write_adapter(hf_bridge, model, job, *directories.values())
         if dist.get_rank() == 0:
-            _write_settings(job, directories, template)
+            _write_small_files(hf_bridge, job, directories, template)
             trained = (read_manifest(Path(job.data_dir)) or {}).get("stop_tokens", [])
             for partial in directories.values():
                 add_stop_tokens(partial, Path(job.model_path), trained)
@@ -99,28 +98,19 @@ def _write_adapter(hf_bridge: AutoBridge, model: list[Any], job: Job, target: Pa
     adapters = make_adapters(job)
     assert adapters is not None
     write_adapter(hf_bridge, model, adapters, job, target)
-    if dist.get_rank() == 0:
-        hf_bridge.hf_pretrained.save_artifacts(target)
-        (target / "config.json").unlink(missing_ok=True)  # of a whole model, which this is not
-        if merged is not None:
-            merge(Path(job.model_path), target, merged, job.spec.checkpoint.export_dtype)
+    if dist.get_rank() == 0 and merged is not None:
+        merge(Path(job.model_path), target, merged, job.spec.checkpoint.export_dtype)
 
 
-def _write_settings(job: Job, directories: dict[Path, Path], template: str | None) -> None:
+def _write_small_files(hf_bridge: AutoBridge, job: Job, directories: dict[Path, Path], template: str | None) -> None:
     """The tuned model is asked in the words that it was tuned with, and config.json names the type of its tensors."""
-    for partial in directories.values():
-        if template:
-            (partial / "chat_template.jinja").write_text(template, encoding="utf-8")
-        for file in (Path(job.model_path, name) for name in PROCESSOR_FILES):
-            if file.exists():
-                shutil.copyfile(file, partial / file.name)
-    asked, partial = job.spec.checkpoint.export_dtype, directories.get(Path(job.hf_dir))
-    if asked != "source" and partial is not None:
-        file = partial / "config.json"
-        config = json.loads(file.read_text(encoding="utf-8"))
-        config.pop("torch_dtype", None)
-        config["dtype"] = type_to_write(asked, None)
-        file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    asked = job.spec.checkpoint.export_dtype
+    dtype = None if asked == "source" else type_to_write(asked, None)
+    for target, partial in directories.items():
+        write_source_files(Path(job.model_path), partial, dtype=dtype, template=template)
+        if target == Path(job.adapter_dir):
+            (partial / "config.json").unlink()  # of a whole model, which this is not
+            name_tokenizer_class(partial, type(hf_bridge.hf_pretrained.tokenizer).__name__)
 
 
 def _write_model(hf_bridge: AutoBridge, model: list[Any], job: Job, partial: Path) -> None:
@@ -138,8 +128,6 @@ def _write_model(hf_bridge: AutoBridge, model: list[Any], job: Job, partial: Pat
         for name, tensor in tensors_of(source, untrained):
             files.add(name, converted(tensor, asked, types[name]))
         files.close()
-        more = getattr(hf_bridge._model_bridge, "ADDITIONAL_FILE_PATTERNS", None) or None
-        hf_bridge.hf_pretrained.save_artifacts(partial, additional_files=more)
 
 
 def _template(job: Job) -> str | None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raymb.export.hf_model import load_hf_model
+from raymb.model.source_files import config_differences
 from raymb.model.tensor_files import (
     prediction_tensors,
     tensor_differences,
@@ -143,11 +144,7 @@ def _file_problems(directory: str, request: VerificationRequest) -> Iterator[str
     if directory != request.model:
         return
     found, wanted = (AutoConfig.from_pretrained(place, **code).to_dict() for place in (directory, request.base))
-    # Code that is not run is not copied: transformers has the family itself.
-    code_names = () if request.trust_remote_code else ("auto_map",)
-    for name in sorted(found.keys() | wanted.keys()):
-        if name not in (*_OF_A_COPY, *code_names) and found.get(name) != wanted.get(name):
-            yield f"config.json: {name} is {found.get(name)} instead of {wanted.get(name)}"
+    yield from (f"config.json: {line}" for line in config_differences(found, wanted, _OF_A_COPY))
     for name in ("generation_config.json", *PROCESSOR_FILES):
         if Path(request.base, name).exists() and not Path(directory, name).exists():
             yield f"{name} is missing"

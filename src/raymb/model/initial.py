@@ -16,7 +16,6 @@ from raymb.errors import ModelError
 from raymb.model.directory import MADE_OF, bin_files, local_model_directory
 from raymb.model.families import family_of
 from raymb.model.files import (
-    WEIGHTS,
     ModelFiles,
     base_directory,
     commit_of,
@@ -28,6 +27,7 @@ from raymb.model.files import (
 )
 from raymb.model.merge import tensors_of
 from raymb.model.shape import language_part
+from raymb.model.source_files import add_to_tokenizer, copy_small_files, for_both_versions
 from raymb.model.tensor_files import TensorFiles, is_vocabulary, tensor_shapes, weight_files
 from raymb.spec import RunSpec
 from raymb.storage.files import write_atomically
@@ -172,14 +172,13 @@ def _described(spec: RunSpec, source: str) -> Path:
     part = Path(tempfile.mkdtemp(dir=home, prefix=f".{directory.name}."))
     try:
         part.chmod(0o755)
-        for file in Path(base_directory(source, spec.model.hf_revision, weights=False)).iterdir():
-            if file.is_file() and not any(file.match(pattern) for pattern in WEIGHTS):
-                shutil.copyfile(file, part / file.name)
+        copy_small_files(Path(base_directory(source, spec.model.hf_revision, weights=False)), part)
         if spec.model.init == "random":
             config.pop("quantization_config", None)  # of weights that are not read
         if tokens:
             config = _with_tokens(spec, source, tokens, config, part)
         write_atomically(part / "config.json", json.dumps(config, indent=2) + "\n")
+        for_both_versions(part)
         write_atomically(part / MADE_OF, json.dumps(made_of, indent=2) + "\n")
         try:
             part.replace(directory)
@@ -227,7 +226,8 @@ def _with_tokens(
     marks = [token.startswith("<|") and token.endswith("|>") for token in tokens]
     added = [AddedToken(token, normalized=False, special=mark) for token, mark in zip(tokens, marks, strict=True)]
     tokenizer.add_tokens(added)
-    tokenizer.save_pretrained(directory)
+    if not add_to_tokenizer(directory, tokenizer.added_tokens_decoder):
+        tokenizer.save_pretrained(directory)
     part: Any = language_part(config)
     part["vocab_size"] = max(part["vocab_size"], max(tokenizer.get_vocab().values()) + 1)
     return config

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -62,7 +61,7 @@ class Adapter:
 
 
 def merge(base: Path, adapter: Path, target: Path, dtype: str = "source") -> None:
-    """Write the merged model, with everything else that lies beside the base model's tensors.
+    """Write the tensors of the merged model.
 
     Args:
         base: Hugging Face directory with safetensors files.
@@ -83,7 +82,6 @@ def merge(base: Path, adapter: Path, target: Path, dtype: str = "source") -> Non
     if tuned.unused:
         one = min(tuned.unused).removeprefix(_PREFIX).removesuffix(".lora_A.weight")
         raise RunFailed(f"{adapter} is no adapter of {base}, which has no {one}", "name the model that it was made of")
-    copy_small_files(base, target)
 
 
 def tensors_of(directory: Path, wanted: Container[str] | None = None) -> Iterator[tuple[str, torch.Tensor]]:
@@ -96,10 +94,3 @@ def tensors_of(directory: Path, wanted: Container[str] | None = None) -> Iterato
             # Opened for each tensor: what was read stays mapped until the file is closed.
             with safe_open(file, framework="pt") as content:
                 yield name, content.get_tensor(name)
-
-
-def copy_small_files(base: Path, target: Path) -> None:
-    """Configuration, tokenizer, templates, code: all files but the weights."""
-    for file in base.iterdir():
-        if file.is_file() and file.suffix in (".json", ".jinja", ".model", ".txt", ".py") and "index" not in file.name:
-            shutil.copyfile(file, target / file.name)

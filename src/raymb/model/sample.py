@@ -12,6 +12,7 @@ import tempfile
 from pathlib import Path
 
 from raymb.errors import ModelError
+from raymb.model.source_files import for_both_versions
 from raymb.storage.cache import cache_directory
 
 NAME = "SmolLM2-135M-Instruct"
@@ -90,3 +91,4 @@ def _convert(gguf: Path, directory: Path) -> None:
     tokenizer.save_pretrained(directory)
     model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     model.bfloat16().save_pretrained(directory)  # the file is quantized to 4 bits: bf16 loses nothing
+    for_both_versions(directory)
