@@ -7,43 +7,27 @@ from typing import Any
 
 import pytest
 from tests.families import make_model
+from tests.gpu.runs import FLAGS, STEPS, train
 from tests.models import write_rows
-from tests.smoke.conftest import read_metrics, words_of
+from tests.smoke.conftest import read_metrics
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(900)]
-STEPS = 20
-FLAGS: dict[str, Any] = {
-    "num_workers": 2,
-    "tensor_parallel_size": 2,
-    "seq_length": 64,
-    "global_batch_size": 16,
-    "micro_batch_size": 2,
-    "learning_rate": 1e-3,
-    "train_iters": STEPS,
-    "ray_address": "local",
-    "save_interval": 10,
-    "eval_interval": 5,
-    "export_hf": False,
-}
-GRAPHS = "--cuda_graphs"
+LAYOUT = {"num_workers": 2, "tensor_parallel_size": 2, "micro_batch_size": 2}
 
 
 def test_graphs_compute_the_same_and_are_resumed_with_and_without(tmp_path: Path) -> None:
     rows, model = write_rows(tmp_path / "rows", train=STEPS * FLAGS["global_batch_size"]), tmp_path / "model"
     make_model("Qwen2", model)
+    given = {**LAYOUT, "hf_model_path": model, "dataset": rows, "save_interval": 10, "eval_interval": 5}
 
-    def losses(name: str, *more: str) -> list[float]:
-        from raymb.cli import main
-
-        given = {**FLAGS, "hf_model_path": model, "dataset": rows, "storage_path": tmp_path, "experiment_name": name}
-        assert main(["finetune", *words_of(given), *more]) == 0
-        return [record["loss"] for record in read_metrics(tmp_path / name)]
+    def losses(name: str, *overrides: str, **flags: Any) -> list[float]:
+        return [record["loss"] for record in read_metrics(train(tmp_path, name, *overrides, **given, **flags))]
 
     without = losses("without")
-    first = losses("graphs", GRAPHS, "train.exit_interval=10")
-    whole = losses("graphs", GRAPHS)
+    first = losses("graphs", "train.exit_interval=10", cuda_graphs=True)
+    whole = losses("graphs", cuda_graphs=True)
     losses("mixed", "train.exit_interval=10")
-    mixed = losses("mixed", GRAPHS)
+    mixed = losses("mixed", cuda_graphs=True)
     worst = [
         max(abs(one / other - 1) for one, other in zip(graphed, without, strict=True)) for graphed in (whole, mixed)
     ]

@@ -42,7 +42,7 @@ def write_reference(
     """
     rows, seen = _held_out(job)
     positions = max(1, min(min(map(len, rows)), _NUMBERS // (len(rows) * job.vocab_size)))
-    with _as_asked_later(model):
+    with _without_dropout_or_fp8(model):
         logits = {"logits": _logits(model, job, rows, seen, positions)}
         with as_written as rounded:
             if rounded:
@@ -57,8 +57,8 @@ def write_reference(
 
 
 @contextlib.contextmanager
-def _as_asked_later(model: list[Any]) -> Iterator[None]:
-    """Without dropout, and without FP8: files have no FP8 weights, and FP8 wants multiples of 8 tokens."""
+def _without_dropout_or_fp8(model: list[Any]) -> Iterator[None]:
+    """As files are read: they have no FP8 weights. FP8 would want multiples of 8 tokens, too."""
     trains, configs = [chunk.training for chunk in model], [get_model_config(chunk) for chunk in model]
     formats = [config.fp8 for config in configs]
     for chunk, config in zip(model, configs, strict=True):

@@ -49,8 +49,7 @@ def write_source_files(base: Path, target: Path, *, dtype: str | None = None, te
     """
     copy_small_files(base, target)
     if dtype is not None:
-        _edit(target / "config.json", lambda config: config.update(dtype=dtype))
-        _edit(target / "config.json", lambda config: _in_every_part(config, lambda part: _name_type(part, dtype)))
+        _edit(target / "config.json", lambda config: _name_type(config, dtype))
     if template:
         _write_template(target, template)
     for_both_versions(target)
@@ -159,8 +158,10 @@ def _write_template(directory: Path, template: str) -> None:
         _edit(directory / name, lambda text: text.update(dict.fromkeys({"chat_template"} & set(text), template)))
 
 
-def _name_type(part: Json, dtype: str) -> None:
-    part.update(dict.fromkeys({"dtype", "torch_dtype"} & set(part), dtype))
+def _name_type(config: Json, dtype: str) -> None:
+    """Of the whole model, and of each part that names one."""
+    config["dtype"] = dtype
+    _in_every_part(config, lambda part: part.update(dict.fromkeys({"dtype", "torch_dtype"} & set(part), dtype)))
 
 
 def _parameters_for_both(part: Json) -> None:
