@@ -14,7 +14,8 @@ from tests.families import FAMILIES as TESTED
 from tests.families import architecture
 
 from raymb.errors import PlanError
-from raymb.model.families import FAMILIES, OTHER, OTHER_UNTIED, Family, family_of, family_of_type
+from raymb.model.families import FAMILIES, OTHER, OTHER_UNTIED, family_of, family_of_type
+from raymb.model.families.record import Family
 from raymb.model.shape import ModelShape
 from raymb.plan import make_plan
 from raymb.spec import load_spec

@@ -20,7 +20,8 @@ from megatron.bridge.models.conversion.peft_bridge import (
 
 from raymb.bridge.adapters import Adapters, adapters_in
 from raymb.bridge.collectives import some_rank
-from raymb.model.families import VisionLanguage, family_of
+from raymb.model.families import family_of
+from raymb.model.families.record import VisionLanguage
 from raymb.model.vision import module_name
 from raymb.run.job import Job
 

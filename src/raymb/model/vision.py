@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from raymb.errors import ModelError, SpecError
-from raymb.model.families import FAMILIES, Family, family_of
+from raymb.model.families import FAMILIES, family_of
+from raymb.model.families.record import Family
 
 if TYPE_CHECKING:
     from raymb.model.shape import ModelShape
