@@ -23,7 +23,7 @@ def given(tmp_path: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize("peft", ["lora", "dora"])
 def test_adapters(peft: str, given: dict[str, Any], tmp_path: Path) -> None:
-    flags = {**given, "peft": peft, "lora_rank": 4, "learning_rate": 1e-2}
+    flags = {**given, "peft": peft, "lora_rank": 4, "learning_rate": 3e-3}
     on_a_cpu = train(tmp_path, f"{peft}-cpu", **flags, **ON_A_CPU)
     exact = deviations(train(tmp_path, f"{peft}-fp32", **flags, **EXACT), on_a_cpu)
     rounded = train(tmp_path, f"{peft}-bf16", **flags, export_hf=True, merge=True)
