@@ -74,7 +74,7 @@ FAMILIES = (
         ("gemma3_text",),
         rope_types=("linear",),
         full_attention_every=6,
-        proven="CPU",
+        proven="CPU, GPU",
     ),
     Family(
         "Nemotron",
