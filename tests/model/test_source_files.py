@@ -29,6 +29,8 @@ TAKEN = {
     *(
         "LICENSE",
         "NOTICE.txt",
+        "LICENSE.md",
+        "USE_POLICY.md",
         "modeling_own.py",
         "preprocessor_config.json",
         "additional_chat_templates/tool_use.jinja",
@@ -37,7 +39,7 @@ TAKEN = {
 }
 LEFT = {
     *("model-00001-of-00002.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "model.onnx"),
-    *("README.md", "USE_POLICY.md", ".gitattributes", "loss.png", "made_of.json"),
+    *("README.md", ".gitattributes", "loss.png", "made_of.json"),
     *("adapter_config.json", "1_Pooling/config.json", "original/params.json", "onnx/model.onnx", "onnx/config.json"),
     *(".cache/huggingface/download/config.json.lock", "checkpoint-5/model.safetensors", "checkpoint-5/config.json"),
 }

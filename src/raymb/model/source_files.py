@@ -15,13 +15,14 @@ from raymb.model.files import WEIGHTS
 
 NOT_OF_THE_MODEL = (
     ".*",
-    "*.md",
+    "README*.md",
     *("*.png", "*.jpg", "*.jpeg", "*.gif", "*.svg", "*.webp", "*.pdf", "*.mp4"),
     *("adapter_config.json", MADE_OF),
     *("[0-9]_*", "original", "runs"),
 )
-"""Files and folders that no loader of the model reads: documents, what belongs to other weights, folders of
-sentence-transformers (1_Pooling), of Meta's own format, and of transformers' trainer."""
+"""Files and folders that no loader of the model reads: the card and pictures, what belongs to other weights, folders of
+sentence-transformers (1_Pooling), of Meta's own format, and of transformers' trainer. Licenses and policies are taken
+along, which many ask for."""
 LARGEST_FOLDER = 64 << 20
 """Bytes of a subfolder that still counts as small files."""
 FORMER_NAMES = (
@@ -56,7 +57,7 @@ def write_source_files(base: Path, target: Path, *, dtype: str | None = None, te
 
 
 def copy_small_files(base: Path, target: Path) -> None:
-    """Configuration, tokenizer, templates, processor, code, in subfolders too: all but weights and documents."""
+    """Configuration, tokenizer, templates, processor, code, license, in subfolders too: all but weights and the card."""
     for path in base.iterdir():
         if any(fnmatch(path.name, pattern) for pattern in (*WEIGHTS, *NOT_OF_THE_MODEL)):
             continue
