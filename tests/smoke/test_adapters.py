@@ -183,7 +183,7 @@ def test_files_that_hugging_face_loads(whole: Path, tiny_qwen2: Path) -> None:
 
 
 def test_other_adapters_are_refused(
-    whole: Path, finetune: Callable[..., Path], capfd: pytest.CaptureFixture[str], table: list[Row]
+    whole: Path, finetune: Callable[..., Path], capfd: pytest.CaptureFixture[str], fault_table: list[Row]
 ) -> None:
     same = {**RUN, "storage_path": whole}
     finetune(**same)
@@ -193,7 +193,7 @@ def test_other_adapters_are_refused(
     assert "peft: lora_rank was 4, is 8" in error and "resume as before with --lora_rank 4" in error
     finetune(code=2, **{**same, "peft": None, "lora_rank": None, "lora_dropout": None, "merge": None})
     assert "peft was 'lora', is None" in capfd.readouterr().err
-    table.append(Row("resume with another LoRA rank", "exit 2, names the difference and the flag"))
+    fault_table.append(Row("resume with another LoRA rank", "exit 2, names the difference and the flag"))
 
 
 def _export(run: Path, to: Path, *flags: str) -> None:

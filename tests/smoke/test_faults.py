@@ -1,5 +1,5 @@
 """Real faults in real runs: processes that die, stop or are told to go, files that break, disks that fill up. Every run
-must end with the curve that it would have had. A run over all cases writes the table of docs/faults.md."""
+must end with the curve that it would have had. docs/faults.md has a row of each."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def kills(rank: int) -> list[dict[str, Any]]:
 @pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1, 2], ids=["first", "middle", "last"])
 def test_a_rank_is_killed_in_every_phase(
-    rank: int, run_with: Callable[..., Path], undisturbed: Path, table: list[Row]
+    rank: int, run_with: Callable[..., Path], undisturbed: Path, fault_table: list[Row]
 ) -> None:
     faults = kills(rank)
     run = run_with(*faults)
@@ -92,7 +92,9 @@ def test_a_rank_is_killed_in_every_phase(
         assert found["steps lost"] == "-" or int(found["steps lost"]) <= FLAGS["save_interval"] + 2
         seconds = found["seconds to training again"]
         where = "asynchronous save" if fault["phase"] == "writing" else fault["phase"]
-        table.append(Row(f"SIGKILL of rank {rank} of 3, {where}", "finishes, bit-exact", seconds, found["steps lost"]))
+        fault_table.append(
+            Row(f"SIGKILL of rank {rank} of 3, {where}", "finishes, bit-exact", seconds, found["steps lost"])
+        )
 
 
 def test_a_rank_is_killed_in_a_step(run_with: Callable[..., Path], undisturbed: Path) -> None:
@@ -131,7 +133,7 @@ def test_an_undisturbed_run_is_listed_and_reported(undisturbed: Path, capsys: py
 
 @pytest.mark.slow
 def test_a_rank_is_killed_in_a_synchronous_save(
-    run_with: Callable[..., Path], undisturbed: Path, table: list[Row]
+    run_with: Callable[..., Path], undisturbed: Path, fault_table: list[Row]
 ) -> None:
     faults = [{"do": "kill", "phase": "writing", "rank": rank, "step": 5 * rank + 5} for rank in range(3)]
     run = run_with(*faults, no_async_save=True)
@@ -139,7 +141,7 @@ def test_a_rank_is_killed_in_a_synchronous_save(
     for number, fault in enumerate(faults, 1):
         found = page(run, number)
         assert found["steps lost"] == "5" and found["phase"] == "saving"
-        table.append(
+        fault_table.append(
             Row(
                 f"SIGKILL of rank {fault['rank']} of 3, synchronous save",
                 "finishes, bit-exact",
@@ -151,7 +153,7 @@ def test_a_rank_is_killed_in_a_synchronous_save(
 
 @pytest.mark.slow
 def test_failures_are_counted(
-    run_with: Callable[..., Path], capfd: pytest.CaptureFixture[str], table: list[Row]
+    run_with: Callable[..., Path], capfd: pytest.CaptureFixture[str], fault_table: list[Row]
 ) -> None:
     run = run_with(
         *[{"do": "kill", "phase": "step", "rank": 0, "step": step} for step in (1, 2)], max_failures=1, code=1
@@ -161,11 +163,11 @@ def test_failures_are_counted(
     assert "give up: the 1 restarts (--max_failures) are used up" in error and "failures/2.md" in error
     assert "Traceback" not in error
     assert latest_step(run / "checkpoints") is None
-    table.append(Row("SIGKILL once more than --max_failures", "exit 1, both pages named"))
+    fault_table.append(Row("SIGKILL once more than --max_failures", "exit 1, both pages named"))
 
 
 @pytest.mark.slow
-def test_a_rank_hangs(run_with: Callable[..., Path], undisturbed: Path, table: list[Row]) -> None:
+def test_a_rank_hangs(run_with: Callable[..., Path], undisturbed: Path, fault_table: list[Row]) -> None:
     run = run_with({"do": "stop", "phase": "step", "rank": 1, "step": 7}, hang_timeout=8)
     same_end(run, undisturbed)
     found = page(run, 1)
@@ -173,7 +175,7 @@ def test_a_rank_hangs(run_with: Callable[..., Path], undisturbed: Path, table: l
     stacks = sorted(file.name for file in (run / "logs").glob("stacks-*.txt"))
     assert stacks == ["stacks-00000.txt", "stacks-00002.txt"]
     assert "train_step" in (run / "logs" / "stacks-00000.txt").read_text()
-    table.append(
+    fault_table.append(
         Row(
             "SIGSTOP of rank 1 of 3 (--hang_timeout 8)",
             "finishes, bit-exact; stacks written",
@@ -184,13 +186,13 @@ def test_a_rank_hangs(run_with: Callable[..., Path], undisturbed: Path, table: l
 
 
 @pytest.mark.slow
-def test_a_worker_is_told_to_go(run_with: Callable[..., Path], undisturbed: Path, table: list[Row]) -> None:
+def test_a_worker_is_told_to_go(run_with: Callable[..., Path], undisturbed: Path, fault_table: list[Row]) -> None:
     """SIGTERM, as a system sends it before it takes a machine away: a checkpoint first, and no failure is charged."""
     run = run_with({"do": "term", "phase": "step", "rank": 2, "step": 7}, max_failures=0)
     same_end(run, undisturbed)
     found = page(run, 1)
     assert "for preemption" in found["what"] and found["steps lost"] == "0"
-    table.append(
+    fault_table.append(
         Row(
             "SIGTERM to rank 2 of 3",
             "finishes, bit-exact; checkpoint first",
@@ -207,7 +209,7 @@ def test_a_nan(
     run_with: Callable[..., Path],
     undisturbed: Path,
     capfd: pytest.CaptureFixture[str],
-    table: list[Row],
+    fault_table: list[Row],
 ) -> None:
     fault = {"do": "nan", "phase": "step", "rank": 1, "step": 7}
     run = run_with(fault, bad_loss=mode, code=1 if mode == "fail" else 0)
@@ -215,7 +217,7 @@ def test_a_nan(
     if mode == "fail":
         assert "step 8: the gradient norm is nan" in error and "--bad_loss skip" in error
         assert latest_step(run / "checkpoints") == 5
-        table.append(Row("NaN in a step, --bad_loss fail", "exit 1, names the step"))
+        fault_table.append(Row("NaN in a step, --bad_loss fail", "exit 1, names the step"))
         return
     assert curve(run)[:7] == curve(undisturbed)[:7]
     records = {record["step"]: record for record in read_metrics(run)}
@@ -223,24 +225,24 @@ def test_a_nan(
     if mode == "skip":
         assert records[8]["loss"] is None and records[8]["skipped"] is True
         assert "its update is left out" in error
-        table.append(Row("NaN in a step, --bad_loss skip", "finishes without the update"))
+        fault_table.append(Row("NaN in a step, --bad_loss skip", "finishes without the update"))
     else:
         assert 8 not in records
         found = page(run, 1)
         seconds = found["seconds to training again"]
-        table.append(
+        fault_table.append(
             Row("NaN in a step, --bad_loss rollback", "finishes without the batch", seconds, found["steps lost"])
         )
 
 
 @pytest.mark.slow
-def test_the_clock_jumps(run_with: Callable[..., Path], undisturbed: Path, table: list[Row]) -> None:
+def test_the_clock_jumps(run_with: Callable[..., Path], undisturbed: Path, fault_table: list[Row]) -> None:
     run = run_with(
         *[{"do": "clock", "phase": "step", "rank": rank, "step": 3} for rank in (0, 2)], hang_timeout=60, max_time="1h"
     )
     same_end(run, undisturbed)
     assert not (run / "failures").exists()
-    table.append(Row("the clock of two ranks jumps ahead a day", "finishes, bit-exact", lost="0"))
+    fault_table.append(Row("the clock of two ranks jumps ahead a day", "finishes, bit-exact", lost="0"))
 
 
 @pytest.mark.slow
@@ -250,7 +252,7 @@ def test_the_newest_checkpoint_is_broken(
     finetune: Callable[..., Path],
     undisturbed: Path,
     capfd: pytest.CaptureFixture[str],
-    table: list[Row],
+    fault_table: list[Row],
 ) -> None:
     run = finetune("train.exit_interval=10", **FLAGS)
     newest = Path(iteration_dir(run / "checkpoints", 10))
@@ -269,13 +271,13 @@ def test_the_newest_checkpoint_is_broken(
     assert "iter_0000010 is not whole and is left out" in error and "training from step 5" in error
     assert _contents(Path(iteration_dir(run / "checkpoints", 5))) == untouched
     same_end(run, undisturbed)
-    table.append(Row(f"newest checkpoint {damage}", "finishes from the one before, bit-exact, warns", lost="5"))
+    fault_table.append(Row(f"newest checkpoint {damage}", "finishes from the one before, bit-exact, warns", lost="5"))
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount")
 def test_the_disk_is_full(
-    finetune: Callable[..., Path], tmp_path: Path, capfd: pytest.CaptureFixture[str], table: list[Row]
+    finetune: Callable[..., Path], tmp_path: Path, capfd: pytest.CaptureFixture[str], fault_table: list[Row]
 ) -> None:
     """A checkpoint needs about 3.6 MB here. The run continues without, and is complete once there is room again."""
     with mounted(tmp_path / "disk", "size=9m") as disk:
@@ -289,19 +291,19 @@ def test_the_disk_is_full(
         subprocess.run(["mount", "-o", "remount,size=100m", disk], check=True)
         finetune(**flags)
         assert latest_step(disk) == 15 and [step for step, *_ in curve(run)] == list(range(1, 16))
-        table.append(Row("disk full while saving", "continues; exit 1 at the last save; same command finishes"))
+        fault_table.append(Row("disk full while saving", "continues; exit 1 at the last save; same command finishes"))
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount")
 def test_the_storage_is_read_only(
-    finetune: Callable[..., Path], tmp_path: Path, capfd: pytest.CaptureFixture[str], table: list[Row]
+    finetune: Callable[..., Path], tmp_path: Path, capfd: pytest.CaptureFixture[str], fault_table: list[Row]
 ) -> None:
     with mounted(tmp_path / "disk", "ro,size=1m") as disk:
         finetune(**{**FLAGS, "storage_path": disk}, code=2)
         assert "Read-only file system" in (error := capfd.readouterr().err) and "--storage_path" in error
         assert list(disk.iterdir()) == []
-        table.append(Row("storage read-only", "exit 2 before a worker starts"))
+        fault_table.append(Row("storage read-only", "exit 2 before a worker starts"))
 
 
 @contextlib.contextmanager
@@ -337,7 +339,9 @@ def wait_for_checkpoint(process: subprocess.Popen[str], checkpoints: Path, step:
 
 
 @pytest.mark.slow
-def test_the_driver_is_killed_and_two_at_once(tiny_qwen2: Path, rows: Path, tmp_path: Path, table: list[Row]) -> None:
+def test_the_driver_is_killed_and_two_at_once(
+    tiny_qwen2: Path, rows: Path, tmp_path: Path, fault_table: list[Row]
+) -> None:
     """Three processes with clusters of their own: one that is killed, one that comes while another one runs."""
     flags = {"num_workers": 1, "train_iters": 2000, "save_interval": 5, "eval_interval": 0}
     command = command_of(tmp_path, tiny_qwen2, rows, **flags)
@@ -346,7 +350,7 @@ def test_the_driver_is_killed_and_two_at_once(tiny_qwen2: Path, rows: Path, tmp_
     wait_for_checkpoint(first, checkpoints, 5)
     second = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": "src"})
     assert second.returncode == 2 and f"in use by process {first.pid}" in second.stderr
-    table.append(Row("two drivers on one run directory", "the second: exit 2, names the first"))
+    fault_table.append(Row("two drivers on one run directory", "the second: exit 2, names the first"))
     first.send_signal(signal.SIGKILL)
     first.wait()
     at = latest_step(checkpoints)
@@ -359,7 +363,7 @@ def test_the_driver_is_killed_and_two_at_once(tiny_qwen2: Path, rows: Path, tmp_
     assert third.returncode == 0, error
     assert f"training from step {at}" in error
     assert [record["step"] for record in read_metrics(tmp_path / "run")] == list(range(1, at + 11))
-    table.append(Row("SIGKILL of the driver, same command again", "finishes", f"{seconds:.1f}", "at most 5"))
+    fault_table.append(Row("SIGKILL of the driver, same command again", "finishes", f"{seconds:.1f}", "at most 5"))
 
 
 @pytest.mark.slow
@@ -377,7 +381,7 @@ def test_another_layout(
     after: dict[str, int],
     finetune: Callable[..., Path],
     undisturbed: Path,
-    table: list[Row],
+    fault_table: list[Row],
     request: pytest.FixtureRequest,
 ) -> None:
     finetune("train.exit_interval=7", **{**FLAGS, **before})
@@ -388,7 +392,7 @@ def test_another_layout(
     assert worst < 1e-5
     assert not (run / "checkpoints" / "reshaped").exists()
     case = request.node.callspec.id
-    table.append(Row(f"resuming in another layout, {case}", f"finishes, curve within {worst:.1e}", lost="0"))
+    fault_table.append(Row(f"resuming in another layout, {case}", f"finishes, curve within {worst:.1e}", lost="0"))
 
 
 @pytest.mark.slow
@@ -400,7 +404,7 @@ def test_another_model_or_tokenizer(
     tiny_qwen2: Path,
     tmp_path: Path,
     capfd: pytest.CaptureFixture[str],
-    table: list[Row],
+    fault_table: list[Row],
 ) -> None:
     shutil.copytree(undisturbed, tmp_path / "run")
     changed = tmp_path / "changed"
@@ -419,4 +423,4 @@ def test_another_model_or_tokenizer(
     error = capfd.readouterr().err
     assert f"  - {what}: " in error and f"--accept_changes {what}" in error
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")} == untouched
-    table.append(Row(f"resume with another {what}", "exit 2, names the difference and the flag"))
+    fault_table.append(Row(f"resume with another {what}", "exit 2, names the difference and the flag"))

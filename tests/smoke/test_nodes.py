@@ -76,7 +76,7 @@ def sizes(error: str) -> list[int]:
 
 
 def test_a_run_shrinks_and_grows(
-    cluster: RayNodes, started: Callable[..., subprocess.Popen[str]], tmp_path: Path, table: list[Row]
+    cluster: RayNodes, started: Callable[..., subprocess.Popen[str]], tmp_path: Path, fault_table: list[Row]
 ) -> None:
     """4 workers, 2 when a node goes, 4 when one comes: the same curve as 4 undisturbed ones."""
     flags = {"tensor_parallel_size": 2, "train_iters": 100, "save_interval": 20, "cpus_per_worker": 1}
@@ -104,7 +104,7 @@ def test_a_run_shrinks_and_grows(
     first, second = pages[0], _pages(run)[-1]
     assert int(first["steps lost"]) <= 20 + 5
     assert "for resize" in second["what"] and second["steps lost"] == "0"
-    table.append(
+    fault_table.append(
         Row(
             "elastic, TP 2: 4 workers, a node goes, 2 workers",
             f"resumes; whole curve within {worst:.1e} of 4 workers",
@@ -112,7 +112,7 @@ def test_a_run_shrinks_and_grows(
             first["steps lost"],
         )
     )
-    table.append(
+    fault_table.append(
         Row(
             "elastic, TP 2: 2 workers, a node comes, 4 workers",
             "resumes, checkpoint first",
@@ -127,7 +127,7 @@ def _pages(run: Path) -> list[dict[str, str]]:
 
 
 def test_a_node_goes(
-    cluster: RayNodes, started: Callable[..., subprocess.Popen[str]], tmp_path: Path, table: list[Row]
+    cluster: RayNodes, started: Callable[..., subprocess.Popen[str]], tmp_path: Path, fault_table: list[Row]
 ) -> None:
     """A fixed size: the workers start again on another node."""
     nodes = [cluster.add(2), cluster.add(2)]
@@ -139,7 +139,7 @@ def test_a_node_goes(
     assert process.returncode == 0, error
     assert [record["step"] for record in read_metrics(run)] == list(range(1, 101))
     found = page(run, 1)
-    table.append(
+    fault_table.append(
         Row("a node removed, another one free", "finishes", found["seconds to training again"], found["steps lost"])
     )
 
