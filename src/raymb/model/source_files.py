@@ -57,7 +57,7 @@ def write_source_files(base: Path, target: Path, *, dtype: str | None = None, te
 
 
 def copy_small_files(base: Path, target: Path) -> None:
-    """Configuration, tokenizer, templates, processor, code, license, in subfolders too: all but weights and the card."""
+    """Configuration, tokenizer, templates, processor, code, license, also in subfolders; no weights and no card."""
     for path in base.iterdir():
         if any(fnmatch(path.name, pattern) for pattern in (*WEIGHTS, *NOT_OF_THE_MODEL)):
             continue
