@@ -13,9 +13,19 @@ from typing import Any
 import pytest
 import torch.distributed as dist
 
-from raymb.checkpoints.manifest import MANIFEST, describe_files, iteration_dir, reshaped, write_manifest
+from raymb.checkpoints.manifest import (
+    MANIFEST,
+    best_step,
+    delete_old,
+    describe_files,
+    iteration_dir,
+    latest_step,
+    reshaped,
+    write_manifest,
+)
 from raymb.checkpoints.resuming import where_to_resume
 from raymb.errors import RaymbError
+from raymb.run.directory import REJECTED
 
 PROGRAM, SOURCES = Path(__file__).with_name("resuming_ranks.py"), Path(__file__).parents[2] / "src"
 
@@ -66,6 +76,42 @@ def test_what_is_not_whole_is_named_and_left_out(one_rank: None, tmp_path: Path)
     ]
     _flip(good)
     assert _found(tmp_path, "auto")[0] is None
+
+
+def test_what_was_left_out_is_said_once_and_does_not_count_as_the_newest(one_rank: None, tmp_path: Path) -> None:
+    """--keep_last 1 deleted the checkpoint that was just saved for a damaged one of a later step."""
+    good, unfinished, flipped = (_write(tmp_path, step, whole=step != 20) for step in (10, 20, 30))
+    _flip(flipped)
+    before = (flipped / MANIFEST).read_bytes()
+    found, said = _found(tmp_path, "auto")
+    assert (found, len(said)) == (str(good), 2)
+    assert _found(tmp_path, "auto") == (str(good), [])
+    assert (latest_step(tmp_path), best_step(tmp_path)) == (10, None)
+    saved = _write(tmp_path, 15)
+    assert delete_old(tmp_path, 1, None) == [10]
+    assert _found(tmp_path, "auto") == (str(saved), [])
+    assert not (flipped / MANIFEST).exists() and (flipped / REJECTED).read_bytes() == before
+    assert json.loads((unfinished / REJECTED).read_text()) == {"problem": "no manifest.json, which is written last"}
+    _write(tmp_path, 40)
+    assert delete_old(tmp_path, 1, None) == [30, 20, 15], "what is set aside goes with the old ones"
+
+
+def test_checkpoints_of_another_run_are_left_out_and_not_touched(one_rank: None, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    good, flipped = _write(other, 10), _write(other, 20)
+    _flip(flipped)
+    before = sorted(path.name for path in flipped.iterdir())
+    for _ in range(2):
+        found, said = _found(tmp_path / "own", str(other))
+        assert (found, len(said)) == (str(good), 1)
+    assert sorted(path.name for path in flipped.iterdir()) == before
+
+
+def test_the_step_that_is_being_published_stays_whatever_else_is_there(tmp_path: Path) -> None:
+    """Also where a damaged one could not be set aside, on storage that cannot be written for a moment."""
+    for step in (10, 15, 20):
+        _write(tmp_path, step)
+    assert delete_old(tmp_path, 1, None, in_use={15}) == [10]
 
 
 def test_the_runs_own_checkpoint_comes_first(one_rank: None, tmp_path: Path) -> None:

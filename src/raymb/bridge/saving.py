@@ -154,7 +154,7 @@ class Saving:
             self.emit({"kind": "checkpoint", "step": step})
             if self.exports is not None:
                 self.exports.saved(step)
-        in_use = set(self.exports.in_use) if self.exports is not None else ()
+        in_use = {step, *(self.exports.in_use if self.exports is not None else ())}
         gone = checkpoint.delete_old(home, settings.keep_last, settings.keep_best, in_use)
         if self.remote is not None:
             self.remote.delete(self.directory(old) for old in gone)

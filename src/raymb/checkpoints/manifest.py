@@ -6,9 +6,11 @@ the SHA-256 that it says. `latest` and `best` are for people and other programs;
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
+import os
 import re
 import shutil
 from collections.abc import Callable, Iterable
@@ -16,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from raymb.run.directory import ITERATION, LEFT_OUT, MANIFEST, POINTERS, is_iteration
+from raymb.run.directory import ITERATION, LEFT_OUT, MANIFEST, POINTERS, REJECTED, is_iteration
 from raymb.storage.files import write_atomically
 
 LATEST, BEST = POINTERS[:2]
@@ -113,6 +115,17 @@ def wrong_content(directory: str | Path, share: int = 0, shares: int = 1) -> str
         return next(filter(None, pool.map(problem, sorted(files)[share::shares])), "")
 
 
+def reject(directory: str | Path, problem: str) -> None:
+    """Have a damaged checkpoint count for nothing from now on, and no start look at it again. Its files stay until it
+    would be deleted as an old one; the former name of its manifest brings it back."""
+    manifest, rejected = Path(directory, MANIFEST), Path(directory, REJECTED)
+    with contextlib.suppress(OSError):  # where nothing can be written it is found damaged again
+        if manifest.exists():
+            os.replace(manifest, rejected)
+        else:
+            write_atomically(rejected, json.dumps({"problem": problem}) + "\n")
+
+
 def reshaped(checkpoint_dir: str | Path) -> Path:
     """Where checkpoints lie that were resharded for another layout (raymb.driver.resharding)."""
     return Path(checkpoint_dir, "reshaped")
@@ -121,7 +134,7 @@ def reshaped(checkpoint_dir: str | Path) -> Path:
 def candidates(checkpoint_dir: str | Path, resume: str) -> list[str]:
     """Iteration directories that a run may resume from: newest first, its own before those of --resume PATH, and a
     resharded one before its original."""
-    directories = own_candidates(checkpoint_dir, steps_of)
+    directories = [one for one in own_candidates(checkpoint_dir, steps_of) if not Path(one, REJECTED).exists()]
     if resume in ("auto", "never"):
         return directories
     other = Path(resume).expanduser()

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch.distributed as dist
 
 from raymb.checkpoints import manifest as checkpoint
+from raymb.run.directory import REJECTED
 from raymb.run.job import Job
 from raymb.storage.files import write_atomically
 from raymb.storage.remote import Remote
@@ -70,6 +71,14 @@ class RemoteCheckpoints:
                 file.parent.mkdir(parents=True, exist_ok=True)
                 write_atomically(file, text)
         dist.barrier()
+
+    def reject(self, directory: str, problem: str) -> None:
+        """checkpoint.reject at the URI. Called by one rank."""
+        name = self._name(directory)
+        text = self.remote.read_text(f"{name}/{checkpoint.MANIFEST}") or json.dumps({"problem": problem})
+        self.remote.write_text(f"{name}/{REJECTED}", text)
+        self.remote.delete(f"{name}/{checkpoint.MANIFEST}")
+        checkpoint.reject(directory, problem)
 
     def upload(self, files: Iterable[Path]) -> None:
         side_by_side(lambda file: self.remote.upload(file, self._name(file)), list(files))

@@ -17,7 +17,8 @@ def where_to_resume(
     checkpoint_dir: str, resume: str, emit: Emit, remote: RemoteCheckpoints | None = None
 ) -> str | None:
     """The iteration directory to load; None to start from the Hugging Face weights. Collective: every rank reads its
-    share of the files, so checking costs little more than loading, which finds them in memory then.
+    share of the files, so checking costs little more than loading, which finds them in memory then. One of the run's
+    own that is damaged is set aside: it must neither be looked at again nor count as the newest.
 
     The run's own checkpoints come first, so that a restarted worker group never goes back to --resume PATH.
 
@@ -26,15 +27,18 @@ def where_to_resume(
     """
     if remote is not None:
         remote.bring(checkpoint_dir, checkpoint.LEFT_OUT)
-    own = remote.candidates(checkpoint_dir) if remote is not None and dist.get_rank() == 0 else []
-    for directory in _agreed([*own, *_on_this_file_system(checkpoint_dir, resume, remote is None)]):
-        if remote is not None and Path(directory).is_relative_to(checkpoint_dir):
+    there = remote.candidates(checkpoint_dir) if remote is not None and dist.get_rank() == 0 else []
+    for directory in _agreed([*there, *_on_this_file_system(checkpoint_dir, resume, remote is None)]):
+        own = Path(directory).is_relative_to(checkpoint_dir)
+        if remote is not None and own:
             remote.fetch(directory)
         problem = _problem(directory)
         if not problem:
             return directory
         if dist.get_rank() == 0:
             emit({"kind": "warning", "text": f"{directory} is not whole and is left out: {problem}"})
+            if own:
+                (remote or checkpoint).reject(directory, problem)
     if resume not in ("auto", "never"):
         raise RunFailed(f"--resume {resume}: no checkpoint there can be used", "give another one, or auto")
     return None

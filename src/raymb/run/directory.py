@@ -42,6 +42,8 @@ from raymb.storage.remote import Remote, storage_root
 ITERATION = re.compile(r"iter_(\d{7,})")
 MANIFEST = "manifest.json"
 """Of an iteration directory: written last, and a checkpoint counts when all that it lists is whole."""
+REJECTED = "rejected.json"
+"""What the manifest of a checkpoint that was found damaged is called from then on: such a checkpoint does not count."""
 _EXPORT = re.compile(r"(hf|adapter)-step-\d+(-failed)?")
 POINTERS = ("latest", "best", "latest_train_state.pt", "latest_checkpointed_iteration.txt")
 """raymb's, Bridge's and Megatron's files that name a checkpoint."""
