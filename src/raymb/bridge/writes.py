@@ -41,7 +41,7 @@ class Writes:
         """Copy what this rank writes and hand it to a thread. Collective."""
         arguments = list(request.async_fn_args)
         if request.preload_fn is not None:
-            arguments[1] = _own_copies(request.preload_fn())
+            arguments[1] = _own_copies(request.preload_fn(), arguments[1])
         self.request, self.written = request, Future()
         threading.Thread(
             target=self._write, args=(request.async_fn, arguments, self.written), name="raymb-write", daemon=True
@@ -114,14 +114,23 @@ class Writes:
         return described
 
 
-def _own_copies(buckets: list[Any]) -> list[Any]:
-    """What Megatron takes off a GPU is a copy; off a CPU it is the live tensor, which the next step changes."""
-    if torch.cuda.get_device_name() != "cpu":
-        return buckets
+def _own_copies(buckets: list[Any], live: list[Any]) -> list[Any]:
+    """What Megatron takes off a GPU is a copy. What is on the host already, all of it on CPU workers and the moments of
+    an offloaded optimizer elsewhere, is the live tensor, which the next step changes.
+
+    Args:
+        buckets: what Megatron would have written, and live: the tensors that it took them from.
+    """
+    sources = {id(item): source for _, _, (_, tensors) in live for item, source in tensors}
     return [
-        (file, key, (data, [(item, tensor.clone()) for item, tensor in tensors]))
+        (file, key, (data, [(item, _copied(tensor, sources[id(item)])) for item, tensor in tensors]))
         for file, key, (data, tensors) in buckets
     ]
+
+
+def _copied(tensor: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
+    same = tensor.untyped_storage().data_ptr() == source.untyped_storage().data_ptr()
+    return tensor.clone() if same else tensor
 
 
 def _error_in(results: Any) -> str:
