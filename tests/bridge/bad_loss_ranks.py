@@ -38,9 +38,10 @@ def check(function: Callable[[], None]) -> Callable[[], None]:
 
 
 class Optimizer:
-    """SGD with step() as Megatron's optimizers have it: the norm from one of two methods, then the update."""
+    """SGD with step() as Megatron's optimizers have it: the norm from one of two methods, then the update. With clips
+    None no norm is computed, as by the one optimizer of Megatron-FSDP with --clip_grad 0."""
 
-    def __init__(self, clips: bool):
+    def __init__(self, clips: bool | None):
         self.clips = clips
         self.weight, self.grad = torch.ones(4), torch.zeros(4)
 
@@ -57,20 +58,32 @@ class Optimizer:
         return True
 
     def step(self) -> tuple[bool, float, None]:
-        norm = self.clip_grad_norm(1.0) if self.clips else self.get_grad_norm()
+        norm = 0.0 if self.clips is None else self.clip_grad_norm(1.0) if self.clips else self.get_grad_norm()
         return self.step_with_ready_grads(), norm, None
 
 
-def megatron_optimizer() -> Any:
-    """Megatron's own, as Bridge gets it, over a parameter whose gradient is `grad`."""
+def megatron_optimizer(clip: float = 1.0, alone: bool = False) -> Any:
+    """Megatron's own, as Bridge gets it, over a parameter whose gradient is `grad`.
+
+    Args:
+        alone: not in a chain, as with Megatron-FSDP.
+    """
     parameter = torch.nn.Parameter(torch.ones(4))
-    config = OptimizerConfig(optimizer="sgd", lr=1.0, clip_grad=1.0)
+    config = OptimizerConfig(optimizer="sgd", lr=1.0, clip_grad=clip)
     one = FP32Optimizer(torch.optim.SGD([parameter], lr=1.0), config, lambda *_: None)
     one.grad_stats_parallel_group = one.tp_group = dist.group.WORLD
-    chained = ChainedOptimizer([one])
-    chained.weight = parameter.data
-    chained.grad = parameter.main_grad = torch.zeros(4)
-    return chained
+    given: Any = one if alone else ChainedOptimizer([one])
+    given.weight = parameter.data
+    given.grad = parameter.main_grad = torch.zeros(4)
+    return given
+
+
+def unclipped() -> Any:
+    return megatron_optimizer(clip=0.0)
+
+
+def unclipped_alone() -> Any:
+    return megatron_optimizer(clip=0.0, alone=True)
 
 
 class Run:
@@ -112,7 +125,14 @@ def refused(run: Run, gradient: float = 0.25, loss: float | None = None) -> BadL
     raise AssertionError("no BadLoss")
 
 
-KINDS: list[Callable[[], Any]] = [lambda: Optimizer(clips=False), lambda: Optimizer(clips=True), megatron_optimizer]
+KINDS: list[Callable[[], Any]] = [
+    lambda: Optimizer(clips=False),
+    lambda: Optimizer(clips=True),
+    lambda: Optimizer(clips=None),
+    megatron_optimizer,
+    unclipped,
+    unclipped_alone,
+]
 
 
 @check
@@ -152,7 +172,7 @@ def skip_leaves_the_update_out_and_continues() -> None:
         run.step()
         before = run.optimizer.weight.clone()
         successful, norm = run.step(NAN)
-        assert not successful and math.isnan(norm) and torch.equal(run.optimizer.weight, before)
+        assert not successful and (math.isnan(norm or NAN)) and torch.equal(run.optimizer.weight, before)
         assert run.warned == ["step 42: the gradient norm is nan; its update is left out (--bad_loss skip)"]
         assert run.step()[0] and not torch.equal(run.optimizer.weight, before)
         assert torch.isfinite(run.optimizer.weight).all()

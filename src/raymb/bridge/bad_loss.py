@@ -64,16 +64,18 @@ class BadLossGuard(Callback):
         self.in_a_row = 0
         self.step = 0
         self.norm: float | None = None
+        self.norm_of_gradients: Callable[[], float]
 
     def on_train_start(self, context: CallbackContext) -> None:
         optimizer: Any = context.optimizer
+        self.norm_of_gradients = optimizer.get_grad_norm
         for name in ("get_grad_norm", "clip_grad_norm"):
             setattr(optimizer, name, self._remembering(getattr(optimizer, name)))
         update = optimizer.step_with_ready_grads
         optimizer.step_with_ready_grads = lambda: self._allows() and update()
 
     def on_train_step_start(self, context: CallbackContext) -> None:
-        self.step = context.state.train_state.step + 1
+        self.step, self.norm = context.state.train_state.step + 1, None
         if self.spike:
             self.losses.parts.clear()  # what a validation left
 
@@ -100,7 +102,9 @@ class BadLossGuard(Callback):
 
     def _what_is_bad(self) -> str:
         loss = self.losses.over_all_ranks() if self.spike else None
-        if self.norm is not None and not math.isfinite(self.norm):
+        if self.norm is None:  # Megatron-FSDP's optimizer computes none with --clip_grad 0
+            self.norm = self.norm_of_gradients()
+        if not math.isfinite(self.norm):
             return f"the gradient norm is {float(self.norm)}"
         if loss is None or self.spike is None:
             return ""

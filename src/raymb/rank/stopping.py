@@ -55,12 +55,13 @@ class StopTogether:
         self.asked.set()
 
     def leave_after(self, step: int) -> str | None:
-        """Called by the training thread after each step: the reason, if this is the last one."""
+        """Called by the training thread after each step: the reason, if this is the last one. A step that is left out
+        (--bad_loss rollback) is none: where the ranks agreed on such a step, the next one is the last."""
         self.done = step
         if not self.promised:
             return None
         self.agreed.wait()
-        self.left = self.last == step
+        self.left = self.last is not None and step >= self.last
         return self.reason if self.left else None
 
     def close(self) -> None:
