@@ -104,7 +104,7 @@ def prepare(job: Job, progress: Progress, emit: Emit) -> tuple[Any, Any, list[li
     from raymb.bridge.config import build_config
     from raymb.checkpoints.manifest import losses_so_far
     from raymb.checkpoints.remote import RemoteCheckpoints
-    from raymb.checkpoints.resuming import where_to_resume
+    from raymb.checkpoints.resuming import steps_left_out, where_to_resume
 
     accelerator = ACCELERATORS[job.backend]
     progress.enter("loading")
@@ -117,7 +117,8 @@ def prepare(job: Job, progress: Progress, emit: Emit) -> tuple[Any, Any, list[li
     emit({"kind": "phase", "text": f"loading the {'checkpoint' if load_dir else 'model'}{note}"})
     own = load_dir is not None and Path(load_dir).is_relative_to(job.checkpoint_dir)
     losses = losses_so_far(load_dir) if load_dir is not None and own else []
-    return *build_config(job, load_dir, load_random_state=not fresh), losses
+    left_out = steps_left_out(job.checkpoint_dir, remote)
+    return *build_config(job, load_dir, load_random_state=not fresh, left_out=left_out), losses
 
 
 def _random_state_fits(job: Job, load_dir: str, backend: str) -> bool:

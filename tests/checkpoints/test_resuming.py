@@ -155,6 +155,7 @@ def test_ranks_share_the_reading_and_agree(tmp_path: Path) -> None:
     assert [answer["found"] for answer in answers] == [str(good)] * 2
     assert len(answers[0]["said"]) == 2 and "__1_0.distcp has another checksum" in answers[0]["said"][1]
     assert answers[1]["said"] == [], "one rank speaks for all"
+    assert [answer["left out"] for answer in answers] == [[[7], "JSONDecodeError"]] * 2, "one rank reads for all"
     mine, others = [[name for name in answer["read"] if name.startswith(good.name)] for answer in answers]
     assert (len(mine), len(others)) == (3, 2)
     assert sorted([*mine, *others]) == [f"{good.name}/__{rank}_0.distcp" for rank in range(5)]

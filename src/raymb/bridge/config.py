@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -29,7 +30,6 @@ from raymb.bridge.moe import moe_settings
 from raymb.bridge.overrides import apply_overrides, set_field
 from raymb.bridge.patches import collectives, models, positions
 from raymb.bridge.patches.attention import check_attention, leave_attention_to_transformer_engine
-from raymb.checkpoints.manifest import left_out
 from raymb.model.vision import vision_architecture
 from raymb.plan.layout import evaluation_batches
 from raymb.rank.accelerator import ACCELERATORS, Accelerator, precision_of
@@ -55,13 +55,14 @@ def _mixed_precision(job: Job, precision: str) -> MixedPrecisionConfig | None:
 
 
 def build_config(
-    job: Job, load_dir: str | None, *, load_random_state: bool = True
+    job: Job, load_dir: str | None, *, load_random_state: bool = True, left_out: Sequence[int] = ()
 ) -> tuple[ConfigContainer, AutoBridge]:
     """The ConfigContainer of a job, with the user's overrides applied last, and the bridge to its Hugging Face model.
 
     Args:
         load_dir: checkpoint directory to resume from; None to start from the Hugging Face weights.
         load_random_state: whether the checkpoint's state of the random number generators is wanted too.
+        left_out: steps whose batches are left out; the same on all ranks.
 
     Raises:
         SpecError: an override names a field that the ConfigContainer does not have.
@@ -77,7 +78,7 @@ def build_config(
             train_iters=job.train_iters,
             global_batch_size=job.spec.train.global_batch_size,
             micro_batch_size=job.layout.micro_batch_size,
-            iterations_to_skip=left_out(job.checkpoint_dir),
+            iterations_to_skip=list(left_out),
         ),
         validation=validation,
         optimizer=_optimizer(job, precision),

@@ -61,16 +61,14 @@ class RemoteCheckpoints:
         checkpoint.write_manifest(directory, manifest.pop("files"), manifest)
 
     def bring(self, checkpoint_dir: str, name: str) -> None:
-        """A small file that lies beside the checkpoints, on every machine. Collective."""
-        if int(os.environ.get("LOCAL_RANK", "0")) == 0:
-            file = Path(checkpoint_dir, name)
-            text = self.remote.read_text(self._name(file))
-            if text is None:
-                file.unlink(missing_ok=True)
-            else:
-                file.parent.mkdir(parents=True, exist_ok=True)
-                write_atomically(file, text)
-        dist.barrier()
+        """A small file that lies beside the checkpoints, to this machine."""
+        file = Path(checkpoint_dir, name)
+        text = self.remote.read_text(self._name(file))
+        if text is None:
+            file.unlink(missing_ok=True)
+        else:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(file, text)
 
     def reject(self, directory: str, problem: str) -> None:
         """checkpoint.reject at the URI. Called by one rank."""

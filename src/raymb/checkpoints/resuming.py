@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ import torch.distributed as dist
 
 from raymb.checkpoints import manifest as checkpoint
 from raymb.checkpoints.remote import RemoteCheckpoints
-from raymb.errors import RunFailed
+from raymb.errors import RaymbError, RunFailed
 from raymb.telemetry.records import Emit
 
 
@@ -25,10 +27,7 @@ def where_to_resume(
     Args:
         remote: where the run's own checkpoints are, if that is no file system.
     """
-    if remote is not None:
-        remote.bring(checkpoint_dir, checkpoint.LEFT_OUT)
-    there = remote.candidates(checkpoint_dir) if remote is not None and dist.get_rank() == 0 else []
-    for directory in _agreed([*there, *_on_this_file_system(checkpoint_dir, resume, remote is None)]):
+    for directory in _of_rank_0(partial(_candidates, checkpoint_dir, resume, remote)):
         own = Path(directory).is_relative_to(checkpoint_dir)
         if remote is not None and own:
             remote.fetch(directory)
@@ -44,15 +43,36 @@ def where_to_resume(
     return None
 
 
-def _on_this_file_system(checkpoint_dir: str, resume: str, own: bool) -> list[str]:
-    found = checkpoint.candidates(checkpoint_dir, resume)
-    return found if own else [one for one in found if not Path(one).is_relative_to(checkpoint_dir)]
+def steps_left_out(checkpoint_dir: str, remote: RemoteCheckpoints | None = None) -> list[int]:
+    """The steps whose batches are left out (--bad_loss rollback), the same for all ranks: ranks that leave out other
+    steps wait for each other for ever. Collective."""
+
+    def read() -> list[int]:
+        if remote is not None:
+            remote.bring(checkpoint_dir, checkpoint.LEFT_OUT)
+        return checkpoint.left_out(checkpoint_dir)
+
+    return _of_rank_0(read)
 
 
-def _agreed(directories: list[str]) -> list[str]:
-    """Rank 0's list: a shared file system may show others an older one."""
-    box = [directories]
+def _candidates(checkpoint_dir: str, resume: str, remote: RemoteCheckpoints | None) -> list[str]:
+    here = checkpoint.candidates(checkpoint_dir, resume)
+    if remote is None:
+        return here
+    return [*remote.candidates(checkpoint_dir), *(one for one in here if not Path(one).is_relative_to(checkpoint_dir))]
+
+
+def _of_rank_0[Answer](find: Callable[[], Answer]) -> Answer:
+    """What rank 0 finds, or its error, for all ranks: a shared file system may show others an older state. Collective."""
+    box: list[Any] = [None, None]
+    if dist.get_rank() == 0:
+        try:
+            box[0] = find()
+        except (OSError, ValueError, RaymbError) as error:
+            box[1] = error
     dist.broadcast_object_list(box, src=0)
+    if box[1] is not None:
+        raise box[1]
     return box[0]
 
 
