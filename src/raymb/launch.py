@@ -16,7 +16,16 @@ from raymb.checkpoints.format import check_format
 from raymb.data.sharing import share_rows
 from raymb.driver.cluster import Cluster, Resources, check_room, connect, start_coordinator
 from raymb.driver.nodes import check_nodes
-from raymb.driver.outcome import conclude, has_finished, newest_step, reason_of, say_how_to_resume, where_to_look
+from raymb.driver.outcome import (
+    check_still_owned,
+    conclude,
+    has_ended,
+    has_finished,
+    has_worker_failures,
+    reason_of,
+    say_how_to_resume,
+    where_to_look,
+)
 from raymb.driver.preflight import Preflight, as_packed, fingerprint, local_gpu, run_name, validation_line
 from raymb.driver.resharding import described, reshaping, to_reshape
 from raymb.driver.resources import wait_for
@@ -76,12 +85,12 @@ def run(checked: Preflight) -> int:
             resources = _reserved(cluster, backend, list(plans), spec, console)
         check_room(resources, plan.layout.tensor_parallel_size, min(plans))
         owned = stack.enter_context(_claimed(place, checked, plan, console))
-        with pushing(place, console.print):
+        with pushing(place, console.print, lost=owned.lost):
             job = job_of(checked, plans, backend, resources, place)
             write_atomically(place.job, job.to_json())
             write_atomically(place.data, json.dumps(_data(checked), indent=2) + "\n")
             start_coordinator()
-            _reshape(job, cluster, place, console)
+            _reshape(job, cluster, place, console, owned.lost)
             return _fit(job, _trainer(job, cluster, resources, place), place, console, began, owned.lost)
 
 
@@ -149,7 +158,7 @@ def job_of(
     )
 
 
-def _reshape(job: Job, cluster: Cluster, place: directories.RunDir, console: Console) -> None:
+def _reshape(job: Job, cluster: Cluster, place: directories.RunDir, console: Console, lost: threading.Event) -> None:
     """Reshard the checkpoint that the run resumes from, if it is of another layout or precision."""
     check_format(place.checkpoints, job.spec, place.remote is not None)
     directory = to_reshape(job, place.remote is not None)
@@ -165,13 +174,16 @@ def _reshape(job: Job, cluster: Cluster, place: directories.RunDir, console: Con
     )
     resources = cluster.resources_of_a_worker("cpu", "auto", workers)
     wait_for(resources, workers, job.spec.cluster.wait_for_resources, console)
-    monitor = Monitor((trainer := _trainer(again, cluster, resources, place)).hub, again, place, console)
+    monitor = Monitor((trainer := _trainer(again, cluster, resources, place)).hub, again, place, console, lost)
+    interrupts = Interrupts(lambda: False, 0)
     try:
-        trainer.fit()
+        with interrupts.noted(), interrupts.ending(lost):
+            trainer.fit()
     except Exception as error:
         raise RunFailed(f"{directory} cannot be resharded: {reason_of(error)}", where_to_look(place)) from error
     finally:
         monitor.close()
+        check_still_owned(place, lost)
 
 
 def _fit(
@@ -200,20 +212,28 @@ def _trained(
     interrupts = Interrupts(lambda: monitor.ask_to_stop("interrupted"), resilience.grace_time)
     failure: BaseException | None = None
     try:
-        with interrupts.noted(), _asking_at(resilience.max_time, began, monitor) as out_of_time:
+        with (
+            interrupts.noted(),
+            interrupts.ending(monitor.lost),
+            _asking_at(resilience.max_time, began, monitor) as out_of_time,
+        ):
             failure = trainer.fit().error
     except (Exception, SystemExit, KeyboardInterrupt) as error:  # Ray Train's own SIGINT handler exits
         failure = error
     finally:
         monitor.close()
-    if interrupts.received:
-        return say_how_to_resume("interrupted", EXIT_INTERRUPTED, job, place, console)
+    check_still_owned(place, monitor.lost)
     refused = getattr(failure, "controller_failure", None)  # a callback's, before the training
     if isinstance(refused, UserError):
         raise refused
-    if failure is not None:
+    if failure is not None and not (interrupts.aborted and not has_worker_failures(failure)):
         raise RunFailed(reason_of(failure), where_to_look(place)) from failure
-    if out_of_time.is_set() and (newest_step(place) or 0) < job.train_iters:
+    if failure is None and has_ended(job, place):
+        conclude(job, place, console)
+        return EXIT_OK
+    if interrupts.received:
+        return say_how_to_resume("interrupted", EXIT_INTERRUPTED, job, place, console)
+    if out_of_time.is_set():
         return say_how_to_resume(f"out of time (--max_time {resilience.max_time})", EXIT_STOPPED, job, place, console)
     conclude(job, place, console)
     return EXIT_OK

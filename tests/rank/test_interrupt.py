@@ -118,6 +118,27 @@ def test_workers_that_do_not_train_yet_are_not_waited_for() -> None:
     assert (train.asked, len(train.aborted)) == (1, 1)
 
 
+def test_workers_are_ended_at_once_when_something_else_says_so() -> None:
+    """Another driver has taken the run over: no last checkpoint, which would be written over its own."""
+    train, lost = Train(grace=60), threading.Event()
+    with train.interrupts.noted(), train.interrupts.ending(lost):
+        train.begin()
+        time.sleep(0.05)
+        assert train.aborted == []
+        lost.set()
+        _until(lambda: train.aborted)
+    assert (train.asked, len(train.aborted), train.interrupts.aborted) == (0, 1, True)
+
+
+def test_nothing_ends_workers_that_have_ended() -> None:
+    train, lost = Train(grace=60), threading.Event()
+    with train.interrupts.noted(), train.interrupts.ending(lost):
+        train.begin()
+    lost.set()
+    time.sleep(0.1)
+    assert (train.asked, train.aborted, train.interrupts.aborted) == (0, [], False)
+
+
 def test_before_ray_train_has_its_handler_ctrl_c_counts_and_is_pythons() -> None:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs start without it
     train = Train(grace=60, trains=False)

@@ -452,6 +452,32 @@ def test_a_storage_that_is_away_for_a_while_costs_no_lock(
     assert not remote.exists("lock")
 
 
+def test_what_was_taken_over_a_moment_ago_is_not_released(run: RunDir, remote: Remote) -> None:
+    """Between two beats."""
+    lock = RemoteLock(run)
+    lock.take()
+    remote.write_text("lock", "another-host 1 1\n")
+    lock.release()
+    assert not lock.lost.is_set() and remote.read_text("lock") == "another-host 1 1\n"
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_nothing_is_pushed_any_more_once_the_run_is_another_drivers(run: RunDir, remote: Remote, fails: bool) -> None:
+    write(run, spec_json="mine")
+    lost, error = threading.Event(), KeyError()
+    try:
+        with pushing(run, print, seconds=0.01, lost=lost):
+            lost.set()
+            remote.write_text("spec.json", "the other's")
+            write(run, spec_json="mine", metrics="mine")
+            time.sleep(0.1)
+            if fails:
+                raise error
+    except KeyError as raised:
+        assert raised is error
+    assert remote.read_text("spec.json") == "the other's" and not remote.exists("metrics.jsonl")
+
+
 def test_an_unwritable_place_refuses_the_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAYMB_CACHE", str(tmp_path))
     (tmp_path / "file").write_text("")

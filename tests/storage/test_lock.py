@@ -81,8 +81,23 @@ def test_of_another_host_goes_by_the_storages_clock(tmp_path: Path, monkeypatch:
     monkeypatch.undo()
     os.utime(file, (1, 1))
     assert not lock.is_held(file)
-    lock.touch(file)
+    os.utime(file)
     assert lock.is_held(file)
+
+
+def test_whose_lock_it_is_by_now_is_told_at_each_touch(tmp_path: Path) -> None:
+    """This driver was frozen, and another host took it for dead."""
+    file = tmp_path / "lock"
+    assert lock.take(file)
+    os.utime(file, (1, 1))
+    assert lock.touch(file) and file.stat().st_mtime > 1
+    file.write_text("another-host 1 1\n")
+    os.utime(file, (1, 1))
+    assert not lock.touch(file) and file.stat().st_mtime == 1
+    file.write_text("")  # it is being written
+    assert lock.touch(file)
+    file.unlink()
+    assert lock.touch(file), "somebody deletes the directory: nobody else has it"
 
 
 def test_from_the_future_is_not_stale(tmp_path: Path) -> None:

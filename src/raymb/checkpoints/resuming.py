@@ -63,7 +63,7 @@ def _candidates(checkpoint_dir: str, resume: str, remote: RemoteCheckpoints | No
 
 
 def _of_rank_0[Answer](find: Callable[[], Answer]) -> Answer:
-    """What rank 0 finds, or its error, for all ranks: a shared file system may show others an older state. Collective."""
+    """What rank 0 finds, or its error, for all ranks: a shared file system may show others an old state. Collective."""
     box: list[Any] = [None, None]
     if dist.get_rank() == 0:
         try:

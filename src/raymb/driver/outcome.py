@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import tempfile
+import threading
 from pathlib import Path
 
 from rich.console import Console
 
 from raymb.checkpoints.manifest import MANIFEST, best_step, iteration_dir, latest_step, losses_so_far, steps_in
 from raymb.driver.preflight import Preflight
-from raymb.errors import last_line
+from raymb.errors import RunFailed, last_line
 from raymb.export.model_card import CARD, CURVE, write_card
 from raymb.rank.early_stopping import has_stalled
 from raymb.run.directory import RunDir
@@ -77,6 +78,30 @@ def _stopped_early(spec: RunSpec, place: RunDir, step: int) -> bool:
     """Whether early stopping ended a run at this checkpoint."""
     losses = _losses(place, step)
     return has_stalled(losses, spec.evaluation.early_stopping_patience, spec.evaluation.early_stopping_threshold)
+
+
+def has_ended(job: Job, place: RunDir) -> bool:
+    """Whether the training has come to its end, by its steps or by early stopping."""
+    step = newest_step(place)
+    return step is not None and (step >= job.train_iters or _stopped_early(job.spec, place, step))
+
+
+def check_still_owned(place: RunDir, lost: threading.Event) -> None:
+    """
+    Raises:
+        RunFailed: another driver has taken the run over. The workers have been ended, and nothing is written any more.
+    """
+    if lost.is_set():
+        run = place.remote.url if place.remote else place.path
+        raise RunFailed(
+            f"another driver has taken {run} over, which had not heard of this one for a minute",
+            "its run continues; this one's workers are ended, and what they wrote last does not count",
+        )
+
+
+def has_worker_failures(error: BaseException) -> bool:
+    """Whether a worker failed by itself; workers that are ended by a signal to the driver do not."""
+    return bool(getattr(error, "worker_failures", None))
 
 
 def reason_of(error: BaseException) -> str:

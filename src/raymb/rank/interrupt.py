@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
+_SECONDS_BETWEEN_LOOKS = 0.5
 on_sigterm: Callable[[], None] | None = None
 """What SIGTERM calls in a worker that trains."""
 
@@ -23,11 +24,18 @@ class Interrupts:
     Args:
         ask: asks the workers; returns whether there is anything to wait for.
         grace: seconds; 0 to end them at once.
+
+    Attributes:
+        received: signals.
+        aborted: whether the workers were ended at once.
     """
 
     def __init__(self, ask: Callable[[], bool], grace: float):
         self.ask, self.grace = ask, grace
         self.received = 0
+        self.aborted = False
+        self.noting = False
+        self.over = False
         self.timer: threading.Timer | None = None
 
     @contextmanager
@@ -47,23 +55,49 @@ class Interrupts:
         install(signal.SIGTERM, _as_sigint)
         install_noting(signal.SIGINT, before[signal.SIGINT])  # Ray Train needs seconds until it installs its own
         signal.signal = install_noting  # type: ignore[assignment]
+        self.noting = True
         try:
             yield
         finally:
+            self.noting = False
             signal.signal = install
             if self.timer is not None:
                 self.timer.cancel()
             for number, handler in before.items():
                 install(number, handler)
 
+    @contextmanager
+    def ending(self, event: threading.Event) -> Iterator[None]:
+        """Inside `noted`: end the workers at once, without a checkpoint, when the event is set."""
+        done = threading.Event()
+
+        def wait() -> None:
+            while not done.is_set():
+                if event.wait(_SECONDS_BETWEEN_LOOKS):
+                    self.over = True
+                    if self.noting:
+                        os.kill(os.getpid(), signal.SIGINT)
+                    else:
+                        self.ask()  # not in the main thread: nothing but the workers' own end is left
+                    return
+
+        thread = threading.Thread(target=wait, name="raymb-ending", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
+
     def _noting(self, handler: Any) -> Any:
         def noted(number: int, frame: FrameType | None) -> None:
             self.received += 1
-            if self.received == 1 and self.grace and self.ask():
+            if self.received == 1 and self.grace and not self.over and self.ask():
                 self.timer = threading.Timer(self.grace, os.kill, (os.getpid(), signal.SIGINT))
                 self.timer.daemon = True
                 self.timer.start()
                 return
+            self.aborted = True
             handler(number, frame)
 
         return noted if callable(handler) else handler

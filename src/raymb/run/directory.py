@@ -230,9 +230,9 @@ def claim(run: RunDir, spec: RunSpec, plan: dict[str, Any], fingerprint: Fingerp
         raise RunDirError(f"cannot write {place}: {error.strerror or error}", f"give another --{flag}") from None
 
 
-def touch_lock(run: RunDir) -> None:
-    """Say that the driver lives. Called every few seconds."""
-    lock.touch(run.lock)
+def touch_lock(run: RunDir) -> bool:
+    """Say that the driver lives, every few seconds; False if the run is another driver's by now."""
+    return lock.touch(run.lock)
 
 
 def release(run: RunDir) -> None:

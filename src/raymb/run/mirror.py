@@ -148,18 +148,25 @@ class Mirror:
 
 
 @contextlib.contextmanager
-def pushing(run: RunDir, say: Callable[[str], None], seconds: float = 30.0) -> Iterator[Mirror]:
+def pushing(
+    run: RunDir, say: Callable[[str], None], seconds: float = 30.0, lost: threading.Event | None = None
+) -> Iterator[Mirror]:
     """Push now, every so many seconds on a thread, and once more at the end. Does nothing for a local run.
 
     Args:
+        lost: nothing is pushed once it is set: the run at the URI is another driver's.
         say: takes a sentence when a push fails. The first one raises StorageError, and so does the last one, unless
             another error is on its way.
     """
     mirror, closed = Mirror(run), threading.Event()
 
+    def push() -> None:
+        if lost is None or not lost.is_set():
+            mirror.push()
+
     def push_or_say() -> None:
         try:
-            mirror.push()
+            push()
         except StorageError as error:
             say(error.message)
 
@@ -167,7 +174,7 @@ def pushing(run: RunDir, say: Callable[[str], None], seconds: float = 30.0) -> I
         while not closed.wait(seconds):
             push_or_say()
 
-    mirror.push()
+    push()
     if run.remote is not None:
         threading.Thread(target=push_until_closed, name="raymb-mirror", daemon=True).start()
     try:
@@ -177,7 +184,7 @@ def pushing(run: RunDir, say: Callable[[str], None], seconds: float = 30.0) -> I
         push_or_say()  # what ended the run is the news
         raise
     closed.set()
-    mirror.push()
+    push()
 
 
 def delete_old_run(run: RunDir) -> None:

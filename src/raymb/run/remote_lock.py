@@ -31,7 +31,7 @@ class RemoteLock:
     Use:
         lock = RemoteLock(run)
         lock.take(console.print)
-        ... lock.lost.is_set() tells now and again whether to stop ...
+        ... lock.lost is set when another driver has taken the run over: nothing may be written any more ...
         lock.release()
     """
 
@@ -69,8 +69,8 @@ class RemoteLock:
         if self.remote is None or self.thread.ident is None:
             return
         self.thread.join(_SECONDS_BETWEEN_BEATS)
-        if not self.lost.is_set():
-            with contextlib.suppress(StorageError):
+        with contextlib.suppress(StorageError):
+            if self.remote.read_text(_NAME) == self.mine:
                 self.remote.delete(_NAME)
 
     def _take_over(self, remote: Remote, say: Callable[[str], Any]) -> bool:

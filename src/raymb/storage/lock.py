@@ -22,7 +22,8 @@ def take(file: Path) -> bool:
     lock that is held. A driver that dies in between leaves the other lock stale, and that is taken over like this one.
     flock would be shorter, but not every shared storage passes it on to other hosts.
 
-    What no file can prevent: a driver that another host takes for dead (frozen for a minute) wakes up and continues.
+    What no file can prevent: a driver that another host takes for dead (frozen for a minute) wakes up and continues,
+    until its next touch.
 
     Raises:
         OSError: the directory cannot be written.
@@ -70,9 +71,14 @@ def owner(file: Path) -> str:
     return "another run"
 
 
-def touch(file: Path) -> None:
+def touch(file: Path) -> bool:
+    """Say that the owner lives. False if the lock is somebody else's by now, who took this process for dead."""
     with contextlib.suppress(OSError):
+        text = file.read_text(encoding="ascii", errors="replace")
+        if _OWNER.fullmatch(text) and text != this_process():
+            return False
         os.utime(file)
+    return True
 
 
 def release(file: Path) -> None:

@@ -47,7 +47,7 @@ class Monitor:
 
     Args:
         hub: the actor that the ranks send to.
-        lost: set when another driver has taken the run over.
+        lost: is set when another driver has taken the run over.
     """
 
     def __init__(
@@ -176,6 +176,5 @@ class Monitor:
     def _touch(self) -> None:
         if time.monotonic() - self.touched >= _SECONDS_BETWEEN_TOUCHES:
             self.touched = time.monotonic()
-            directories.touch_lock(self.place)
-            if self.lost.is_set():
-                self.ask_to_stop("another driver has taken this run over")
+            if not directories.touch_lock(self.place):
+                self.lost.set()
