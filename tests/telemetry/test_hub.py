@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+import random
 import threading
 import time
 from typing import Any
 
 import pytest
-from ray.exceptions import RayActorError
+from ray.exceptions import GetTimeoutError, RayActorError
 
 from raymb.telemetry import hub
 from raymb.telemetry.hub import Receiver, Sender
@@ -23,19 +24,19 @@ class FakeHub:
     """push and take run at once; what they return is what ray.get returns."""
 
     def __init__(self) -> None:
-        self.records: list[dict[str, Any]] = []
+        self.actor = _hub()
         self.pushes = 0
         self.push = _Method(self._push)
-        self.take = _Method(self._take)
+        self.take = _Method(self.actor.take)
+
+    @property
+    def records(self) -> list[dict[str, Any]]:
+        return self.actor.records
 
     def _push(self, records: list[dict[str, Any]]) -> str:
-        self.records += records
+        self.actor.push(records)
         self.pushes += 1
         return f"push {self.pushes}"
-
-    def _take(self) -> list[dict[str, Any]]:
-        records, self.records = self.records, []
-        return records
 
 
 @pytest.fixture
@@ -63,7 +64,7 @@ def test_sender_sends_in_order_and_nothing_is_left_at_close(waited: list[Any]) -
     fake = FakeHub()
     sender = Sender(fake)
     for step in range(200):
-        sender.emit({"step": step})
+        sender.emit(_part(step))
     sender.close()
     assert [record["step"] for record in fake.records] == list(range(200))
     assert waited == [f"push {fake.pushes}"]
@@ -72,7 +73,7 @@ def test_sender_sends_in_order_and_nothing_is_left_at_close(waited: list[Any]) -
 def test_close_waits_for_what_was_sent_before(waited: list[Any]) -> None:
     fake = FakeHub()
     sender = Sender(fake)
-    sender.emit({"step": 1})
+    sender.emit(_part(1))
     _until(lambda: fake.pushes == 1)
     sender.close()
     assert waited == ["push 1"]
@@ -90,7 +91,7 @@ def test_lost_hub_fails_no_training(waited: list[Any], monkeypatch: pytest.Monke
 
     monkeypatch.setattr(hub.ray, "get", lost)
     sender = Sender(FakeHub())
-    sender.emit({"step": 1})
+    sender.emit(_part(1))
     sender.close()
 
 
@@ -102,22 +103,65 @@ def test_emit_does_not_wait_for_the_hub(waited: list[Any]) -> None:
     for _ in range(3):
         began = time.monotonic()
         for step in range(1000):
-            sender.emit({"step": step})
+            sender.emit(_part(step))
         rounds.append(time.monotonic() - began)
     assert min(rounds) < 1
     busy.set()
     sender.close()
 
 
+def _part(step: int) -> dict[str, Any]:
+    return {"kind": "part", "step": step}
+
+
 def test_receiver_hands_over_every_record_in_order(waited: list[Any]) -> None:
     fake, seen = FakeHub(), []
-    fake.records = [{"step": 1}]
+    fake.actor.push([_part(1)])
     receiver = Receiver(fake, seen.append)
-    _until(lambda: {"step": 1} in seen)
-    fake.records = [{"step": 2}, {"step": 3}]  # after this, close takes the rest
+    _until(lambda: _part(1) in seen)
+    fake.actor.push([_part(2), _part(3)])  # after this, close takes the rest
     receiver.close()
     assert [record["step"] for record in seen if record] == [1, 2, 3]
     assert None in seen
+    assert not receiver.thread.is_alive()
+
+
+@pytest.mark.parametrize("at_the_end", [False, True])
+def test_a_record_whose_answer_came_too_late_is_asked_for_again(
+    waited: list[Any], monkeypatch: pytest.MonkeyPatch, at_the_end: bool
+) -> None:
+    """The hub had handed it over, and the driver had not waited long enough."""
+    fake, seen, get = FakeHub(), [], hub.ray.get
+    chance, late = random.Random(3), []
+
+    def often_late(reference: Any, timeout: float) -> Any:
+        if reference[1] and (chance.random() < 0.5 if not at_the_end else not late):
+            late.append(reference)
+            raise GetTimeoutError
+        return get(reference, timeout)
+
+    monkeypatch.setattr(hub.ray, "get", often_late)
+    if at_the_end:
+        monkeypatch.setattr(hub, "_SECONDS_BETWEEN_SENDS", 60)
+    receiver = Receiver(fake, seen.append)
+    for step in range(50):
+        fake.actor.push([_part(2 * step), _part(2 * step + 1)])
+        time.sleep(0.002)
+    if not at_the_end:
+        _until(lambda: len(late) > 3)
+        monkeypatch.setattr(hub.ray, "get", get)
+    receiver.close()
+    assert late and [record["step"] for record in seen if record] == list(range(100)), "each once, in order"
+    assert at_the_end or len(fake.records) < 100, "what the driver has is forgotten"
+
+
+def test_receiver_that_closes_does_not_wait_for_ever(waited: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    def late(reference: Any, timeout: float) -> None:
+        raise GetTimeoutError
+
+    monkeypatch.setattr(hub.ray, "get", late)
+    receiver = Receiver(FakeHub(), lambda record: None)
+    receiver.close()
     assert not receiver.thread.is_alive()
 
 
@@ -131,7 +175,7 @@ def test_receiver_outlives_a_failing_write_and_says_so_once(
         if record:
             raise OSError(28, "No space left on device")
 
-    fake.records = [{"step": 1}, {"step": 2}]
+    fake.actor.push([_part(1), _part(2)])
     with caplog.at_level(logging.WARNING):
         receiver = Receiver(fake, handle)
         _until(lambda: None in seen)
@@ -168,8 +212,13 @@ def test_hub_holds_records_until_they_are_taken() -> None:
     actor.push([{"kind": "part", "step": 1}])
     actor.push([])
     actor.push([{"kind": "part", "step": 2}])
-    assert [record["step"] for record in actor.take()] == [1, 2]
-    assert actor.take() == []
+    for _ in range(2):  # until the driver says that it has them
+        number, records = actor.take(0)
+        assert (number, [record["step"] for record in records]) == (2, [1, 2])
+    actor.push([{"kind": "part", "step": 3}])
+    assert actor.take(2) == (3, [{"kind": "part", "step": 3}])
+    assert actor.take(0) == (3, [{"kind": "part", "step": 3}]), "an old question that was on its way"
+    assert actor.take(3) == (3, [])
 
 
 def test_hub_answers_with_the_drivers_request_until_it_is_taken_back() -> None:
@@ -185,7 +234,7 @@ def test_hub_knows_the_newest_checkpoint_when_the_records_are_gone() -> None:
     actor = _hub()
     assert actor.newest_checkpoint() == 0
     actor.push([{"kind": "checkpoint", "step": 10}, {"kind": "part", "step": 11}, {"kind": "checkpoint", "step": 20}])
-    actor.take()
+    actor.take(3)
     assert actor.newest_checkpoint() == 20
 
 

@@ -35,11 +35,11 @@ class Hub:
         self.take = SimpleNamespace(remote=self._take)
         self.ask = SimpleNamespace(remote=self.asked.append)
 
-    def _take(self) -> list[dict[str, Any]]:
+    def _take(self, acknowledged: int) -> tuple[int, list[dict[str, Any]]]:
         with self.lock:
             self.takes += 1
             records, self.records = self.records, []
-        return records
+        return acknowledged + len(records), records
 
 
 class Driver:

@@ -1,7 +1,7 @@
 """The path of a metrics record from a rank to the driver. Nothing here is on a training step's path.
 
 A rank puts a record into a queue in its own memory; a thread there sends what has gathered, a few times a second,
-to one Ray actor; the driver empties that actor as often. `ray.train.report` is no such path: it is a barrier that
+to one Ray actor; the driver takes them from there as often, and the actor forgets what the driver says that it has. `ray.train.report` is no such path: it is a barrier that
 the controller polls (2 s a step).
 """
 
@@ -16,21 +16,23 @@ from collections.abc import Callable
 from typing import Any
 
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import GetTimeoutError, RayError
 
 from raymb.telemetry.records import RankStatus, Record
 
 logger = logging.getLogger(__name__)
 _SECONDS_BETWEEN_SENDS = 0.25
 _SECONDS_BETWEEN_QUESTIONS = 0.5
+_LAST_ROUNDS = 3  # of a driver that closes while the hub does not answer
 
 
 @ray.remote(num_cpus=0)
 class Hub:
-    """Holds records until the driver takes them, and the driver's request until the ranks take it."""
+    """Holds records until the driver has them, and the driver's request until the ranks take it."""
 
     def __init__(self) -> None:
         self.records: list[Record] = []
+        self.delivered = 0
         self.command = ""
         self.checkpoint = 0
 
@@ -55,9 +57,16 @@ class Hub:
         """The step of the newest checkpoint that was written in this job, 0 for none."""
         return self.checkpoint
 
-    def take(self) -> list[Record]:
-        records, self.records = self.records, []
-        return records
+    def take(self, acknowledged: int) -> tuple[int, list[Record]]:
+        """All records behind one, with the number of the last.
+
+        Args:
+            acknowledged: the number that came with the answer before. What it covers is forgotten now, and not when it
+                was handed over: an answer may be lost, or come too late.
+        """
+        del self.records[: max(0, acknowledged - self.delivered)]
+        self.delivered = max(self.delivered, acknowledged)
+        return self.delivered + len(self.records), list(self.records)
 
 
 class Sender:
@@ -143,6 +152,7 @@ class Receiver:
         self.hub = hub
         self.handle = handle
         self.failed = False
+        self.received = 0
         self.closing = threading.Event()
         self.thread = threading.Thread(target=self._run, name="raymb-telemetry", daemon=True)
         self.thread.start()
@@ -153,13 +163,24 @@ class Receiver:
         self.thread.join(timeout=30)
 
     def _run(self) -> None:
-        last_round = False
-        while not last_round:
-            last_round = self.closing.wait(_SECONDS_BETWEEN_SENDS)
-            with contextlib.suppress(RayError):
-                for record in ray.get(self.hub.take.remote(), timeout=10):
-                    self._handle(record)
+        rounds = _LAST_ROUNDS
+        while rounds:
+            closing = self.closing.wait(_SECONDS_BETWEEN_SENDS)
+            answered = self._take()
+            rounds = rounds if not closing else 0 if answered else rounds - 1
             self._handle(None)
+
+    def _take(self) -> bool:
+        """Hand over what has come; False where it may still be asked for: the answer did not come in time."""
+        try:
+            self.received, records = ray.get(self.hub.take.remote(self.received), timeout=10)
+        except GetTimeoutError:
+            return False
+        except RayError:
+            return True
+        for record in records:
+            self._handle(record)
+        return True
 
     def _handle(self, record: Record | None) -> None:
         """A record that cannot be written (a full disk) must not end this thread, which also keeps the lock alive."""
