@@ -1,8 +1,8 @@
 """The path of a metrics record from a rank to the driver. Nothing here is on a training step's path.
 
 A rank puts a record into a queue in its own memory; a thread there sends what has gathered, a few times a second,
-to one Ray actor; the driver takes them from there as often, and the actor forgets what the driver says that it has. `ray.train.report` is no such path: it is a barrier that
-the controller polls (2 s a step).
+to one Ray actor; the driver takes it from there as often, and the actor forgets what the driver says that it has.
+`ray.train.report` is no such path: it is a barrier that the controller polls (2 s a step).
 """
 
 from __future__ import annotations
