@@ -296,6 +296,24 @@ def test_the_disk_is_full(
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount")
+def test_the_disk_is_full_when_early_stopping_ends_the_run(
+    finetune: Callable[..., Path], tmp_path: Path, capfd: pytest.CaptureFixture[str], table: list[Row]
+) -> None:
+    """Its last checkpoint is missing all the same. No validation is better by 10 than the first one."""
+    with mounted(tmp_path / "disk", "size=5m") as disk:
+        flags = {**FLAGS, "output_dir": disk, "no_export_hf": True, "num_workers": 1}
+        flags |= {"early_stopping_patience": 1, "early_stopping_threshold": 10}
+        finetune(**flags, code=1)
+        assert "the last checkpoint, at step 10, could not be written" in capfd.readouterr().err
+        assert latest_step(disk) == 5
+        subprocess.run(["mount", "-o", "remount,size=100m", disk], check=True)
+        finetune(**flags)
+        assert "stopped early at step 10" in capfd.readouterr().err and latest_step(disk) == 10
+        table.append(Row("disk full at the last save after early stopping", "exit 1; same command finishes"))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount")
 def test_the_storage_is_read_only(
     finetune: Callable[..., Path], tmp_path: Path, capfd: pytest.CaptureFixture[str], fault_table: list[Row]
 ) -> None:

@@ -260,7 +260,8 @@ class Validations(Callback):
         if has_stalled(
             self.saving.losses, self.evaluation.early_stopping_patience, self.evaluation.early_stopping_threshold
         ):
-            _train_config(context).train_iters = step  # the loop ends, and with it comes all that follows a last step
+            # The loop ends, and with it comes all that follows a last step.
+            _train_config(context).train_iters = self.saving.last_step = step
 
 
 def _train_config(context: CallbackContext) -> Any:

@@ -54,6 +54,7 @@ class Saving:
         losses: list[list[float]],
     ):
         self.job, self.progress, self.emit, self.register, self.losses = job, progress, emit, register, losses
+        self.last_step = job.train_iters  # until early stopping sets an earlier one
         self.warned = False
         self.written: int | None = None
         self.before: Callable[[Any], None] = lambda context: None
@@ -130,7 +131,7 @@ class Saving:
         if dist.get_rank() == 0:
             shutil.rmtree(self.directory(step), ignore_errors=True)
             self.warn(f"no checkpoint at step {step}: {reason}")
-        if step >= self.job.train_iters:
+        if step >= self.last_step:
             raise RunFailed(
                 f"the last checkpoint, at step {step}, could not be written: {reason}",
                 "make room at --storage_path (or --output_dir); the same command resumes from the checkpoint before",
