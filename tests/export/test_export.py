@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.conftest import resolved_job, write_shape_only_model
+from tests.conftest import QWEN2_4_LAYERS, resolved_job, write_shape_only_model
 
 from raymb.checkpoints.manifest import describe_files, iteration_dir, write_manifest
 from raymb.cli import main
-from raymb.errors import RunDirError
+from raymb.errors import ModelError, RunDirError
 from raymb.export.later import ExportRequest, checked_job, exporting_job
 from raymb.model.shape import read_model_shape
 from raymb.run.fingerprint import model_group
@@ -145,3 +145,18 @@ def test_a_directory_in_the_way_stays(tmp_path: Path, capsys: pytest.CaptureFixt
     assert checked_job(ExportRequest(run, overwrite=True)).hf_dir == str(run / "hf")
     assert main(["export", str(run), "--export_dtype", "int8"]) == 2
     assert "--export_dtype int8: source, bf16, fp16, fp32 is expected" in capsys.readouterr().err
+
+
+def test_code_of_the_model_runs_only_for_the_flag(tmp_path: Path) -> None:
+    run = _run(tmp_path, 5)
+    content = json.loads((run / "job.json").read_text())
+    content["spec"]["model"]["trust_remote_code"] = True  # as somebody else's run directory may say
+    (run / "job.json").write_text(json.dumps(content))
+    assert not checked_job(ExportRequest(run)).spec.model.trust_remote_code
+    config = QWEN2_4_LAYERS | {"model_type": "new_family", "auto_map": {"AutoModel": "m.M"}}
+    (Path(content["model_path"]) / "config.json").write_text(json.dumps(config))
+    (run / "checkpoints" / "fingerprint.json").write_text("{}")
+    with pytest.raises(ModelError, match="needs Python code from the model's repository") as refused:
+        checked_job(ExportRequest(run))
+    assert refused.value.hint == "read that code, then add --trust_remote_code to run it"
+    assert checked_job(ExportRequest(run, trust_remote_code=True)).spec.model.trust_remote_code

@@ -270,3 +270,33 @@ def test_vllm_is_asked_with_a_lora_request(tiny_qwen2: Path, adapter: Path, monk
 def test_vllm_that_is_not_installed(tiny_qwen2: Path) -> None:
     with pytest.raises(SpecError, match="--engine vllm: vLLM is not installed"):
         open_engines(TunedModel(str(tiny_qwen2), None), None, False, "vllm")
+
+
+OWN_CODE = """
+from pathlib import Path
+Path({mark!r}).touch()
+from transformers import Qwen2Config
+class Own(Qwen2Config):
+    model_type = "new_family"
+"""
+
+
+def test_code_of_a_run_directory_runs_only_for_the_flag(
+    chat_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Who sends a run directory may write into its job.json and spec.json what he likes."""
+    model, mark = shutil.copytree(chat_model, tmp_path / "model"), tmp_path / "code has run"
+    (model / "own.py").write_text(OWN_CODE.format(mark=str(mark)))
+    config = json.loads((model / "config.json").read_text())
+    config |= {"model_type": "new_family", "auto_map": {"AutoConfig": "own.Own"}}
+    (model / "config.json").write_text(json.dumps(config))
+    run = _run(tmp_path, chat_model, model, path=str(tmp_path), pairs=9)
+    says = {"model": {"hf_model_path": str(chat_model), "trust_remote_code": True}}
+    (run / "job.json").write_text(json.dumps({"model_path": str(chat_model), "spec": says}))
+    spec = {**says, "data": {"dataset": "sample"}, "run": {"storage_path": str(tmp_path)}}
+    (run / "spec.json").write_text(json.dumps(spec))
+    for words in (["generate", str(run), "--prompt", "alpha"], ["evaluate", str(run), "--dataset", "sample"]):
+        assert main([*words, "--engine", "transformers"]) == 2
+        assert "add --trust_remote_code to run it" in capsys.readouterr().err
+    assert not mark.exists()
+    assert PromptFormat(find_tuned_model(str(run), trust_remote_code=True)).tokens("alpha") and mark.exists()

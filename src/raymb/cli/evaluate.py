@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from raymb.cli.generate import ENGINES, RUN_OR_DIR
+from raymb.cli.generate import ENGINES, RUN_OR_DIR, TRUST
 
 
 def command(
@@ -31,6 +31,7 @@ def command(
     max_new_tokens: Annotated[int, typer.Option("--max_new_tokens", min=1, help="Longest answer.")] = 128,
     engine: Annotated[str, typer.Option(metavar="|".join(ENGINES), help="auto: vLLM if installed, on a GPU.")] = "auto",
     batch_size: Annotated[int, typer.Option("--batch_size", min=1, help="Samples at once (transformers).")] = 8,
+    trust_remote_code: Annotated[bool, typer.Option("--trust_remote_code", help=TRUST)] = False,
     to: Annotated[Path | None, typer.Option(metavar="DIR", help="Results; default: RUN/evaluation.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace results that are there.")] = False,
 ) -> int:
@@ -45,7 +46,7 @@ def command(
 
     if engine not in ENGINES:
         raise SpecError(f"--engine {engine}: {', '.join(ENGINES)} is expected")
-    found = find_tuned_model(model, base)
+    found = find_tuned_model(model, base, trust_remote_code)
     request = Evaluation(
         split=split or ("train" if dataset else "validation"),
         dataset=dataset,

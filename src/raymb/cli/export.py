@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from raymb.cli.generate import TRUST
+
 
 def command(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory: STORAGE_PATH/EXPERIMENT_NAME.")],
@@ -17,6 +19,7 @@ def command(
         str | None, typer.Option("--export_dtype", metavar="source|bf16|fp16|fp32", help="Type of the tensors.")
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")] = False,
+    trust_remote_code: Annotated[bool, typer.Option("--trust_remote_code", help=TRUST)] = False,
     ray: Annotated[
         bool, typer.Option("--ray", help="On Ray workers, in the checkpoint's layout: none has the whole model.")
     ] = False,
@@ -37,7 +40,10 @@ def command(
     if export_dtype not in (None, *types):
         raise SpecError(f"--export_dtype {export_dtype}: {', '.join(types)} is expected")
     console = Console(stderr=True)
-    findings = export(ExportRequest(run, checkpoint, merge, to, export_dtype, overwrite, ray, ray_address), console)
+    request = ExportRequest(
+        run, checkpoint, merge, to, export_dtype, overwrite, ray, ray_address, trust_remote_code=trust_remote_code
+    )
+    findings = export(request, console)
     for directory in findings["directories"]:
         print(directory)
     return 0

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 ENGINES = ("auto", "vllm", "transformers")
+TRUST = "Run Python code that comes with the model; a run directory's word for it does not count."
 RUN_OR_DIR = "A run directory, a Hugging Face directory, a PEFT directory, or a hub id."
 
 
@@ -33,6 +34,7 @@ def command(
     seed: Annotated[int, typer.Option(help="Of the draws.")] = 1234,
     engine: Annotated[str, typer.Option(metavar="|".join(ENGINES), help="auto: vLLM if installed, on a GPU.")] = "auto",
     batch_size: Annotated[int, typer.Option("--batch_size", min=1, help="Prompts at once (transformers).")] = 8,
+    trust_remote_code: Annotated[bool, typer.Option("--trust_remote_code", help=TRUST)] = False,
     output: Annotated[Path | None, typer.Option(metavar="FILE.jsonl", help="Write answers there.")] = None,
 ) -> int:
     """Answer prompts with a tuned model. Without --prompt and --prompts: a conversation."""
@@ -47,7 +49,7 @@ def command(
         raise SpecError(f"--engine {engine}: {', '.join(ENGINES)} is expected")
     if prompt and prompts:
         raise SpecError("--prompt and --prompts both say what to ask", "give one of them")
-    found = find_tuned_model(model, base)
+    found = find_tuned_model(model, base, trust_remote_code)
     generate(
         found,
         read_questions(prompts) if prompts else list(prompt) if prompt else None,

@@ -16,6 +16,7 @@ from raymb.data.settings import Settings
 from raymb.data.shapes import Row, filled, without_nulls
 from raymb.data.sources import Batch
 from raymb.errors import ModelError
+from raymb.model.remote_code import hint_for
 from raymb.spec.conflicts import template_columns
 
 
@@ -31,7 +32,8 @@ class Encoder:
             )
         except Exception as error:  # the tokenizers library raises bare Exceptions
             raise ModelError(
-                f"--hf_model_path {settings.model_path}: its tokenizer cannot be loaded ({in_one_line(error)})"
+                f"--hf_model_path {settings.model_path}: its tokenizer cannot be loaded ({in_one_line(error)})",
+                hint_for(error),
             ) from None
         if self.tokenizer.eos_token_id is None:
             raise ModelError(

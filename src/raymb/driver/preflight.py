@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from raymb.driver.ray_address import joins_a_cluster
-from raymb.errors import ModelError, PlanError, RunDirError, SpecError
+from raymb.errors import PlanError, RunDirError, SpecError
 from raymb.model.architectures import check_architecture
 from raymb.model.directory import Needs
 from raymb.model.files import base_directory
 from raymb.model.initial import at_commit, branch_of, make_weights, model_path, model_source, with_commit
 from raymb.model.quantized import check_quantization
+from raymb.model.remote_code import check_remote_code
 from raymb.model.shape import ModelShape, read_model_shape
 from raymb.model.tensor_files import tensor_shapes
 from raymb.model.vision import check_forward_step, vision_architecture
@@ -239,12 +240,7 @@ def checked_shape(spec: RunSpec, needs: Needs = "weights") -> ModelShape:
     config_alone = needs == "config" and spec.model.add_tokens is None
     path = model_source(spec) if config_alone else model_path(spec)
     shape = read_model_shape(path, spec.model.hf_revision, needs)
-    if shape.needs_remote_code and not spec.model.trust_remote_code:
-        raise ModelError(
-            f"--hf_model_path {spec.model.hf_model_path}: {shape.architecture} needs Python code from the model's "
-            f"repository (auto_map in config.json)",
-            "read that code, then add --trust_remote_code to run it",
-        )
+    check_remote_code(shape, f"--hf_model_path {spec.model.hf_model_path}", spec.model.trust_remote_code)
     check_architecture(shape, spec.model.hf_model_path)
     if spec.model.init == "pretrained":
         check_quantization(shape, spec.model.hf_model_path, spec.peft.peft)

@@ -19,6 +19,8 @@ from raymb.data.store import read_manifest
 from raymb.errors import RaymbError, RunDirError
 from raymb.export.finishing import finish
 from raymb.export.model_card import write_card
+from raymb.model.remote_code import check_remote_code
+from raymb.model.shape import read_model_shape
 from raymb.model.tensor_files import tensor_types
 from raymb.run import directory as run_dir
 from raymb.run.fingerprint import described, differences, model_group
@@ -40,6 +42,7 @@ class ExportRequest:
         dtype: source, bf16, fp16 or fp32; default: as the run has it.
         overwrite: replace directories that are there.
         ray: on workers of a Ray cluster instead of in this process; ray_address: which one, as finetune takes it.
+        trust_remote_code: run code of the model's repository; the run directory's word for it does not count.
     """
 
     run: Path
@@ -50,6 +53,7 @@ class ExportRequest:
     overwrite: bool = False
     ray: bool = False
     ray_address: str | None = None
+    trust_remote_code: bool = False
 
 
 def export_alone(job: Job, say: Callable[[str], None]) -> Findings:
@@ -109,13 +113,17 @@ def checked_job(request: ExportRequest) -> Job:
         )
     directory = _checkpoint(request, run, job)
     _check_base(job, Path(directory).parent)
+    shape = read_model_shape(job.model_path, job.spec.model.hf_revision, "config")
+    check_remote_code(shape, str(request.run), request.trust_remote_code)
     rows = _rows(job, run)
     adapter, hf = _targets(request, run, has_adapters)
     _check_targets(
         [*([adapter] if has_adapters else []), *([hf] if not has_adapters or request.merge else [])], request
     )
     settings = {"merge": request.merge, **({"export_dtype": request.dtype} if request.dtype else {})}
-    spec = job.spec.model_copy(update={"checkpoint": job.spec.checkpoint.model_copy(update=settings)})
+    model = job.spec.model.model_copy(update={"trust_remote_code": request.trust_remote_code})
+    saving = job.spec.checkpoint.model_copy(update=settings)
+    spec = job.spec.model_copy(update={"checkpoint": saving, "model": model})
     if request.ray_address:
         spec = spec.model_copy(update={"cluster": spec.cluster.model_copy(update={"ray_address": request.ray_address})})
     return replace(

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from raymb.errors import ModelError, SpecError
 from raymb.export.hf_model import load_hf_model
 from raymb.inference.tuned_model import TunedModel
+from raymb.model.remote_code import hint_for
 from raymb.model.stop_tokens import stop_tokens
 
 Done = Callable[[int], None]
@@ -97,7 +98,7 @@ def load_model(path: str, trust_remote_code: bool = False) -> Any:
         dtype = "auto" if on_gpu else torch.float32
         model = load_hf_model(path, trust_remote_code=trust_remote_code, dtype=dtype)
     except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"{path} cannot be loaded ({' '.join(str(error).split())[:300]})") from None
+        raise ModelError(f"{path} cannot be loaded ({' '.join(str(error).split())[:300]})", hint_for(error)) from None
     return model.to("cuda" if on_gpu else "cpu").eval()
 
 

@@ -141,7 +141,8 @@ def _spec(model: TunedModel, dataset: str) -> RunSpec:
     return spec.model_copy(
         update={
             "data": spec.data.model_copy(update={**alone, "packing": False}),
-            "model": spec.model.model_copy(update={"hf_revision": None}),  # the base's
+            # The revision is the base's, and whether its code may run the user says anew.
+            "model": spec.model.model_copy(update={"hf_revision": None, "trust_remote_code": model.trust_remote_code}),
         }
     )
 

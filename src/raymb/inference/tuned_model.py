@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,8 @@ class TunedModel:
         revision: the commit of a base on a hub, where it is known.
         run: the run that wrote it; None for a directory of another origin.
         adapter: whether path is a PEFT directory.
-        trust_remote_code: as the run had it.
+        trust_remote_code: whether the user lets code of the model's repository run. What the run had says nothing: its
+            directory may come from somebody else.
     """
 
     path: str
@@ -48,15 +49,20 @@ class TunedModel:
         return (self.run and read_object(self.run / "data.json")) or {}
 
 
-def find_tuned_model(name: str, base: str | None = None) -> TunedModel:
+def find_tuned_model(name: str, base: str | None = None, trust_remote_code: bool = False) -> TunedModel:
     """
     Args:
         name: a run directory, a Hugging Face directory, a PEFT directory, or a hub id.
         base: what the user says it was tuned from.
+        trust_remote_code: --trust_remote_code of this command.
 
     Raises:
         RunDirError: it is none of these, or a run that has exported nothing.
     """
+    return replace(_found(name, base), trust_remote_code=trust_remote_code)
+
+
+def _found(name: str, base: str | None) -> TunedModel:
     path = Path(name).expanduser().absolute()
     if (path / "job.json").exists():
         return _of_run(path, base)
@@ -77,11 +83,10 @@ def _of_run(run: Path, base: str | None) -> TunedModel:
     model = job.get("spec", {}).get("model", {})
     revision = None if base else model.get("hf_revision")
     base = base or job.get("model_path")
-    trusts = model.get("trust_remote_code", False)
     if (run / "hf" / "config.json").exists():
-        return TunedModel(str(run / "hf"), base, run, False, trusts, revision)
+        return TunedModel(str(run / "hf"), base, run, revision=revision)
     if (run / "adapter" / "adapter_config.json").exists():
-        return TunedModel(str(run / "adapter"), base, run, True, trusts, revision)
+        return TunedModel(str(run / "adapter"), base, run, True, revision=revision)
     raise RunDirError(f"{run} has neither hf/ nor adapter/", f"write it: raymb export {run}")
 
 
