@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -101,6 +103,20 @@ def test_the_command_that_is_shown_takes_secrets_from_the_shell(
     assert " --secret HF_TOKEN " in capsys.readouterr().out
     rendered("ray", *local, "--address", "http://head:8265")
     assert """'{"env_vars": {"HF_TOKEN": "'"$HF_TOKEN"'"}, "excludes": ["raymb-runs"]}'""" in capsys.readouterr().out
+
+
+def test_variables_whose_names_begin_alike_are_told_apart(
+    rendered: Callable[..., Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Read by a shell, as a user pastes the line."""
+    values = {"HF": "short", "HF_TOKEN_NAME": "both", "HF_TOKEN": "long"}
+    for name, value in values.items():
+        monkeypatch.setenv(name, value)
+    local = ["--working_dir", ".", *MODEL, *STORED, "--replace", "--pass_env", ",".join(values)]
+    rendered("ray", *local, "--address", "http://head:8265")
+    line = capsys.readouterr().out.splitlines()[-1].strip().replace("ray job submit", "printf '%s\\n'")
+    words = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=True).stdout.splitlines()
+    assert json.loads(words[words.index("--runtime-env-json") + 1])["env_vars"] == values
 
 
 def test_other_files_are_not_written_over(rendered: Callable[..., Path], refused: Callable[..., str]) -> None:

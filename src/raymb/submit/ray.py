@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import os
+import re
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -58,10 +59,8 @@ class Ray(Uploading):
 
     def shown_command(self, job: Submission) -> str:
         """The values of variables are the shell's to fill in."""
-        line = shlex.join(self.words(job))
-        for name in job.options.pass_env:
-            line = line.replace(f"${name}", f"'\"${name}\"'")
-        return line
+        line, names = shlex.join(self.words(job)), "|".join(job.options.pass_env)
+        return re.sub(rf"\$({names})\b", r"""'"$\1"'""", line) if names else line
 
     def submit(self, job: Submission) -> int:
         """By Ray's own client, so that no value of a variable stands in a command line."""
