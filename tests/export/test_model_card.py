@@ -29,8 +29,8 @@ def _run(home: Path, records: list[dict[str, Any]], **flags: str) -> Path:
 
 
 def test_what_it_says(tmp_path: Path) -> None:
-    records = [{"kind": "train", "step": step, "loss": 3.0 / step} for step in (10, 20, 30)]
-    records += [{"kind": "validation", "step": step, "loss": 2.0 / step} for step in (10, 20, 30)]
+    records = [{"kind": "train", "step": step, "time": 1.7e9, "loss": 3.0 / step} for step in (10, 20, 30)]
+    records += [{"kind": "validation", "step": step, "time": 1.7e9, "loss": 2.0 / step} for step in (10, 20, 30)]
     run = _run(tmp_path, records, dataset="rajpurkar/squad?config=x", learning_rate="2e-5")
     out = tmp_path / "hf"
     out.mkdir()

@@ -206,3 +206,31 @@ def test_a_warning_is_shown(driver: Driver) -> None:
 )
 def test_a_text_in_brackets_is_no_markup(driver: Driver, text: str) -> None:
     assert f"warning: {text}" in driver.hear({"kind": "warning", "text": text})
+
+
+def test_a_page_that_cannot_be_written_silences_nobody(driver: Driver) -> None:
+    driver.hear(_start(), *_parts(1, 2.0), *(_status(rank, 1) for rank in range(2)))
+    driver.place.failures.write_text("a file where the pages should go")
+    text = driver.hear(_failure())
+    assert "failure 1: rank 1 on here, step 2: RuntimeError: [/pytorch/gloo/pair.cc:547] Connection closed" in text
+    assert "  page           could not be written: [Errno 17] File exists" in text
+    driver.hear(_start(1), *_parts(2, 1.75))
+    assert "failure 2: " in driver.hear(_failure())
+    events = [(event["event"], event.get("number")) for event in read_lines(driver.place.events)]
+    assert events == [("started", None), ("training", None), ("failure", 1), ("training", None), ("failure", 2)]
+    driver.place.failures.unlink()
+    driver.hear(_start(2))
+    assert "| steps lost | 0 |" in (driver.place.failures / "2.md").read_text(), "there is room again"
+    assert "failure 3: " in driver.hear(_failure()) and (driver.place.failures / "3.md").exists()
+
+
+def test_a_place_that_takes_no_metrics_keeps_none_from_the_others(driver: Driver) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    driver.place.metrics.mkdir()  # cannot be opened as a file
+    text = driver.hear(_start(), *_parts(1, 2.0), *_parts(2, 1.75), {"kind": "validation", "step": 2, "loss": 1.5})
+    assert text.count("warning: metrics.jsonl is incomplete from here on: IsADirectoryError") == 1
+    assert "step 1/40  loss 2.0000" in text and "validation at step 2" in text
+    driver.monitor.close()
+    curves = EventAccumulator(str(driver.place.tensorboard)).Reload()
+    assert [(one.step, one.value) for one in curves.Scalars("train/loss")] == [(1, 2.0), (2, 1.75)]

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from tests.telemetry.runs import BEGAN, EVIL, MadeRun, eventful_run
 
 from raymb.cli import main
+from raymb.export.model_card import write_card
 from raymb.storage.remote import Remote
 from raymb.telemetry import tables
 from raymb.telemetry.charts import BUCKETS, Point, Scale, duration, duration_ticks, log_ticks, path, thin, ticks
@@ -101,6 +102,37 @@ def test_a_long_list_reads_only_the_newest_steps(run: MadeRun, capsys: pytest.Ca
         stream.write('{"kind": "train", "step": 2001, "ti')
     assert read_run(run.path, recent_only=True).records == recent.records
     assert read_run(run.path).records == whole.records
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"kind": "train", "step": 41, "lo{"kind": "train", "step": 41, "time": 1.0, "loss": 2.0}',
+        '{"kind": "train", "step": "41", "time": 1.0, "loss": 2.0}',
+        '{"kind": "validation", "step": 41, "time": 1.0, "loss": "low"}',
+        '{"kind": "train", "step": 41, "loss": 2.0}',
+        "\0\0\0\0",
+        "[41]",
+        "null",
+        "\x1b",
+    ],
+)
+@pytest.mark.parametrize("file", ["metrics.jsonl", "events.jsonl"])
+def test_a_line_that_is_no_record_spoils_neither_its_run_nor_the_others(
+    run: MadeRun, file: str, line: str, shape_only_model_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = MadeRun(run.path.parent, shape_only_model_dir, "other")
+    other.start()
+    other.end()
+    before, page = listed(capsys, run.path.parent), render([read_run(run.path)])
+    whole = (run.path / file).read_text().splitlines(keepends=True)
+    (run.path / file).write_text("".join([*whole[:5], line + "\n", *whole[5:]]))
+    assert listed(capsys, run.path.parent) == before and len(before) == 2
+    assert render([read_run(run.path)]) == page
+    if file == "metrics.jsonl":
+        export: dict = {"step": 40, "error": None, "problems": [], "losses": None, "unmeasured": None}
+        write_card(run.path, run.path, export, adapter=False)
+        assert f"{run.losses[40]:.4f}" in (run.path / "README.md").read_text()
 
 
 def test_a_torn_event_spoils_no_other(tmp_path: Path) -> None:

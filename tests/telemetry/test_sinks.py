@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from raymb.telemetry.sinks import JsonLines, TensorBoard
+from raymb.telemetry.sinks import JsonLines, TensorBoard, read_metrics
 
 
 def _train(step: int, loss: float = 1.0) -> dict[str, Any]:
@@ -52,6 +55,23 @@ def test_restart_drops_later_lines_and_a_torn_last_one(tmp_path: Path) -> None:
         ("train", 3, 9.0),
     ]
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_a_line_that_a_full_disk_cut_short_takes_no_other_with_it(tmp_path: Path) -> None:
+    """A real limit on the size of files, in a process of its own."""
+    file = tmp_path / "metrics.jsonl"
+    code = (
+        "import resource, signal, sys; from pathlib import Path; from raymb.telemetry.sinks import JsonLines\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); sink = JsonLines(Path(sys.argv[1]))\n"
+        "for limit, step in ((-1, 1), (90, 2), (-1, 3)):\n"
+        "    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, -1))\n"
+        "    try: sink.write({'kind': 'train', 'step': step, 'time': 1.0, 'loss': 0.5})\n"
+        "    except OSError as error: print(error.errno)\n"
+    )
+    words, env = [sys.executable, "-c", code, str(file)], {"PYTHONPATH": str(Path(__file__).parents[2] / "src")}
+    done = subprocess.run(words, capture_output=True, text=True, check=True, env=env)
+    assert done.stdout == f"{errno.EFBIG}\n" and file.read_text().count("\n") == 3
+    assert [one["step"] for one in read_metrics(file)] == [1, 3]
 
 
 @pytest.mark.parametrize("line", ["not JSON", "[]", '{"kind": "train"}', '{"step": null}', ""])

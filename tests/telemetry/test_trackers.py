@@ -144,6 +144,46 @@ def test_a_tracker_that_fails_harms_nothing_and_is_told_once(tmp_path: Path) -> 
     assert line.startswith("warning: the run continues without MLflow: ")
 
 
+def test_wandb_is_finished_although_it_refused_a_record(tmp_path: Path) -> None:
+    run = Run(tmp_path, wandb_project="tuning")
+    job: Any = SimpleNamespace(spec=run.spec, plan=SimpleNamespace(to_dict=dict), task="train")
+    (service,) = trackers(job, run.place, run.said.append)
+    for step in (1, 2, 3):
+        loss: Any = {"loss": 1 / step} if step != 2 else {}
+        wrong: Any = {"step": "two"} if step == 2 else {"step": step}
+        service.write({"kind": "train", "time": 1.7e9, **wrong, **loss})
+    service.end(0)
+    _, refusal = run.said
+    assert refusal.startswith("warning: W&B is incomplete from here on: TypeError: ")
+    assert [row["train/loss"] for row in wandb_history(run) if "train/loss" in row] == [1.0, 1 / 3]
+    exits = [record.exit.exit_code for record in wandb_records(run) if record.WhichOneof("record_type") == "exit"]
+    assert exits == [0], "the run is finished"
+
+
+def test_a_server_that_was_away_gets_what_it_missed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A real MLflow store, whose directory is away for a while."""
+    from mlflow import MlflowClient
+
+    run, store = Run(tmp_path / "runs", mlflow_experiment="tuning", mlflow_tracking_uri=str(tmp_path / "store")), None
+    job: Any = SimpleNamespace(spec=run.spec, plan=SimpleNamespace(to_dict=dict), task="train")
+    (service,) = trackers(job, run.place, run.said.append)
+    store = tmp_path / "store"
+    for step in range(1, 7):
+        service.write({"kind": "train", "step": step, "time": 1.7e9 + step, "loss": 1 / step})
+        time.sleep(1.1)  # metrics are sent once a second
+        if step == 2:
+            store.rename(tmp_path / "away")
+            store.write_text("")
+        if step == 4:
+            store.unlink()
+            (tmp_path / "away").rename(store)
+    service.end(0)
+    assert len(run.said) == 2 and run.said[1].startswith("warning: MLflow is incomplete from here on: ")
+    known, client = json.loads(run.place.trackers.read_text())["mlflow"], MlflowClient(str(store))
+    assert [one.step for one in client.get_metric_history(known["id"], "train/loss")] == [1, 2, 3, 4, 5, 6]
+    assert client.get_run(known["id"]).info.status == "FINISHED"
+
+
 def test_a_tracker_that_hangs_is_waited_for_at_the_end_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("raymb.telemetry.trackers._SECONDS_FOR_THE_END", 0.2)
     said, release = [], threading.Event()

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -17,6 +17,7 @@ from raymb.run import directory as run_dir
 from raymb.run.job import Job
 from raymb.telemetry.export_line import exported_line
 from raymb.telemetry.records import Findings
+from raymb.telemetry.sinks import read_metrics
 
 
 def export(request: ExportRequest, console: Console) -> Findings:
@@ -71,8 +72,7 @@ def _on_ray(job: Job, request: ExportRequest, console: Console) -> Findings:
             raise RunFailed(reason_of(error), f"the workers' logs: {home.logs}") from error
         finally:
             monitor.close()
-    records = [json.loads(line) for line in home.metrics.read_text(encoding="utf-8").splitlines()]
+    findings: Any = next(one for one in read_metrics(home.metrics) if one["kind"] == "export")
     shutil.rmtree(home.path)
-    findings = next(one for one in records if one["kind"] == "export")
     write_cards(job, findings)
     return findings

@@ -6,6 +6,7 @@ import json
 import tempfile
 import threading
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -17,6 +18,7 @@ from raymb.rank.early_stopping import has_stalled
 from raymb.run.directory import RunDir
 from raymb.run.job import Job
 from raymb.spec import RunSpec
+from raymb.telemetry.sinks import read_metrics
 
 
 def newest_step(place: RunDir) -> int | None:
@@ -136,9 +138,10 @@ def say_how_to_resume(what: str, code: int, job: Job, place: RunDir, console: Co
 
 def _write_cards(place: RunDir) -> None:
     """Write the model cards of the last exports, now that all metrics are there."""
-    text = place.metrics.read_text(encoding="utf-8") if place.metrics.exists() else ""
-    records = [json.loads(line) for line in text.splitlines()]
-    exported = {name: one for one in records if one["kind"] == "export" for name in map(_name, one["directories"])}
+    records = read_metrics(place.metrics)
+    exported: dict[str, Any] = {
+        name: one for one in records if one["kind"] == "export" for name in map(_name, one["directories"])
+    }
     for directory in (place.hf, place.adapter):
         if directory.name not in exported:
             continue

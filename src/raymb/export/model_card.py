@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from raymb.model.vision import PROCESSOR_FILES
 from raymb.run.directory import read_object
 from raymb.run.fingerprint import installed_version
 from raymb.telemetry.records import Export
+from raymb.telemetry.sinks import read_metrics
 
 CARD, CURVE = "README.md", "loss.png"
 _SAMPLE = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -50,11 +50,7 @@ def write_card(directory: Path, run: Path, export: Export, *, adapter: bool) -> 
 
 def _records(file: Path, last: int) -> list[dict[str, Any]]:
     """Losses up to a step."""
-    if not file.exists():
-        return []
-    lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
-    records = [json.loads(line) for line in lines if line.endswith("\n")]
-    return [one for one in records if one["kind"] in ("train", "validation", "test") and one["step"] <= last]
+    return [one for one in read_metrics(file) if one["kind"] in ("train", "validation", "test") and one["step"] <= last]
 
 
 def _shown(base: str) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,12 @@ def read_lines(file: Path) -> list[Line]:
         text = file.read_text(encoding="utf-8", errors="replace")
     except (FileNotFoundError, NotADirectoryError):
         return []
-    return [record for line in text.splitlines() if (record := _object(line)) is not None]
+    return objects_in(text.splitlines())
+
+
+def objects_in(lines: Iterable[str]) -> list[Line]:
+    """The JSON objects among lines; others are passed over."""
+    return [record for line in lines if (record := _object(line)) is not None]
 
 
 def _object(line: str) -> Line | None:

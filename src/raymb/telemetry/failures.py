@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import time
 from collections.abc import MutableSequence
@@ -38,6 +39,8 @@ class Failure:
     began: float = field(default_factory=time.monotonic)
     resumed: int | None = None
     seconds: float | None = None
+    unwritten: str = ""
+    """Why its page could not be written."""
 
     @property
     def rank(self) -> int | None:
@@ -95,6 +98,7 @@ class Failures:
         self.hangs: list[Hang] = []
         self.open: list[Failure] = []
         self.before = self._sizes()
+        self.last = 0
 
     def heard(self, record: RankStatus | Hang) -> None:
         """A rank's status, or its word that it hangs."""
@@ -104,10 +108,10 @@ class Failures:
             self.status[record["rank"]] = record
 
     def failed(self, record: Failed) -> Failure:
-        """Write the page of a failure; the workers' states are those of the start that ended."""
-        self.directory.mkdir(parents=True, exist_ok=True)
-        number = 1 + max((int(page.stem) for page in self.directory.glob("*.md") if page.stem.isdigit()), default=0)
-        failure = Failure(number, record, self.status, self.hangs, [])
+        """Write the page of a failure if it can be; the workers' states are those of the start that ended."""
+        pages = [int(page.stem) for page in self.directory.glob("*.md") if page.stem.isdigit()]
+        self.last = 1 + max([self.last, *pages])
+        failure = Failure(self.last, record, self.status, self.hangs, [])
         failure.log = self._log(failure.rank)
         self.status, self.hangs, self.before = {}, [], self._sizes()
         self._write(failure)
@@ -142,12 +146,21 @@ class Failures:
             return []
 
     def _sizes(self) -> dict[Path, int]:
-        return {file: file.stat().st_size for file in self.logs.glob("worker-*.log")}
+        found = {}
+        for file in self.logs.glob("worker-*.log"):
+            with contextlib.suppress(OSError):  # gone meanwhile
+                found[file] = file.stat().st_size
+        return found
 
     def _write(self, failure: Failure) -> None:
         failure.ray_said += list(self.ray_said)
         self.ray_said.clear()
-        self.page(failure).write_text(render(failure), encoding="utf-8")
+        failure.unwritten = ""
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            self.page(failure).write_text(render(failure), encoding="utf-8")
+        except OSError as error:
+            failure.unwritten = f"could not be written: {error}"
 
 
 def render(failure: Failure) -> str:
@@ -190,7 +203,7 @@ def console_lines(failure: Failure, page: Path) -> list[str]:
         f"failure {failure.number}: {who}, {phase}: {failure.what}",
         f"  last log line  {last[:160]}",
         f"  decision       {_decision(failure.record)}",
-        f"  page           {page}",
+        f"  page           {failure.unwritten or page}",
     ]
 
 

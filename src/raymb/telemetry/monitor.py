@@ -12,6 +12,7 @@ import ray
 from ray.exceptions import RayError
 from rich.console import Console
 
+from raymb.errors import last_line
 from raymb.run import directory as directories
 from raymb.run.job import Job
 from raymb.telemetry.events import Events, state_after
@@ -62,6 +63,7 @@ class Monitor:
         self.place = place
         self.touched = 0.0
         self.sinks = [JsonLines(place.metrics), TensorBoard(place.tensorboard)]
+        self.incomplete: list[Any] = []
         self.batch = job.spec.train.global_batch_size
         self.joiner = StepJoiner(job.layout.data_parallel_size, self.batch, job.layout.num_workers)
         self.failures = Failures(place.failures, place.logs, RAY_SAID)
@@ -99,7 +101,7 @@ class Monitor:
         self.receiver.close()
         self.terminal.close()
         for sink in self.sinks:
-            sink.close()
+            self._keep_going(sink, "close")
 
     def end(self, code: int) -> None:
         """The driver is about to exit with this code."""
@@ -129,10 +131,10 @@ class Monitor:
         self._note("training", step=record["step"], workers=record["world_size"])
         self.joiner = StepJoiner(record["copies"], self.batch, record["world_size"], record["chip"])
         failure = self.failures.resumed(record["step"])
+        for sink in self.sinks:
+            self._keep_going(sink, "restart_after", record["step"])
         if failure is not None:
             self.terminal.lines([resumed_line(failure)])
-        for sink in self.sinks:
-            sink.restart_after(record["step"])
         self.terminal.start(record["step"], record["world_size"])
 
     def _part(self, record: Part | LossPart) -> None:
@@ -171,7 +173,17 @@ class Monitor:
 
     def _write(self, record: Metric) -> None:
         for sink in (*self.sinks, *self.trackers):
-            sink.write(record)
+            self._keep_going(sink, "write", record)
+
+    def _keep_going(self, sink: Any, method: str, *given: Any) -> None:
+        """What one place cannot take, such as a full disk, the others and the terminal get nevertheless."""
+        try:
+            getattr(sink, method)(*given)
+        except Exception as error:
+            if sink not in self.incomplete:
+                self.incomplete.append(sink)
+                reason = f"{type(error).__name__}: {last_line(error)}"
+                self.terminal.phase(f"warning: {sink.name} is incomplete from here on: {reason}")
 
     def _touch(self) -> None:
         if time.monotonic() - self.touched >= _SECONDS_BETWEEN_TOUCHES:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,9 +13,9 @@ from raymb.storage import lock
 from raymb.telemetry.events import read_lines, state_after
 from raymb.telemetry.fetched import place_of
 from raymb.telemetry.records import Line
+from raymb.telemetry.sinks import read_metrics
 
 _RECENT = 50  # train records that say how fast a run is
-_TRAIN = '{"kind": "train"'
 
 
 @dataclass(frozen=True)
@@ -69,24 +68,16 @@ def read_run(path: Path, asked: str = "", recent_only: bool = False) -> RunRecor
             f"{asked or path} is no run directory: it has no spec.json", "raymb runs STORAGE_PATH lists the runs"
         )
     spec, plan, data = (read_object(path / f"{name}.json") or {} for name in ("spec", "plan", "data"))
-    records = _recent(path / "metrics.jsonl") if recent_only else read_lines(path / "metrics.jsonl")
-    events = [event for event in read_lines(path / "events.jsonl") if {"event", "time"} <= event.keys()]
+    records = read_metrics(path / "metrics.jsonl", _RECENT if recent_only else None)
+    events = [event for event in read_lines(path / "events.jsonl") if _is_event(event)]
     failures = {} if recent_only else dict(_pages(path / "failures"))
     answers = [] if recent_only else list(_answers(path))
     place, state = place_of(path, asked), state_of(path, events)
     return RunRecord(path.name, place, state, spec, plan, data, records, events, failures, answers)
 
 
-def _recent(file: Path) -> list[Line]:
-    """A long run's metrics without parsing every step of it."""
-    try:
-        lines = file.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    lines = [line for line in lines if line.endswith("\n")]
-    steps = [index for index, line in enumerate(lines) if line.startswith(_TRAIN)]
-    old = set(steps[:-_RECENT])
-    return [json.loads(line) for index, line in enumerate(lines) if index not in old]
+def _is_event(line: Line) -> bool:
+    return isinstance(line.get("event"), str) and isinstance(line.get("time"), int | float)
 
 
 def _pages(directory: Path) -> Iterator[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""Where the driver writes metrics: metrics.jsonl and TensorBoard."""
+"""Where the driver writes metrics: metrics.jsonl, with its one reader, and TensorBoard."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ import os
 from pathlib import Path
 from typing import Any
 
-from raymb.telemetry.records import Metric
+from raymb.telemetry.events import objects_in
+from raymb.telemetry.records import Line, Metric
+
+_TRAIN = '{"kind": "train"'
 
 
 class JsonLines:
@@ -18,8 +21,11 @@ class JsonLines:
         file: kept when it exists; a resumed run appends to it.
     """
 
+    name = "metrics.jsonl"
+
     def __init__(self, file: Path):
         self.file = file
+        self.torn = False
 
     def restart_after(self, step: int) -> None:
         """Drop the lines of steps that will be done again, so that each step stands in the file once."""
@@ -32,11 +38,44 @@ class JsonLines:
         os.replace(temporary, self.file)
 
     def write(self, record: Metric) -> None:
+        """A line that a full disk cut short is ended before the next one begins."""
+        line = json.dumps({name: _in_json(value) for name, value in record.items()}) + "\n"
+        line, self.torn = "\n" * self.torn + line, True
         with open(self.file, "a", encoding="utf-8") as file:
-            file.write(json.dumps({name: _in_json(value) for name, value in record.items()}) + "\n")
+            file.write(line)
+        self.torn = False
 
     def close(self) -> None:
         pass
+
+
+def read_metrics(file: Path, newest: int | None = None) -> list[Line]:
+    """The records of a metrics.jsonl in its order; lines that are torn or not a record's are passed over.
+
+    Args:
+        newest: parse only so many of the train records, the last ones.
+    """
+    try:
+        lines = file.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    lines = [line for line in lines if line.endswith("\n")]
+    if newest is not None:
+        steps = [index for index, line in enumerate(lines) if line.startswith(_TRAIN)]
+        old = set(steps[: max(0, len(steps) - newest)])
+        lines = [line for index, line in enumerate(lines) if index not in old]
+    return [one for one in objects_in(lines) if _is_metric(one)]
+
+
+def _is_metric(record: Line) -> bool:
+    """Whether its readers can take it: an older raymb's may lack fields, but none is of another type."""
+    kind, step, time = (record.get(name) for name in ("kind", "step", "time"))
+    if not isinstance(kind, str) or type(step) is not int or not isinstance(time, int | float):
+        return False
+    if kind == "export":
+        return isinstance(record.get("directories"), list)
+    numbers = [value for name, value in record.items() if name != "kind"]
+    return "loss" in record and all(value is None or isinstance(value, int | float) for value in numbers)
 
 
 def _in_json(value: Any) -> Any:
@@ -65,6 +104,8 @@ def scalars(record: Metric) -> dict[str, float]:
 
 class TensorBoard:
     """Scalars under train/ and validation/, by step. A new event file begins with each start of the training."""
+
+    name = "TensorBoard"
 
     def __init__(self, directory: Path):
         self.directory = directory

@@ -1,7 +1,8 @@
 """Weights & Biases and MLflow: a run's settings, metrics and end, sent by the driver.
 
-A tracker may be slow, gone or misconfigured. So each has a thread of its own, nothing waits for it during the run,
-and one that fails is left out with a single warning.
+A tracker may be slow, gone for a while or misconfigured. So each has a thread of its own, nothing waits for it during
+the run. One that cannot be opened is left out with a single warning; of one that refuses a record the first refusal is
+told, it is given the others, and its run is ended in any case.
 """
 
 from __future__ import annotations
@@ -118,10 +119,23 @@ class InBackground:
         try:
             tracker = self.make()
             self.say(f"{self.name}: {tracker.where}")
-            for method, argument in iter(self.calls.get, None):
-                getattr(tracker, method)(argument)
         except Exception as error:
-            self.say(f"warning: the run continues without {self.name}: {type(error).__name__}: {last_line(error)}")
+            self.say(f"warning: the run continues without {self.name}: {_reason(error)}")
+            return
+        refused = 0
+        for method, argument in iter(self.calls.get, None):
+            try:
+                getattr(tracker, method)(argument)
+            except Exception as error:
+                refused += 1
+                if method == "end":
+                    self.say(f"warning: {self.name} does not know how the run ended: {_reason(error)}")
+                elif refused == 1:
+                    self.say(f"warning: {self.name} is incomplete from here on: {_reason(error)}")
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {last_line(error)}"
 
 
 class Once:
@@ -183,8 +197,10 @@ class WeightsAndBiases:
             self.run.log(scalars(record), step=record["step"])
 
     def end(self, code: int) -> None:
-        self.run.summary["state"] = state_after(code)
-        self.run.finish(exit_code=code)
+        try:
+            self.run.summary["state"] = state_after(code)
+        finally:
+            self.run.finish(exit_code=code)
 
 
 class MLflow:
@@ -224,15 +240,19 @@ class MLflow:
             self._send()
 
     def end(self, code: int) -> None:
-        self._send()
-        self.client.set_tag(self.run_id, "raymb.state", state_after(code))
         status = "FINISHED" if code == EXIT_OK else "FAILED" if state_after(code) == "failed" else "KILLED"
-        self.client.set_terminated(self.run_id, status)
+        try:
+            self._send()
+            self.client.set_tag(self.run_id, "raymb.state", state_after(code))
+        finally:
+            self.client.set_terminated(self.run_id, status)
 
     def _send(self) -> None:
-        for start in range(0, len(self.waiting), 1000):  # more at once is refused
-            self.client.log_batch(self.run_id, metrics=self.waiting[start : start + 1000])
-        self.waiting, self.sent = [], time.monotonic()
+        """What is refused waits for the next time: a server may be away for a while."""
+        self.sent = time.monotonic()
+        while self.waiting:
+            self.client.log_batch(self.run_id, metrics=self.waiting[:1000])  # more at once is refused
+            del self.waiting[:1000]
 
     def _former_run(self, run_id: str) -> str | None:
         """The run of an earlier driver, resumed; None if somebody has deleted it."""
