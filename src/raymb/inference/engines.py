@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +10,7 @@ from typing import Any, Protocol
 
 from raymb.errors import ModelError, SpecError
 from raymb.export.hf_model import load_hf_model
+from raymb.inference.choice import adapter_config, max_lora_rank
 from raymb.inference.tuned_model import TunedModel
 from raymb.model.remote_code import hint_for
 from raymb.model.stop_tokens import stop_tokens
@@ -50,18 +49,18 @@ def open_engines(model: TunedModel, tokenizer: Any, compare: bool, kind: str, ba
     """An engine for the tuned model, and with `compare` one for its base, by name. An adapter's base is loaded once.
 
     Args:
-        kind: transformers, vllm, or auto.
+        kind: transformers or vllm (raymb.inference.choice).
         batch_size: prompts at once (transformers; vLLM batches by itself).
 
     Raises:
-        SpecError: no such engine here, or nobody says what the base is.
+        SpecError: nobody says what the base is.
         ModelError: the model cannot be loaded.
     """
     if compare and not model.base:
         raise SpecError(f"--compare: nobody says which model {model.path} was tuned from", "name it: --base MODEL")
     if model.adapter and not model.base:
         raise SpecError(f"{model.path} does not say which model it belongs to", "name it: --base MODEL")
-    if chosen_engine(kind) == "vllm":
+    if kind == "vllm":
         return _open_vllm(model, compare)
     if model.adapter:
         both = _load_adapter(model)
@@ -73,18 +72,6 @@ def open_engines(model: TunedModel, tokenizer: Any, compare: bool, kind: str, ba
         name: Transformers(load_model(path, model.trust_remote_code), tokenizer, batch_size)
         for name, path in paths.items()
     }
-
-
-def chosen_engine(kind: str) -> str:
-    """transformers or vllm."""
-    installed = importlib.util.find_spec("vllm") is not None
-    if kind == "vllm" and not installed:
-        raise SpecError("--engine vllm: vLLM is not installed", "pip install vllm, or leave --engine out")
-    if kind != "auto":
-        return kind
-    import torch
-
-    return "vllm" if installed and torch.cuda.is_available() else "transformers"
 
 
 def load_model(path: str, trust_remote_code: bool = False) -> Any:
@@ -218,7 +205,7 @@ def _open_vllm(model: TunedModel, compare: bool) -> dict[str, Engine]:
         return {name: VLLM(LLM(path, gpu_memory_utilization=share, **settings)) for name, path in paths.items()}
     from vllm.lora.request import LoRARequest  # type: ignore[import-not-found]
 
-    rank = json.loads(Path(model.path, "adapter_config.json").read_text(encoding="utf-8"))["r"]
+    rank = max_lora_rank(adapter_config(model)["r"])
     llm = LLM(model.base_files(), enable_lora=True, max_lora_rank=rank, **settings)
     tuned = VLLM(llm, LoRARequest("tuned", 1, model.path), stop_tokens(Path(model.path)))
     return {BASE: VLLM(llm), TUNED: tuned} if compare else {TUNED: tuned}

@@ -22,7 +22,8 @@ from raymb.data.samples import Sample, samples_in
 from raymb.data.store import RowFile, read_manifest
 from raymb.errors import RunDirError, SpecError
 from raymb.inference import scores
-from raymb.inference.engines import BASE, TUNED, Sampling, Transformers, chosen_engine, open_engines
+from raymb.inference.choice import chosen_engine
+from raymb.inference.engines import BASE, TUNED, Sampling, Transformers, open_engines
 from raymb.inference.generate import PromptFormat, generate_all
 from raymb.inference.tuned_model import TunedModel
 from raymb.model.shape import read_model_shape
@@ -158,7 +159,7 @@ def _answered(
     """One object for each sample that is a question and an answer; the scores go into `found`."""
     pairs = [sample.last_answer() for sample in samples]
     pairs = [(prompt, answer) for prompt, answer in pairs if len(prompt) > 1]  # else the whole text is trained
-    by_vllm = chosen_engine(request.engine) == "vllm"
+    by_vllm = chosen_engine(request.engine, model, console) == "vllm"
     generates = bool(pairs) and request.metrics != ["loss"]
     if "loss" in request.metrics or not by_vllm:
         with console.status(f"loading {model.path}"):

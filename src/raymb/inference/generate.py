@@ -19,6 +19,7 @@ from raymb.data.instructions import worded
 from raymb.data.settings import Settings
 from raymb.data.shapes import Shape
 from raymb.errors import DataError, SpecError
+from raymb.inference.choice import chosen_engine
 from raymb.inference.engines import TUNED, Engine, Sampling, Transformers, open_engines
 from raymb.inference.tuned_model import TunedModel
 
@@ -143,8 +144,9 @@ def generate(
     if output is not None and output.exists():
         raise SpecError(f"--output {output} exists", "name another file")
     prompts = [prompt_format.tokens(question) for question in questions or []]
+    kind = chosen_engine(engine, model, console)
     with console.status(f"loading {model.path}"):
-        engines = open_engines(model, prompt_format.tokenizer, compare, engine, batch_size)
+        engines = open_engines(model, prompt_format.tokenizer, compare, kind, batch_size)
     if questions is None:
         converse(engines, prompt_format, sampling, console)
         return
