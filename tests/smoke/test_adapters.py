@@ -16,19 +16,16 @@ from raymb.model.tensor_files import tensor_shapes
 from tests.families import make_model
 from tests.smoke.conftest import (
     MAIN_FLAGS,
-    batches_of,
     curve,
     read_metrics,
     samples_of,
-    train_variant,
     words_of,
-    worst_deviation,
 )
 from tests.smoke.fault_table import Row
+from tests.smoke.peft_parity import ALL, train_as_peft
 
 pytestmark = [pytest.mark.smoke, pytest.mark.timeout(400)]
 LAYOUTS = {f"tp{tensor}-pp{pipeline}": (tensor, pipeline) for tensor in (1, 2) for pipeline in (1, 2)}
-ALL = "q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj"
 ADAPTER = "adapter_model.safetensors"
 IN_EVERY_RUN = ("lora", "tp2-pp2", ALL)
 CASES = [
@@ -49,28 +46,11 @@ def test_adapters_train_as_peft_trains_them(
     """TP 2 has sequence parallel."""
     tensor, pipeline = LAYOUTS[layout]
     sizes = {"tensor_parallel_size": tensor, "pipeline_parallel_size": pipeline}
-    steps = _as_peft(tmp_path, tiny_qwen2, kind, targets, dataset=rows, num_workers=tensor * pipeline, **sizes)
+    steps = train_as_peft(tmp_path, tiny_qwen2, kind, targets, dataset=rows, num_workers=tensor * pipeline, **sizes)
     if "_proj," in targets:
         config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
         assert sorted(config["target_modules"]) == sorted(targets.split(","))
     assert steps[-1]["loss"] < steps[0]["loss"] - 0.01, "the adapters learn"
-
-
-def _as_peft(out: Path, model: Path, kind: str, targets: str, **flags: Any) -> list[dict[str, Any]]:
-    """Train adapters, and in PEFT those that the run started with, exported for it: the run's steps, if both agree."""
-    from tests.smoke import oracle
-
-    given = {"peft": kind, "lora_rank": 4, "lora_alpha": 8, "lora_target_modules": targets, "learning_rate": 1e-2}
-    steps = train_variant(out, flags.pop("num_workers"), hf_model_path=model, **(given | flags))
-    config = json.loads((out / "adapter" / "adapter_config.json").read_text())
-    assert (config["use_dora"], config["r"], config["lora_alpha"]) == (kind == "dora", 4, flags.get("lora_alpha", 8))
-    assert config["use_rslora"] == flags.get("use_rslora", False)
-    tied = kind == "dora" or targets.startswith("linear")
-    expected = oracle.train(model, batches_of(out / "run"), 1e-2, adapter=out / "adapter", tied=tied)
-    worst = worst_deviation(steps, expected)
-    print(f"\n{kind} {targets} {flags}: loss {steps[0]['loss']:.6f} -> {steps[-1]['loss']:.6f}, worst {worst:.2e}")
-    assert worst <= 1e-5
-    return steps
 
 
 @pytest.mark.slow
@@ -92,13 +72,30 @@ def test_adapters_on_shared_key_value_groups(
 ) -> None:
     """Fewer groups than tensor parallel workers, as many, and more."""
     model = make_model("Qwen2", tmp_path / "model", num_key_value_heads=groups)
-    _as_peft(tmp_path, model, kind, targets, dataset=rows, num_workers=tensor, tensor_parallel_size=tensor)
+    train_as_peft(tmp_path, model, kind, targets, dataset=rows, num_workers=tensor, tensor_parallel_size=tensor)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("family", "kind", "tensor", "groups"),
+    [
+        ("Gemma 2", "lora", 1, 2),
+        ("Gemma 2", "dora", 2, 2),
+        ("Gemma 3", "dora", 1, 2),
+        ("Gemma 3", "lora", 2, 2),
+        ("Gemma 3", "lora", 2, 1),
+    ],
+)
+def test_adapters_before_norms(family: str, kind: str, tensor: int, groups: int, tmp_path: Path, rows: Path) -> None:
+    """What o_proj and down_proj give is normed before it is added to the rest."""
+    model = make_model(family, tmp_path / "model", num_key_value_heads=groups)
+    train_as_peft(tmp_path, model, kind, ALL, dataset=rows, num_workers=tensor, tensor_parallel_size=tensor)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["lora", "dora"])
 def test_scales_by_the_root_of_the_rank(kind: str, tmp_path: Path, tiny_qwen2: Path, rows: Path) -> None:
-    _as_peft(tmp_path, tiny_qwen2, kind, ALL, dataset=rows, num_workers=1, lora_alpha=2.5, use_rslora=True)
+    train_as_peft(tmp_path, tiny_qwen2, kind, ALL, dataset=rows, num_workers=1, lora_alpha=2.5, use_rslora=True)
 
 
 @pytest.mark.slow
@@ -127,7 +124,7 @@ def test_lengths_that_tensor_parallel_does_not_divide(
 ) -> None:
     """Without sequence parallel any will do."""
     flags = {"seq_length": 63, "tensor_parallel_size": 2, "sequence_parallel": "false", "packing": packing}
-    _as_peft(tmp_path, tiny_qwen2, "lora", ALL, dataset=rows, num_workers=2, global_batch_size=2, **flags)
+    train_as_peft(tmp_path, tiny_qwen2, "lora", ALL, dataset=rows, num_workers=2, global_batch_size=2, **flags)
 
 
 RUN = {

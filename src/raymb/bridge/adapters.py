@@ -19,6 +19,7 @@ from megatron.core import parallel_state
 from megatron.core.utils import unwrap_model
 from torch import nn
 
+from raymb.bridge.patches.adapter_norms import add_before_norm
 from raymb.bridge.patches.adapters import has_experts, initialize, mended, tensor_group
 from raymb.run.job import Job
 
@@ -60,7 +61,7 @@ class Adapters(PEFT):
         for maker in self._makers:
             made = maker.transform(module, name, prefix)
             if made is not module:
-                return mended(made)
+                return add_before_norm(mended(made))
         return module
 
 

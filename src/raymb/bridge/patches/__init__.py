@@ -19,6 +19,7 @@ SUBJECTS = (
     "attention",
     "fusions",
     "adapters",
+    "adapter_norms",
     "checkpoint_writing",
     "collectives",
     "weights",
