@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from raymb.errors import SubmitError
-from raymb.spec import spec_as_yaml
+from raymb.spec import sparse_yaml
 from raymb.submit.target import SPEC, Submission, Target
 
 
@@ -15,7 +15,7 @@ def write_job(job: Submission, target: Target) -> list[Path]:
     Raises:
         SubmitError: other files of these names are there, and --replace was not given; or they cannot be written.
     """
-    contents = {SPEC: spec_as_yaml(job.spec), **target.files(job)}
+    contents = {SPEC: sparse_yaml(job.spec), **target.files(job)}
     files = {job.directory / name: text for name, text in contents.items()}
     other = [path for path, text in files.items() if path.exists() and path.read_text(encoding="utf-8") != text]
     if other and not job.options.replace:

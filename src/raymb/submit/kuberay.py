@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field
 
 from raymb.errors import SpecError
-from raymb.spec import RunSpec, spec_as_yaml
+from raymb.spec import RunSpec, sparse_yaml
 from raymb.spec.values import Size, Words, written_as
 from raymb.submit.target import SPEC, Submission, Target, as_yaml
 
@@ -89,7 +89,7 @@ class Kuberay(Target):
         return {"name": job.name, "namespace": self.namespace}
 
     def _config_map(self, job: Submission) -> dict[str, Any]:
-        spec = {SPEC: spec_as_yaml(job.spec)}
+        spec = {SPEC: sparse_yaml(job.spec)}
         return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": self._metadata(job), "data": spec}
 
     def _ray_job(self, job: Submission) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field
 
 from raymb.errors import SpecError, SubmitError, last_line
-from raymb.spec import RunSpec, without_secrets
+from raymb.spec import RunSpec, differing_sections
 from raymb.spec.values import Size, Words, written_as
 from raymb.submit.target import Submission, Target
 
@@ -89,11 +89,11 @@ class Sagemaker(Target):
         return {REQUEST: json.dumps(self._request(job), indent=2) + "\n"}
 
     def _hyperparameters(self, job: Submission) -> dict[str, str]:
-        """The spec, a section each."""
-        sections = without_secrets(job.spec).model_dump(mode="json")
+        """What differs from the defaults, a section each."""
+        sections = differing_sections(job.spec)
         # SageMaker's name of the job is another one at each submission, and the run must find its checkpoints again.
-        sections["run"]["experiment_name"] = job.spec.run.experiment_name or job.name
-        return {name: json.dumps(section) for name, section in sections.items() if section}
+        sections.setdefault("run", {}).setdefault("experiment_name", job.name)
+        return {name: json.dumps(section) for name, section in sections.items()}
 
     def _request(self, job: Submission) -> dict[str, Any]:
         """Of CreateTrainingJob."""

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from raymb.spec import without_interpolation
 from raymb.submit.node import follow, lead
 
 _PORT = 6379
@@ -88,7 +89,7 @@ def main() -> int:
     file = ml / "input/config/hyperparameters.json"
     sections = sections_of(json.loads(file.read_text(encoding="utf-8")), channels_of(os.environ, ml), ml, len(hosts))
     spec_file = Path("/tmp", f"raymb-spec-{os.getpid()}.yaml")
-    spec_file.write_text(json.dumps(sections), encoding="utf-8")  # JSON is YAML
+    spec_file.write_text(json.dumps(without_interpolation(sections)), encoding="utf-8")  # JSON is YAML
     code = lead(here, port, gpus, [sys.executable, "-m", "raymb", "finetune", "--config", str(spec_file)])
     if code == 0:
         take_export(sections, Path(os.environ.get("SM_MODEL_DIR", ml / "model")))

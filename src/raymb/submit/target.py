@@ -144,11 +144,20 @@ class Target(Section):
 
 
 def as_yaml(*documents: Any) -> str:
-    """YAML documents in the order that they are given in, without empty values."""
+    """YAML documents in the order that they are given in, without empty values; a text of lines is a block literal."""
     import yaml
 
+    class Dumper(yaml.SafeDumper):
+        pass
+
+    Dumper.add_representer(
+        str, lambda dumper, text: dumper.represent_scalar(_TEXT, text, style="|" if "\n" in text else None)
+    )
     kept = [_without_empty(document) for document in documents]
-    return yaml.safe_dump_all(kept, sort_keys=False, width=1000, default_flow_style=False)
+    return yaml.dump_all(kept, Dumper=Dumper, sort_keys=False, width=1000, default_flow_style=False)
+
+
+_TEXT = "tag:yaml.org,2002:str"
 
 
 def _without_empty(value: Any) -> Any:
