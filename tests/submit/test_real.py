@@ -3,13 +3,17 @@ hosts of SageMaker as processes."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
+import shlex
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -97,6 +101,67 @@ def test_a_job_of_a_ray_cluster(head: tuple[dict[str, str], str], home: Path) ->
     wrong = {**settings, "RAY_AUTH_TOKEN": "b" * 32, "RAY_API_SERVER_ADDRESS": server}
     said = submit(home, *upload, code=2, settings=wrong)
     assert "Invalid authentication token" in said and "Traceback" not in said
+
+
+class Line:
+    """A connection to a server that can be cut, and be down."""
+
+    def __init__(self, to: int):
+        self.to, self.sockets, self.down = to, [], False
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.address = f"http://127.0.0.1:{self.listener.getsockname()[1]}"
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        while True:
+            near, _ = self.listener.accept()
+            if self.down:
+                near.close()
+                continue
+            far = socket.create_connection(("127.0.0.1", self.to))
+            self.sockets += [near, far]
+            for pair in ((near, far), (far, near)):
+                threading.Thread(target=self._pass_on, args=pair, daemon=True).start()
+
+    def _pass_on(self, source: socket.socket, sink: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                sink.sendall(data)
+            sink.shutdown(socket.SHUT_WR)
+
+    def cut(self) -> None:
+        for one in self.sockets:
+            with contextlib.suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+        self.sockets.clear()
+
+
+def test_following_a_job_outlives_the_line(
+    head: tuple[dict[str, str], str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from ray.job_submission import JobSubmissionClient
+
+    from raymb.submit.job_output import JobOutput
+
+    settings, server = head
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_TMPDIR"):
+        monkeypatch.setenv(name, settings[name])
+    line = Line(int(server.rpartition(":")[2]))
+    code = "import time; [(print('line', n, flush=True), time.sleep(0.5)) for n in range(30)]; raise SystemExit(7)"
+    client = JobSubmissionClient(line.address)
+    identity = client.submit_job(entrypoint=shlex.join([sys.executable, "-c", code]))
+
+    def disturb() -> None:
+        for seconds, down in ((4, False), (4, True), (5, False)):
+            time.sleep(seconds)
+            line.down = down
+            line.cut()
+
+    threading.Thread(target=disturb, daemon=True).start()
+    assert JobOutput(client, identity).follow() == 7
+    said = capsys.readouterr()
+    assert re.findall(r"^line (\d+)$", said.out, re.MULTILINE) == [str(number) for number in range(30)]
+    assert said.err.count("connecting again") >= 2 and said.out.endswith(f"{identity}: FAILED\n")
 
 
 def test_two_hosts_of_sagemaker(home: Path) -> None:

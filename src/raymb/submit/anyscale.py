@@ -13,7 +13,7 @@ from raymb.errors import SpecError
 from raymb.spec import RunSpec
 from raymb.spec.values import Size, Words
 from raymb.submit.target import Submission, as_yaml
-from raymb.submit.working_dir import Uploading
+from raymb.submit.working_dir import LEFT_OUT, Uploading, is_uploaded
 
 FILE = "job.yaml"
 STORAGE = ("/mnt/cluster_storage", "/mnt/user_storage", "/mnt/shared_storage")
@@ -56,10 +56,10 @@ class Anyscale(Uploading):
         return self.retries > 0
 
     def sees(self, path: str, spec: RunSpec) -> bool:
-        return any(Path(path).is_relative_to(place) for place in STORAGE) or self.is_uploaded(path, spec)
+        return any(Path(path).is_relative_to(place) for place in STORAGE) or is_uploaded(path, spec)
 
     def where(self) -> str:
-        return f"a path below {', '.join(STORAGE)}, a URI (s3://...), or --working_dir . for what is here"
+        return f"a path below {', '.join(STORAGE)}, a URI (s3://...), or, to read, --working_dir . for what is here"
 
     def check(self, job: Submission) -> None:
         super().check(job)
@@ -83,7 +83,7 @@ class Anyscale(Uploading):
             "name": job.name,
             "entrypoint": shlex.join(job.command(self.spec_file(job))),
             "working_dir": str(self.root(job)),
-            "excludes": ["raymb-runs"] if job.working_dir else [],
+            "excludes": [*LEFT_OUT] if job.working_dir else [],
             "image_uri": self.image,
             "registry_login_secret": self.registry_login_secret,
             "compute_config": self.compute_config or self._compute(job),

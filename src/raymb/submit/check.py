@@ -13,7 +13,7 @@ from raymb.errors import SpecError
 from raymb.plan.automatic import NODE
 from raymb.spec import RunSpec, without_secrets
 from raymb.spec.training import worker_range
-from raymb.storage.remote import is_uri
+from raymb.submit.paths import check_paths, paths_of
 from raymb.submit.target import JobOptions, Submission, Target
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def submission(spec: RunSpec, options: JobOptions, target: Target, console: Cons
         UserError: for the first thing that is wrong.
     """
     _check_flags(spec, options, target)
-    _check_paths(spec, target)
+    check_paths(spec, target)
     there = _as_on_the_cluster(spec, target)
     for line in _checked(there, target):
         console.print(line, highlight=False, soft_wrap=True)
@@ -83,53 +83,6 @@ def _directory(spec: RunSpec, target: Target) -> Path | None:
     return directory.expanduser().absolute() if directory is not None and target.uploads else None
 
 
-def _paths(spec: RunSpec) -> Iterator[tuple[str, str]]:
-    """(flag, path) for every value that names a file or directory, not a hub id or a URI."""
-    data, checkpoint = spec.data, spec.checkpoint
-    words = [("dataset", word) for word in data.dataset]
-    words += [("validation_dataset", data.validation_dataset or ""), ("test_dataset", data.test_dataset or "")]
-    yield from ((flag, read_word(word).name) for flag, word in words if word)
-    named = {
-        "hf_model_path": spec.model.hf_model_path,
-        "add_tokens": spec.model.add_tokens,
-        "chat_template": data.chat_template,
-        "output_dir": checkpoint.output_dir,
-        "resume": None if checkpoint.resume in ("auto", "never") else checkpoint.resume,
-        "storage_path": spec.run.storage_path,
-        "working_dir": spec.cluster.working_dir,
-    }
-    yield from ((flag, str(value)) for flag, value in named.items() if value is not None)
-
-
-_ALWAYS_PATHS = ("add_tokens", "chat_template", "output_dir", "resume", "storage_path", "working_dir")
-
-
-def _check_paths(spec: RunSpec, target: Target) -> None:
-    """
-    Raises:
-        SpecError: naming every path that the job would not see.
-    """
-    uploaded = _directory(spec, target)
-    if uploaded is not None and not uploaded.is_dir():
-        raise SpecError(f"--working_dir {spec.cluster.working_dir}: no such directory", "give one that exists")
-    problems = [
-        f"--{flag} {path}: this path is not one that the job sees"
-        for flag, path in _paths(spec)
-        if (flag in _ALWAYS_PATHS or _looks_like_a_path(path))
-        and not (flag == "working_dir" and uploaded)
-        and not is_uri(path)
-        and not target.sees(path, spec)
-    ]
-    if problems:
-        raise SpecError("\n  ".join(problems), target.where())
-
-
-def _looks_like_a_path(word: str) -> bool:
-    from raymb.data.sources import kind_of
-
-    return word.startswith(("/", ".", "~")) or kind_of(word) is not None or (Path(word).exists() and word != "sample")
-
-
 def _as_on_the_cluster(spec: RunSpec, target: Target) -> RunSpec:
     """The spec of a driver that joins the cluster it is on, and waits for nodes that come up beside it. A directory
     that was uploaded with the job is where it starts, and need not be uploaded again."""
@@ -143,7 +96,7 @@ def _as_on_the_cluster(spec: RunSpec, target: Target) -> RunSpec:
 
 def _checked(spec: RunSpec, target: Target) -> Iterator[str]:
     """Look at model, layout and data as far as they are to be had here; a line for what the job has to check."""
-    absent = {flag: path for flag, path in _paths(spec) if Path(path).is_absolute() and not Path(path).exists()}
+    absent = {flag: path for flag, path in paths_of(spec) if Path(path).is_absolute() and not Path(path).exists()}
     if "hf_model_path" in absent:
         yield f"not checked here, but by the job first: --hf_model_path {absent['hf_model_path']} and the layout"
         return

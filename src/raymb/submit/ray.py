@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
 import os
 import re
 import shlex
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from raymb.errors import EXIT_FAILED, EXIT_OK, SubmitError, last_line
+from raymb.errors import EXIT_OK, SubmitError, last_line
 from raymb.spec import RunSpec
+from raymb.submit.job_output import JobOutput
 from raymb.submit.target import Submission
-from raymb.submit.working_dir import Uploading
+from raymb.submit.working_dir import LEFT_OUT, Uploading, is_uploaded
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -31,11 +32,12 @@ class Ray(Uploading):
     """Print the job's output until it ends, and end with its exit code."""
 
     def sees(self, path: str, spec: RunSpec) -> bool:
-        return Path(path).is_absolute() or self.is_uploaded(path, spec)
+        return Path(path).is_absolute() or is_uploaded(path, spec)
 
     def where(self) -> str:
         return (
-            "absolute paths are taken as the cluster's own, which every node sees; --working_dir . uploads what is here"
+            "absolute paths are taken as the cluster's own, which every node sees; what the run writes needs one, or a "
+            "URI (s3://...); --working_dir . uploads what is here, but not what git ignores"
         )
 
     def files(self, job: Submission) -> dict[str, str]:
@@ -55,7 +57,7 @@ class Ray(Uploading):
         environment: dict[str, Any] = {"working_dir": str(self.root(job))}
         if values:
             environment["env_vars"] = values
-        return {**environment, "excludes": ["raymb-runs"]} if job.working_dir else environment
+        return {**environment, "excludes": [*LEFT_OUT]} if job.working_dir else environment
 
     def shown_command(self, job: Submission) -> str:
         """The values of variables are the shell's to fill in."""
@@ -79,7 +81,11 @@ class Ray(Uploading):
         if not self.follow:
             print(f"  ray job logs{to} --follow {identity}\n  ray job stop{to} {identity}")
             return EXIT_OK
-        return asyncio.run(_followed(client, identity))
+        try:
+            return JobOutput(client, identity).follow()
+        except KeyboardInterrupt:
+            print(f"\nthe job goes on; ray job stop{to} {identity} ends it", file=sys.stderr)
+            raise
 
 
 def _client(address: str | None) -> JobSubmissionClient:
@@ -110,13 +116,3 @@ _HINT = (
     "--address takes the dashboard's address, http://HOST:8265; the head needs ray[default]; a token comes from "
     "RAY_AUTH_TOKEN or ~/.ray/auth_token (ray get-auth-token on the head)"
 )
-
-
-async def _followed(client: Any, identity: str) -> int:
-    """The job's output as it comes, and its driver's exit code."""
-    async for text in client.tail_job_logs(identity):
-        print(text, end="", flush=True)
-    info = client.get_job_info(identity)
-    print(f"{identity}: {info.status.value}")
-    code = EXIT_OK if info.status == "SUCCEEDED" else EXIT_FAILED
-    return code if info.driver_exit_code is None else info.driver_exit_code

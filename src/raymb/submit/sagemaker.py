@@ -64,6 +64,10 @@ class Sagemaker(Target):
         kept = [CHECKPOINTS] if self.checkpoint_s3 else []
         return any(Path(path).is_relative_to(place) for place in (*names, *kept))
 
+    def keeps(self, path: str, spec: RunSpec) -> bool:
+        """A channel is a copy of what is in S3."""
+        return self.checkpoint_s3 is not None and Path(path).is_relative_to(CHECKPOINTS)
+
     def where(self) -> str:
         return (
             f"a URI (s3://...); a channel (--channels NAME=s3://..., {INPUT}/NAME); "

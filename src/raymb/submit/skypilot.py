@@ -11,8 +11,9 @@ from pydantic import Field
 from raymb.errors import SpecError
 from raymb.spec import RunSpec
 from raymb.spec.values import Size, Words
+from raymb.storage.remote import is_uri
 from raymb.submit.target import Submission, as_yaml
-from raymb.submit.working_dir import Uploading
+from raymb.submit.working_dir import Uploading, is_uploaded
 
 FILE = "task.yaml"
 _PORT = 6479
@@ -54,10 +55,18 @@ class Skypilot(Uploading):
 
     def sees(self, path: str, spec: RunSpec) -> bool:
         mounted = [place.partition(":")[0] for place in (*self.file_mounts, *self.volumes)]
-        return any(Path(path).is_relative_to(place) for place in mounted) or self.is_uploaded(path, spec)
+        return any(Path(path).is_relative_to(place) for place in mounted) or is_uploaded(path, spec)
+
+    def keeps(self, path: str, spec: RunSpec) -> bool:
+        """A file mount of a local directory is a copy of it."""
+        stores = [place for place, source in _pairs(self.file_mounts).items() if is_uri(source)]
+        return any(Path(path).is_relative_to(place) for place in (*stores, *_pairs(self.volumes)))
 
     def where(self) -> str:
-        return "--file_mounts /PATH:s3://bucket or --volumes /PATH:NAME; a URI (s3://...); --working_dir ."
+        return (
+            "--file_mounts /PATH:s3://bucket or --volumes /PATH:NAME; a URI (s3://...); to read, --working_dir . for "
+            "what is here"
+        )
 
     def check(self, job: Submission) -> None:
         super().check(job)

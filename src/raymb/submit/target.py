@@ -102,8 +102,12 @@ class Target(Section):
         """Whether the job has this path of a file or directory, as it is written in the spec."""
         raise NotImplementedError
 
+    def keeps(self, path: str, spec: RunSpec) -> bool:
+        """Whether what the job writes at this path is there after it."""
+        return self.sees(path, spec)
+
     def where(self) -> str:
-        """What a user can do about a path that the job does not see."""
+        """What a user can do about a path that the job does not see, or does not keep."""
         raise NotImplementedError
 
     def check(self, job: Submission) -> None:
