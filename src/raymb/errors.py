@@ -5,7 +5,9 @@ RaymbError                 message + hint; the base of everything raymb raises o
  |    |-- SpecError        a flag, a YAML key or an override is wrong
  |    |-- PlanError        the layout breaks a Megatron rule
  |    |-- ModelError       the model cannot be found, read or used
+ |    |    `-- ModelOutOfReach   it may be on the hub, which does not answer here
  |    |-- DataError        the data cannot be found, read or used
+ |    |    `-- DataOutOfReach    the same of a data set
  |    |-- RunDirError      the run directory cannot be claimed
  |    |-- ClusterError     the cluster lacks what the plan needs
  |    `-- SubmitError      a job's files cannot be written, or the target's client does not take them
@@ -67,7 +69,15 @@ class ModelError(UserError):
     pass
 
 
+class ModelOutOfReach(ModelError):
+    pass
+
+
 class DataError(UserError):
+    pass
+
+
+class DataOutOfReach(DataError):
     pass
 
 

@@ -30,7 +30,16 @@ def test_a_copy_of_data_is_no_place_for_a_run(refused: Callable[..., str]) -> No
     mounted = ["skypilot", *words, "--accelerator", "H100", "--file_mounts", "/data:./here"]
     assert "--storage_path /data/runs: what the job writes there would be lost" in refused(*mounted)
     channel = "/opt/ml/input/data/train"
-    words = ["--hf_model_path", channel, "--dataset", channel, "--storage_path", channel, "--channels", "train=s3://b/x"]
+    words = [
+        "--hf_model_path",
+        channel,
+        "--dataset",
+        channel,
+        "--storage_path",
+        channel,
+        "--channels",
+        "train=s3://b/x",
+    ]
     words += ["--image", "a", "--role", "arn:aws:iam::123456789012:role/train", "--instance_type", "c"]
     said = refused("sagemaker", *words, "--output_s3", "s3://b/m")
     assert f"--storage_path {channel}: what the job writes there would be lost" in said
@@ -47,7 +56,9 @@ def test_what_is_beside_the_copy_is_not_in_it(refused: Callable[..., str], home:
     assert "this path is not one" in refused(*words, "--dataset", "raymb-runs/rows.jsonl")
 
 
-def test_what_git_ignores_is_not_uploaded(refused: Callable[..., str], rendered: Callable[..., Path], home: Path) -> None:
+def test_what_git_ignores_is_not_uploaded(
+    refused: Callable[..., str], rendered: Callable[..., Path], home: Path
+) -> None:
     subprocess.run(["git", "init", "-q", str(home)], check=True)
     rendered("ray", *MODEL, *STORED, *HERE)
     (home / ".gitignore").write_text("rows/\n")

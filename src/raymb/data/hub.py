@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from raymb.data.sources import BATCH, Batch
-from raymb.errors import DataError
+from raymb.errors import DataError, DataOutOfReach
 
 _SECONDS = 5.0  # datasets alone retries for long
 _COPIES = 2  # downloaded files, and their rows as Arrow files
@@ -93,12 +93,12 @@ def load(word: str, hub_id: str, settings: Mapping[str, str], streaming: bool | 
         streaming: "auto" streams what the disk has no room for.
 
     Raises:
-        DataError: it is in neither.
+        DataError: it is in neither; DataOutOfReach where the hub did not answer.
     """
     import datasets
     import datasets.config
 
-    info, reason = _asked(hub_id, settings.get("revision"))
+    info, reason, answered = _asked(hub_id, settings.get("revision"))
     if info is None:
         datasets.config.HF_HUB_OFFLINE = True
     stream = _outgrows_the_disk(info) if streaming == "auto" else streaming
@@ -111,22 +111,24 @@ def load(word: str, hub_id: str, settings: Mapping[str, str], streaming: bool | 
             streaming=bool(stream),
         )
     except Exception as error:
-        raise DataError(
+        kind = DataError if answered else DataOutOfReach
+        raise kind(
             f"--dataset {word}: reading it from the hub failed ({(reason or _in_one_line(error))[:200]})"
         ) from None
     revision = info.sha if info is not None else "cached"
     return Loaded(_by_name(loaded), f"{revision}:{settings.get('config', '')}")
 
 
-def _asked(hub_id: str, revision: str | None) -> tuple[Any, str]:
-    """(what the hub says of a data set, None if it says nothing; why)."""
+def _asked(hub_id: str, revision: str | None) -> tuple[Any, str, bool]:
+    """(what the hub says of a data set, None if it says nothing; why; whether it answered)."""
     from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
 
     try:
         wanted = ["sha", "mainSize"]
-        return HfApi().dataset_info(hub_id, revision=revision, timeout=_SECONDS, expand=wanted), ""  # type: ignore[arg-type]
+        return HfApi().dataset_info(hub_id, revision=revision, timeout=_SECONDS, expand=wanted), "", True  # type: ignore[arg-type]
     except Exception as error:
-        return None, _in_one_line(error)
+        return None, _in_one_line(error), isinstance(error, HfHubHTTPError) and error.response.status_code < 500
 
 
 def _outgrows_the_disk(info: Any) -> bool:

@@ -81,7 +81,7 @@ def locate(word: str, data: Data | None = None, *, chat: bool) -> Located:
     except DataError as error:
         if data.dataset or word not in data.named:
             raise
-        raise DataError(f"{NO_DATASET}; {error.message}", error.hint) from None
+        raise type(error)(f"{NO_DATASET}; {error.message}", error.hint) from None
     if most := read.rows or data.max_samples:
         parts["train"] = [First(parts["train"], most)]
     return Located(read.name, read.weight, parts)
@@ -218,7 +218,7 @@ def _of_hub(
     except ImportError as error:
         raise DataError(f"--dataset {name} needs the package {error.name}, which is not installed", WAYS_OUT) from None
     except DataError as error:
-        raise DataError(error.message, WAYS_OUT) from None
+        raise type(error)(error.message, WAYS_OUT) from None
     return _by_split(name, loaded, "choose one with ?split=NAME", row)
 
 

@@ -10,7 +10,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from raymb.errors import ModelError
+from raymb.errors import ModelError, ModelOutOfReach
 from raymb.model.directory import TOKENIZER_FILES, Needs, bin_files, local_model_directory
 from raymb.model.tensor_files import INDEX, SINGLE, named_by_index, weight_files
 
@@ -278,7 +278,7 @@ def _explained(model: str, name: str, revision: str | None, error: Exception) ->
     if isinstance(error, errors.EntryNotFoundError) and not isinstance(error, errors.LocalEntryNotFoundError):
         return ModelError(f"{flag}: the hub model has no {name}", "give a model in Hugging Face format, not GGUF")
     reason = " ".join(str(error).split())[:200]
-    return ModelError(
+    return ModelOutOfReach(
         f"{flag}: no such directory, not in the local Hugging Face cache, and the hub cannot be reached ({reason})",
         "give a local model directory to --hf_model_path, or fetch the model where the hub can be reached and copy "
         "the cache (HF_HOME)",

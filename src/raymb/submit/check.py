@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import glob
 import os
 import re
 from collections.abc import Iterator
@@ -9,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from raymb.data.words import read_word
-from raymb.errors import SpecError
+from raymb.errors import DataOutOfReach, ModelOutOfReach, SpecError
 from raymb.plan.automatic import NODE
 from raymb.spec import RunSpec, without_secrets
 from raymb.spec.training import worker_range
@@ -98,28 +100,36 @@ def _checked(spec: RunSpec, target: Target) -> Iterator[str]:
     """Look at model, layout and data as far as they are to be had here; a line for what the job has to check."""
     absent = {flag: path for flag, path in paths_of(spec) if Path(path).is_absolute() and not Path(path).exists()}
     if "hf_model_path" in absent:
-        yield f"not checked here, but by the job first: --hf_model_path {absent['hf_model_path']} and the layout"
+        yield f"{_BY_THE_JOB}: --hf_model_path {absent['hf_model_path']} and the layout"
         return
-    if target.shares_files and "dataset" not in absent:
+    if target.shares_files() and "dataset" not in absent:
         from raymb.driver.preflight import preflight
 
-        checked = preflight(spec)
-        yield from _described(checked.plan)
-        yield checked.prepared.summary()
-        return
+        with contextlib.suppress(ModelOutOfReach, DataOutOfReach):  # named below
+            checked = preflight(spec)
+            yield from _described(checked.plan)
+            yield checked.prepared.summary()
+            return
     from raymb.driver.preflight import checked_shape, local_backend, local_gpu
     from raymb.plan import make_plan
 
-    shape = checked_shape(spec)
+    try:
+        shape = checked_shape(spec)
+    except ModelOutOfReach:
+        yield f"{_BY_THE_JOB}: --hf_model_path {spec.model.hf_model_path} and the layout (no hub answers here)"
+        return
     yield from _described(make_plan(spec, shape, backend=local_backend(spec), gpu=local_gpu(spec)))
     for word in spec.data.dataset:
-        path = Path(read_word(word).name)
-        if path.exists():
+        name = read_word(word).name
+        if Path(name).exists() or glob.glob(name, recursive=True):
             from raymb.data.locate import locate
 
             locate(word, spec.data, chat=shape.has_chat_template)
         else:
-            yield f"not checked here, but by the job first: --dataset {word}"
+            yield f"{_BY_THE_JOB}: --dataset {word}"
+
+
+_BY_THE_JOB = "not checked here, but by the job first"
 
 
 def _described(plan: Plan) -> Iterator[str]:

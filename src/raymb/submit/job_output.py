@@ -100,7 +100,9 @@ class JobOutput:
             return await asyncio.to_thread(self.client.get_job_info, self.identity)
         except (RuntimeError, OSError) as error:
             if "does not exist" in str(error):
-                raise RaymbError(f"{self.identity}: the cluster no longer knows this job; its head has changed") from None
+                raise RaymbError(
+                    f"{self.identity}: the cluster no longer knows this job; its head has changed"
+                ) from None
             return None
 
     async def _text(self) -> str:

@@ -51,7 +51,9 @@ def check_paths(spec: RunSpec, target: Target) -> None:
         elif is_path(flag, path) and not target.sees(path, spec):
             problems.append(f"--{flag} {path}: this path is not one that the job sees")
     if directory is not None and not target.uploads and not target.sees(str(directory), spec):
-        problems.append(f"--working_dir {directory}: this target uploads no directory, and the job does not see this one")
+        problems.append(
+            f"--working_dir {directory}: this target uploads no directory, and the job does not see this one"
+        )
     if problems:
         raise SpecError("\n  ".join(problems), target.where())
 

@@ -25,7 +25,6 @@ Memory = Annotated[str, written_as(r"\d+[KMGT]?", "must be a number and K, M, G 
 class Slurm(Target):
     client: ClassVar[str] = "sbatch"
     package: ClassVar[str] = "run this on a login node of the cluster (Debian and Ubuntu: apt-get install slurm-client)"
-    shares_files: ClassVar[bool] = True
 
     partition: str | None = None
     """Partition; default: the cluster's."""
@@ -70,6 +69,9 @@ class Slurm(Target):
 
     def starts_again(self) -> bool:
         return self.requeue
+
+    def shares_files(self) -> bool:
+        return True
 
     def sees(self, path: str, spec: RunSpec) -> bool:
         if self.container_image is None:

@@ -85,17 +85,19 @@ class Submission:
 class Target(Section):
     """A kind of cluster. The fields of a subclass are its flags.
 
-    `client` is the program that hands a job over, `package` what to install for it, `shares_files` whether the job
-    sees the files of this machine, `uploads` whether the client uploads a directory, `starts_again` whether the target
+    `client` is the program that hands a job over, `package` what to install for it, `uploads` whether the client uploads a directory, `starts_again` whether the target
     starts a job again by itself.
     """
 
     client: ClassVar[str]
     package: ClassVar[str]
-    shares_files: ClassVar[bool] = False
     uploads: ClassVar[bool] = False
 
     def starts_again(self) -> bool:
+        return False
+
+    def shares_files(self) -> bool:
+        """Whether the job sees the files of this machine."""
         return False
 
     def sees(self, path: str, spec: RunSpec) -> bool:
