@@ -162,7 +162,7 @@ def train_under_ray(config: dict[str, Any]) -> None:
     progress = Progress()
     accelerator = ACCELERATORS[job.backend]
     join_process_group(accelerator.distributed_backend, accelerator.device())
-    sender = Sender(config["hub"], _status(rank, progress), listens=rank == 0)
+    sender = Sender(config["hub"], _status(rank, progress), listens=rank == 0, ranks=context.get_world_size())
     progress.listeners.append(sender.wake)
     stop = make_stop()
     sender.on_command, sender.on_tick = stop.ask, lambda: stop.ask("preemption") if _preempted() else None
@@ -239,7 +239,7 @@ def _status(rank: int, progress: Progress) -> Callable[[], RankStatus]:
         "rank": rank,
         "node": node,
         "pid": pid,
-        "in": progress.describe(),
+        "in": progress.phase,
         "step": progress.step,
     }
 

@@ -100,7 +100,7 @@ class MadeRun:
 
     def fail(self, step: int, what: str = "RuntimeError: lost") -> None:
         failures = Failures(self.place.failures, self.place.logs)
-        failures.heard({"kind": "rank", "rank": 1, "node": "here", "in": f"step {step + 1}", "step": step})
+        failures.heard({"kind": "rank", "rank": 1, "node": "here", "in": "step", "step": step})
         record = {"time": self.now, "rank": 1, "text": what, "died": False, "workers": {"1": what}, "restarts": True}
         failure = failures.failed({**record, "failures": 1, "max_failures": 3, "why": ""})
         fields = {"number": failure.number, "step": failure.reached, "rank": 1, "what": failure.what}

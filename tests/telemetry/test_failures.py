@@ -13,7 +13,7 @@ from raymb.telemetry.failures import Failure, Failures, console_lines, render, r
 
 
 def _status(rank: int, step: int, phase: str = "") -> dict[str, Any]:
-    return {"kind": "rank", "rank": rank, "node": f"node-{rank}", "in": phase or f"step {step + 1}", "step": step}
+    return {"kind": "rank", "rank": rank, "node": f"node-{rank}", "in": phase or "step", "step": step}
 
 
 def _record(rank: int | None = 1, **more: Any) -> dict[str, Any]:
@@ -274,5 +274,5 @@ def test_resuming_from_a_later_step_than_was_known_loses_nothing(failures: Failu
 
 
 def test_a_table_cell_holds_what_would_end_it() -> None:
-    failure = Failure(1, _raised("RuntimeError: shapes [2|3] differ"), {}, [], [])
+    failure = Failure(1, _raised("RuntimeError: shapes [2|3] differ"), {}, 0, [], [])
     assert "| what | RuntimeError: shapes [2\\|3] differ |\n" in render(failure)

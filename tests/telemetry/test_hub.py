@@ -245,13 +245,13 @@ class Rank:
     """A sender's rank, and what the hub has heard from it."""
 
     def __init__(self, listens: bool = False) -> None:
-        self.phase, self.command = "loading", ""
+        self.phase, self.step, self.command = "loading", 0, ""
         self.fake = FakeHub()
         push = self.fake.push.remote
         self.fake.push = _Method(lambda records: (push(records), self.command)[1])
         self.commands: list[str] = []
         self.ticks = 0
-        self.sender = Sender(self.fake, lambda: {"kind": "rank", "in": self.phase}, listens)
+        self.sender = Sender(self.fake, lambda: {"kind": "rank", "in": self.phase, "step": self.step}, listens)
         self.sender.on_command, self.sender.on_tick = self.commands.append, self._tick
 
     def _tick(self) -> None:
@@ -261,9 +261,11 @@ class Rank:
         return [record.get("in", record["kind"]) for record in self.fake.records]
 
 
-def test_a_status_is_sent_when_it_has_changed(waited: list[Any]) -> None:
+def test_a_status_is_sent_when_its_phase_has_changed(waited: list[Any]) -> None:
     rank = Rank()
     _until(lambda: rank.ticks > 3)
+    rank.step += 1  # parts of steps tell that
+    _until(lambda: rank.ticks > 6)
     assert rank.heard() == ["loading"]
     rank.phase = "first step"
     _until(lambda: len(rank.heard()) == 2)
@@ -278,6 +280,13 @@ def test_a_status_stands_before_the_records_of_its_time(waited: list[Any], monke
     rank.sender.emit({"kind": "part"})
     rank.sender.close()
     assert rank.heard() == ["loading", "part"]
+
+
+def test_many_ranks_send_less_often() -> None:
+    periods = [Sender(FakeHub(), ranks=ranks) for ranks in (1, 1000, 4096)]
+    for sender in periods:
+        sender.close()
+    assert [sender.period for sender in periods] == [0.25, 0.25, 4096 / 4000]
 
 
 def test_a_new_phase_is_told_at_once(waited: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:

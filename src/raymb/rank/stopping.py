@@ -13,6 +13,8 @@ import threading
 from typing import Any, Protocol
 
 _SECONDS_BETWEEN_LOOKS = 0.2
+_LOOKS_A_SECOND = 2000
+"""Of all ranks together, at the one store."""
 
 
 class Store(Protocol):
@@ -32,6 +34,7 @@ class StopTogether:
 
     def __init__(self, store: Store, rank: int, world_size: int):
         self.store, self.rank, self.world_size = store, rank, world_size
+        self.period = max(_SECONDS_BETWEEN_LOOKS, world_size / _LOOKS_A_SECOND)
         self.prefix = "raymb/stop"
         self.done = 0
         self.promised = False
@@ -85,7 +88,7 @@ class StopTogether:
                 self._promise()
                 self._decide(self.done + 1)
                 return
-            self.asked.wait(_SECONDS_BETWEEN_LOOKS)
+            self.asked.wait(self.period)
             if self.wanted and not self.store.check([asked]):
                 self.store.set(asked, self.wanted)
         # The order matters: a training thread that finishes a step between these two lines finds the promise and waits.

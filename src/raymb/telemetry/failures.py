@@ -24,6 +24,7 @@ class Failure:
         number: N of its page.
         record: what the controller said.
         status: rank to the last status record that arrived from it.
+        reached: the last step that any rank had finished.
         hangs: the hang records of this start.
         log: what the causing rank has written to its log since this start.
         ray_said: what Ray said of workers and nodes meanwhile.
@@ -33,6 +34,7 @@ class Failure:
     number: int
     record: Failed
     status: dict[int, RankStatus]
+    reached: int
     hangs: list[Hang]
     log: list[str]
     ray_said: list[str] = field(default_factory=list)
@@ -47,11 +49,6 @@ class Failure:
         """The rank that failed first: a stopped one, where others found themselves waiting."""
         stopped = [int(rank) for hang in self.hangs for rank, state in hang["others"].items() if state == "stopped"]
         return stopped[0] if stopped else self.record["rank"]
-
-    @property
-    def reached(self) -> int:
-        """The last step that any rank had finished."""
-        return max((status["step"] for status in self.status.values()), default=0)
 
     @property
     def what(self) -> str:
@@ -80,7 +77,9 @@ class Failure:
         if self.rank is None and self.status:
             return "-", f"after step {self.reached}"
         status = self.status.get(self.rank) if self.rank is not None else None
-        return (status["node"], status["in"]) if status else ("unknown", "starting")
+        if status is None:
+            return "unknown", "starting"
+        return status["node"], f"step {self.reached + 1}" if status["in"] == "step" else status["in"]
 
 
 class Failures:
@@ -95,6 +94,7 @@ class Failures:
         self.directory, self.logs = directory, logs
         self.ray_said: MutableSequence[str] = [] if ray_said is None else ray_said
         self.status: dict[int, RankStatus] = {}
+        self.reached = 0
         self.hangs: list[Hang] = []
         self.open: list[Failure] = []
         self.before = self._sizes()
@@ -106,14 +106,19 @@ class Failures:
             self.hangs.append(record)
         else:
             self.status[record["rank"]] = record
+            self.finished(record["step"])
+
+    def finished(self, step: int) -> None:
+        """Some rank has finished a step."""
+        self.reached = max(self.reached, step)
 
     def failed(self, record: Failed) -> Failure:
         """Write the page of a failure if it can be; the workers' states are those of the start that ended."""
         pages = [int(page.stem) for page in self.directory.glob("*.md") if page.stem.isdigit()]
         self.last = 1 + max([self.last, *pages])
-        failure = Failure(self.last, record, self.status, self.hangs, [])
+        failure = Failure(self.last, record, self.status, self.reached, self.hangs, [])
         failure.log = self._log(failure.rank)
-        self.status, self.hangs, self.before = {}, [], self._sizes()
+        self.status, self.reached, self.hangs, self.before = {}, 0, [], self._sizes()
         self._write(failure)
         self.open = [*self.open, failure] if record["restarts"] else []
         return failure

@@ -12,7 +12,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import ray
@@ -22,6 +22,8 @@ from raymb.telemetry.records import RankStatus, Record
 
 logger = logging.getLogger(__name__)
 _SECONDS_BETWEEN_SENDS = 0.25
+_SENDS_A_SECOND = 4000
+"""Of all ranks together: beyond that each sends less often, and no actor is overrun."""
 _SECONDS_BETWEEN_QUESTIONS = 0.5
 _LAST_ROUNDS = 3  # of a driver that closes while the hub does not answer
 
@@ -73,12 +75,16 @@ class Sender:
     """A rank's end: `emit` returns at once, a thread does the sending.
 
     Args:
-        status: the rank's status; it is sent when it has changed.
+        status: the rank's status; it is sent when the phase has changed. The steps within one are told by their parts.
         listens: whether this rank asks for the driver's requests; one of them does.
+        ranks: that send to the same hub.
     """
 
-    def __init__(self, hub: Any, status: Callable[[], RankStatus] | None = None, listens: bool = False):
+    def __init__(
+        self, hub: Any, status: Callable[[], RankStatus] | None = None, listens: bool = False, ranks: int = 1
+    ):
         self.hub = hub
+        self.period = max(_SECONDS_BETWEEN_SENDS, ranks / _SENDS_A_SECOND)
         self.status = status
         self.listens = listens
         self.on_command: Callable[[str], None] = lambda command: None
@@ -111,7 +117,7 @@ class Sender:
 
     def _run(self) -> None:
         while not self.closing.is_set():
-            self.woken.wait(_SECONDS_BETWEEN_SENDS)
+            self.woken.wait(self.period)
             self.woken.clear()
             with contextlib.suppress(Exception):  # of Ray's inner parts; metrics go on without it
                 self.on_tick()
@@ -119,17 +125,18 @@ class Sender:
             self._listen()
 
     def _send(self) -> None:
-        records: list[Record] = [self.last_status] if self._status_has_changed() and self.last_status else []
+        records: list[Record] = list(self._changed_status())
         with contextlib.suppress(queue.Empty):
             while True:
                 records.append(self.queue.get_nowait())
         if records:
             self.sent = self.hub.push.remote(records)
 
-    def _status_has_changed(self) -> bool:
-        status = self.status() if self.status else self.last_status
-        changed, self.last_status = status != self.last_status, status
-        return changed
+    def _changed_status(self) -> Iterator[RankStatus]:
+        status = self.status() if self.status else None
+        if status and (self.last_status is None or status["in"] != self.last_status["in"]):
+            self.last_status = status
+            yield status
 
     def _listen(self) -> None:
         if self.listens and time.monotonic() - self.asked >= _SECONDS_BETWEEN_QUESTIONS:

@@ -131,6 +131,7 @@ class Monitor:
         self._note("training", step=record["step"], workers=record["world_size"])
         self.joiner = StepJoiner(record["copies"], self.batch, record["world_size"], record["chip"])
         failure = self.failures.resumed(record["step"])
+        self.failures.finished(record["step"])
         for sink in self.sinks:
             self._keep_going(sink, "restart_after", record["step"])
         if failure is not None:
@@ -138,6 +139,7 @@ class Monitor:
         self.terminal.start(record["step"], record["world_size"])
 
     def _part(self, record: Part | LossPart) -> None:
+        self.failures.finished(record["step"])
         step = self.joiner.join(record)
         if step is not None:
             self._write(step)
