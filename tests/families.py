@@ -54,6 +54,18 @@ _YARN = {
     "original_max_position_embeddings": 4096,
 }
 
+_GEMMA4 = {
+    "num_hidden_layers": 6,
+    "head_dim": 16,
+    "global_head_dim": 32,
+    "num_global_key_value_heads": 2,
+    "sliding_window": 16,
+    "hidden_size_per_layer_input": 0,
+    "vocab_size_per_layer_input": 304,
+    "layer_types": ["sliding_attention", "sliding_attention", "full_attention"] * 2,
+    "final_logit_softcapping": 30.0,
+}
+
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "Qwen2": ("Qwen2", {"tie_word_embeddings": True}),
     "Qwen3": ("Qwen3", {"head_dim": 16, "tie_word_embeddings": True}),
@@ -108,6 +120,73 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "GLM-4.7-Flash": ("Glm4MoeLite", {**_DEEPSEEK, "num_nextn_predict_layers": 0}),
     "Nemotron": ("Nemotron", {"head_dim": 16, "partial_rotary_factor": 0.5}),
+    "Gemma": ("Gemma", {"head_dim": 16}),
+    "EXAONE 4": ("Exaone4", {"head_dim": 16, "sliding_window": 16, "sliding_window_pattern": 4}),
+    "ERNIE 4.5": (
+        "Ernie4_5_Moe",
+        {"moe_num_experts": 4, "moe_k": 2, "moe_num_shared_experts": 1, "moe_intermediate_size": 32},
+    ),
+    "MiniMax-M2": (
+        "MiniMaxM2",
+        {
+            "head_dim": 16,
+            "partial_rotary_factor": 0.5,
+            "rotary_dim": 8,  # the same in published files, and what Bridge reads
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+            "intermediate_size": 32,
+        },
+    ),
+    "GLM-5": (
+        "GlmMoeDsa",
+        {
+            **_DEEPSEEK,
+            "n_routed_experts": 4,
+            "index_topk": 8,
+            "index_head_dim": 32,
+            "index_n_heads": 4,
+        },
+    ),
+    "Hy3": (
+        "HYV3",
+        {
+            "head_dim": 16,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "num_shared_experts": 1,
+            "moe_intermediate_size": 32,
+            "first_k_dense_replace": 1,
+        },
+    ),
+    "K-EXAONE": (
+        "ExaoneMoe",
+        {
+            "head_dim": 16,
+            "sliding_window": 16,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "num_shared_experts": 1,
+            "moe_intermediate_size": 32,
+            "first_k_dense_replace": 1,
+        },
+    ),
+    "Gemma 4": (
+        "Gemma4",
+        {
+            **_GEMMA4,
+            "enable_moe_block": False,
+        },
+    ),
+    "Gemma 4 MoE": (
+        "Gemma4",
+        {
+            **_GEMMA4,
+            "enable_moe_block": True,
+            "num_experts": 4,
+            "top_k_experts": 2,
+            "moe_intermediate_size": 32,
+        },
+    ),
 }
 """Family to (prefix of its transformers classes, settings beside the common ones)."""
 
@@ -131,15 +210,18 @@ def make_model(family: str, directory: Path, **more: Any) -> Path:
     implementation = settings.get("attn_implementation")
     given = {name: value for name, value in settings.items() if name != "attn_implementation"} | more
     # Gemma 3's text model has a configuration of its own beside the multimodal one.
-    config_class = getattr(transformers, f"{prefix}TextConfig", None) if prefix == "Gemma3" else None
+    config_class = getattr(transformers, f"{prefix}TextConfig", None) if prefix in ("Gemma3", "Gemma4") else None
     config = (config_class or getattr(transformers, f"{prefix}Config"))(**{**_COMMON, **given})
     torch.manual_seed(0)
     model = getattr(transformers, architecture(family))._from_config(config, attn_implementation=implementation)
     model = model.float()
     with torch.no_grad():  # vectors start as 0 or 1, which would hide a norm, bias or sink in a wrong place
         for parameter in model.parameters():
-            if parameter.dim() == 1:
+            if parameter.dim() == 1 or not parameter.any():  # of ERNIE 4.5 the router
                 parameter.add_(torch.randn_like(parameter) * 0.1)
+        for name, tensor in model.state_dict().items():  # of experts: a buffer, or a matrix of one row
+            if name.endswith("e_score_correction_bias"):
+                tensor.add_(torch.randn_like(tensor) * 0.1)
     model.save_pretrained(directory)
     save_tokenizer(directory)
     return directory

@@ -20,6 +20,7 @@ SCALINGS: dict[str, dict[str, Any]] = {
     },
     "longrope": {"factor": 4.0, "original_max_position_embeddings": LENGTH},
     "yarn": {"factor": 4.0, "original_max_position_embeddings": SHORT},
+    "proportional": {"partial_rotary_factor": 0.25},
 }
 WINDOWS: dict[str, tuple[str, dict[str, Any]]] = {
     "Qwen2, max_window_layers": ("Qwen2", {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 2}),
@@ -40,7 +41,14 @@ WINDOWS: dict[str, tuple[str, dict[str, Any]]] = {
         "GPT-OSS",
         {"layer_types": ["full_attention", "sliding_attention", "sliding_attention", "full_attention"]},
     ),
+    "EXAONE 4": ("EXAONE 4", {}),
+    "EXAONE 4, no windows": ("EXAONE 4", {"sliding_window": None, "layer_types": ["full_attention"] * 4}),
+    "K-EXAONE": ("K-EXAONE", {}),
+    "Gemma 4": ("Gemma 4", {}),
+    "Gemma 4 MoE": ("Gemma 4 MoE", {}),
 }
+TWO_KINDS = ("Gemma 3", "Gemma 4", "Gemma 4 MoE")
+"""Families whose layers with a window have other rotary positions."""
 NUMBERS: dict[str, tuple[str, dict[str, Any]]] = {
     "Qwen2, yarn with every number": (
         "Qwen2",
@@ -57,12 +65,12 @@ def scaled(family: str, kind: str, **numbers: Any) -> dict[str, Any]:
     """Settings of config.json for a scaling."""
     partial = FAMILIES[family][1].get("partial_rotary_factor", 1.0)
     rope = {"rope_type": kind, "rope_theta": 10000.0, **SCALINGS[kind], **numbers}
-    if partial != 1:
+    if partial != 1 and kind != "proportional":
         rope["partial_rotary_factor"] = partial
     if kind == "longrope":
         pairs = int(16 * partial) // 2
         rope |= {"short_factor": [1 + 0.1 * pair for pair in range(pairs)], "long_factor": [4.0] * pairs}
-    if family == "Gemma 3":
+    if family in TWO_KINDS:
         local = {"rope_type": "default", "rope_theta": 10000.0}
         rope = {"full_attention": rope | {"rope_theta": 1e6}, "sliding_attention": local}
     longest = {"dynamic": LENGTH, "longrope": 4 * LENGTH, "yarn": int(SHORT * rope.get("factor", 1))}.get(kind, 512)
@@ -88,6 +96,12 @@ def table() -> list[str]:
         record = family_of(architecture(family))
         every = record.full_attention_every
         of_bridge = f"all but {every}, {2 * every}, ..." if every else "none"
-        layers = {"all": "all", "layer_types": "as `layer_types` says", "": of_bridge}[record.window_layers]
+        named = {
+            "all": "all",
+            "layer_types": "as `layer_types` says",
+            "by Bridge": "as `layer_types` says; with experts they must repeat",
+            "": of_bridge,
+        }
+        layers = named[record.window_layers]
         lines.append(f"| {family} | {', '.join(record.rope_types or ())} | {layers} |")
     return lines

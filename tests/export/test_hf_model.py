@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
+import torch
 from tests.families import make_model
 from tests.positions import scaled
+from transformers import AutoModelForCausalLM
 
 from raymb.export.hf_model import load_hf_model
 
@@ -26,3 +29,19 @@ def test_scores_of_deepseek_v2_are_scaled_as_those_of_v3(tmp_path: Path) -> None
         for family in ("DeepSeek-V2", "DeepSeek-V3")
     ]
     assert scales[0] == pytest.approx(scales[1])
+
+
+def test_the_rotary_part_of_a_published_minimax_m2_is_not_left_out(tmp_path: Path) -> None:
+    """Named by `rotary_dim` alone, as published; transformers' own name is `partial_rotary_factor`."""
+    both = make_model("MiniMax-M2", tmp_path / "both")
+    published = make_model("MiniMax-M2", tmp_path / "published")
+    config = json.loads((published / "config.json").read_text())
+    assert config["rope_parameters"].pop("partial_rotary_factor") == config["rotary_dim"] / config["head_dim"] == 0.5
+    config.pop("partial_rotary_factor", None)
+    (published / "config.json").write_text(json.dumps(config))
+    tokens = torch.arange(1, 33)[None]
+    with torch.no_grad():
+        logits = [load_hf_model(str(path)).eval()(tokens).logits for path in (both, published)]
+        untouched = AutoModelForCausalLM.from_pretrained(published).eval()(tokens).logits
+    assert torch.equal(*logits)
+    assert not torch.allclose(untouched, logits[0], atol=1e-3), "transformers reads it: drop complete_rotary"

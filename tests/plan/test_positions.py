@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from tests.conftest import QWEN2_4_LAYERS
 from tests.families import FAMILIES, architecture
-from tests.positions import LENGTH, SCALINGS, SHORT, WINDOWS, computed, scaled
+from tests.positions import LENGTH, SCALINGS, SHORT, TWO_KINDS, WINDOWS, computed, scaled
 
 from raymb.errors import PlanError
 from raymb.model.families import FAMILIES as RECORDS
@@ -37,7 +37,7 @@ def test_a_scaling_is_planned_or_refused(family: str, kind: str) -> None:
     config = _of(family, **scaled(family, kind))
     if kind in (family_of(architecture(family)).rope_types or ()):
         return _plan(config)
-    field = "rope_parameters.full_attention" if family == "Gemma 3" else "rope_parameters"
+    field = "rope_parameters.full_attention" if family in TWO_KINDS else "rope_parameters"
     for length in (SHORT // 2, LENGTH):
         with pytest.raises(
             PlanError, match=rf"config.json's {field} of type {kind} is not computed for {architecture(family)} "

@@ -168,7 +168,7 @@ def worst_deviation(metrics: list[dict[str, Any]], oracle: list[dict[str, Any]])
     )
 
 
-def make_job(storage: Path, **flags: Any) -> Path:
+def make_job(storage: Path, *overrides: str, **flags: Any) -> Path:
     """job.json of a run on CPU workers, with its rows beside it, for programs that train without Ray."""
     from raymb import launch
     from raymb.driver.cluster import Resources
@@ -177,7 +177,7 @@ def make_job(storage: Path, **flags: Any) -> Path:
     from raymb.spec import load_spec
 
     given = {**MAIN_FLAGS, "export_hf": False, "storage_path": storage, "experiment_name": "run", **flags}
-    checked = preflight(load_spec({name: str(value) for name, value in given.items()}))
+    checked = preflight(load_spec({name: str(value) for name, value in given.items()}, overrides=overrides))
     place = RunDir.of(checked.spec, "run")
     place.path.mkdir(parents=True)
     place.job.write_text(
@@ -198,9 +198,9 @@ def torchrun(workers: int, *command: object, timeout: float = 240) -> None:
     assert done.returncode == 0, done.stderr[:6000] + "\n...\n" + done.stderr[-2000:]
 
 
-def train_variant(out: Path, workers: int, **flags: Any) -> list[dict[str, Any]]:
+def train_variant(out: Path, workers: int, *overrides: str, **flags: Any) -> list[dict[str, Any]]:
     """Train without Ray (train_variant.py) in `out`: the steps' records; the run is out/run."""
-    job = make_job(out, num_workers=workers, **flags)
+    job = make_job(out, *overrides, num_workers=workers, **flags)
     torchrun(workers, Path(__file__).with_name("train_variant.py"), job, out)
     steps = json.loads((out / "steps.json").read_text())
     assert len(steps) == flags.get("train_iters", MAIN_FLAGS["train_iters"])

@@ -28,7 +28,7 @@ from raymb.bridge.freezing import freeze
 from raymb.bridge.fusions import fusion_settings
 from raymb.bridge.moe import moe_settings
 from raymb.bridge.overrides import apply_overrides, set_field
-from raymb.bridge.patches import collectives, models, positions
+from raymb.bridge.patches import collectives, families, models, positions, routing
 from raymb.bridge.patches.attention import check_attention, leave_attention_to_transformer_engine
 from raymb.model.vision import vision_architecture
 from raymb.plan.layout import evaluation_batches
@@ -104,12 +104,16 @@ def build_config(
 
 def _model(job: Job, hf_bridge: AutoBridge, accelerator: Accelerator, precision: str, load_weights: bool) -> Any:
     """The provider of the Hugging Face model; with load_weights a hook fills the weights in when it is built."""
+    hf_config = hf_bridge.hf_pretrained.config
+    families.complete_config(hf_config, job.architecture)
     provider = hf_bridge.to_megatron_provider(load_weights=load_weights)
-    positions.give_rotary_frequencies(hf_bridge.hf_pretrained.config, provider, job.architecture)
-    positions.give_windows(hf_bridge.hf_pretrained.config, provider, job.architecture, job.spec.data.seq_length)
+    families.mend(hf_config, provider, job.architecture)
+    routing.mend(hf_config, provider, job.architecture)
+    positions.give_rotary_frequencies(hf_config, provider, job.architecture)
+    positions.give_windows(hf_config, provider, job.architecture, job.spec.data.seq_length)
     leave_attention_to_transformer_engine(provider)
     if vision_architecture(job.architecture):
-        models.pass_on_mrope_sections(hf_bridge.hf_pretrained.config, provider)
+        models.pass_on_mrope_sections(hf_config, provider)
         collectives.lay_out_embeddings()
     layout = job.layout
     settings = {

@@ -18,7 +18,6 @@ def moe_settings(moe: Moe, train: Train) -> dict[str, Any]:
     given = {
         "moe_router_load_balancing_type": moe.moe_load_balancing,
         "moe_aux_loss_coeff": moe.moe_aux_loss_coeff,
-        "moe_z_loss_coeff": moe.moe_z_loss_coeff,
         "moe_router_dtype": moe.moe_router_dtype,
         "moe_permute_fusion": moe.moe_permute_fusion,
         "moe_shared_expert_overlap": moe.moe_shared_expert_overlap,
@@ -31,7 +30,10 @@ def moe_settings(moe: Moe, train: Train) -> dict[str, Any]:
     alone = "shared_experts" in train.recompute_modules or moe.moe_token_dispatcher == "allgather"
     if moe.moe_shared_expert_overlap is None and alone:  # Bridge's providers of some families have it on
         given["moe_shared_expert_overlap"] = False
-    return {name: value for name, value in given.items() if value is not None} | _dispatcher(moe.moe_token_dispatcher)
+    # No config.json has a z loss, and Bridge 0.6.2's ExaoneMoeModelProvider has one as a constant.
+    settings = {"moe_z_loss_coeff": moe.moe_z_loss_coeff}
+    settings |= {name: value for name, value in given.items() if value is not None}
+    return settings | _dispatcher(moe.moe_token_dispatcher)
 
 
 def _dispatcher(name: str | None) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 from raymb.model.families import family_of
+from raymb.model.positions import complete_rotary
 
 
 def load_hf_model(path: str, *, trust_remote_code: bool = False, **settings: Any) -> Any:
@@ -26,6 +27,9 @@ def load_hf_model(path: str, *, trust_remote_code: bool = False, **settings: Any
         # Gemma 2 caps what the softmax gets, which transformers 5.12.1's sdpa, its default, leaves out without a word.
         settings["attn_implementation"] = "eager"
     auto: Any = AutoModelForImageTextToText if vision else AutoModelForCausalLM
+    if config.model_type == "minimax_m2":
+        complete_rotary(config)
+        settings["config"] = config
     loaded = auto.from_pretrained(path, trust_remote_code=trust_remote_code, **settings)
     model = loaded[0] if settings.get("output_loading_info") else loaded
     if config.model_type == "deepseek_v2":

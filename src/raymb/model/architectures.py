@@ -42,11 +42,16 @@ def of_text(architecture: str) -> bool:
 
 
 def check_architecture(shape: ModelShape, hf_model_path: str) -> None:
-    """Refuse a model that Bridge does not load. Without Bridge's sources the workers tell.
+    """Refuse a model that Bridge does not load, or not as it is. Without Bridge's sources the workers tell.
 
     Raises:
         ModelError: with the nearest ones.
     """
+    if why := family_of(shape.architecture).not_trained:
+        raise ModelError(
+            f"--hf_model_path {hf_model_path}: {shape.architecture} is not trained: {why}",
+            "give another model to --hf_model_path; all that can be trained: raymb models",
+        )
     names = registered()
     if not names or shape.architecture in names:
         return
@@ -75,6 +80,8 @@ def support(architecture: str) -> dict[str, str]:
     if not of_text(architecture) and family.vision is None:
         return {"kind": "images or sound", "layouts": "", "packing": "", "lora": "", "proven": "refused"}
     kind = "images" if family.vision else "text"
+    if family.not_trained:
+        return {"kind": kind, "layouts": "", "packing": "", "lora": "", "proven": "refused"}
     if not family.proven:
         return {"kind": kind, "layouts": "", "packing": "", "lora": "", "proven": "not tried"}
     sizes = {

@@ -22,6 +22,7 @@ def parameter_count(shape: Sizes, config: Mapping[str, Any]) -> int:
     hidden = shape.hidden_size
     embedding = shape.vocab_size * hidden
     total = embedding * (1 if shape.tie_word_embeddings else 2) + hidden
+    total += _indexers(shape, config) + _of_gemma4(shape, config)
     total += sum(
         _part(part, shape, config) for layer in range(shape.num_layers) for part in _parts(shape, config, layer)
     )
@@ -62,8 +63,11 @@ def sparse_layers(shape: Sizes, config: Mapping[str, Any]) -> int:
 def shared_experts_size(shape: Sizes, config: Mapping[str, Any]) -> int:
     """Feed-forward size of what every token passes besides its experts; 0 where there is nothing."""
     # DeepSeek has several, as wide as a routed one each.
-    several = int(config.get("n_shared_experts") or 0) * (shape.moe_intermediate_size or 0)
+    names = ("n_shared_experts", "num_shared_experts", "moe_num_shared_experts")
+    several = max(int(config.get(name) or 0) for name in names) * (shape.moe_intermediate_size or 0)
     named = config.get("shared_expert_intermediate_size") or config.get("moe_shared_expert_intermediate_size")
+    if config.get("enable_moe_block"):  # Gemma 4 has a dense layer beside its experts
+        return shape.intermediate_size
     return int(named or several)
 
 
@@ -110,9 +114,8 @@ def _attention(shape: Sizes, config: Mapping[str, Any]) -> int:
         total += qkv if config.get("qkv_bias", True) else 0
     elif config.get("attention_bias"):
         total += qkv + hidden
-    if family.qk_norm:
-        total += 2 * shape.head_dim
-    return total
+    norms = {"": 0, "head": 2, "all heads": shape.num_attention_heads + shape.num_kv_heads}
+    return total + norms[family.qk_norm] * shape.head_dim
 
 
 def _latent_attention(shape: Sizes, config: Mapping[str, Any]) -> int:
@@ -125,6 +128,51 @@ def _latent_attention(shape: Sizes, config: Mapping[str, Any]) -> int:
     up = (query_rank or hidden) * query
     keys_values = hidden * (latent + rope) + latent + latent * heads * (shape.head_dim - rope + value)
     return down + up + keys_values + heads * value * hidden
+
+
+def _indexers(shape: Sizes, config: Mapping[str, Any]) -> int:
+    """Of all layers: what chooses the tokens that DeepSeek's sparse attention looks at (GLM-5)."""
+    heads, size = int(config.get("index_n_heads") or 0), int(config.get("index_head_dim") or 0)
+    if not heads or shape.attention != "mla":
+        return 0
+    every, first = int(config.get("index_topk_freq") or 1), int(config.get("index_skip_topk_offset") or 2)
+    kinds = config.get("indexer_types") or [
+        "shared" if max(layer - first + 1, 0) % every else "full" for layer in range(shape.num_layers)
+    ]
+    one = (shape.query_rank or 0) * heads * size + shape.hidden_size * (size + heads) + 2 * size
+    return sum(kind == "full" for kind in kinds) * one
+
+
+def _of_gemma4(shape: Sizes, config: Mapping[str, Any]) -> int:
+    """What Gemma 4 has besides, or less, in all layers: other heads where a layer has no window, layers that share keys
+    and values, norms after a part, and embeddings of every layer."""
+    if shape.model_type != "gemma4_text":
+        return 0
+    hidden, heads, same = shape.hidden_size, shape.num_attention_heads, bool(config.get("attention_k_eq_v"))
+    wide = int(config.get("global_head_dim") or shape.head_dim)
+    groups = int((same and config.get("num_global_key_value_heads")) or shape.num_kv_heads)
+    own = shape.num_layers - int(config.get("num_kv_shared_layers") or 0)
+    total = 0
+    for layer, kind in enumerate(_kinds_of_gemma4(shape, config)):
+        head, keys = (shape.head_dim, shape.num_kv_heads) if kind == "sliding_attention" else (wide, groups)
+        matrices = 1 if kind != "sliding_attention" and same else 2  # of keys, of values
+        attention = 2 * hidden * heads * head + head
+        attention += hidden * keys * head * matrices + head if layer < own else 0
+        total += attention + 2 * hidden - (_attention(shape, config))
+        if layer >= own and config.get("use_double_wide_mlp"):
+            total += 3 * hidden * shape.intermediate_size
+        if shape.num_experts:
+            total += 4 * hidden + shape.num_experts
+    size = int(config.get("hidden_size_per_layer_input") or 0)
+    table = int(config.get("vocab_size_per_layer_input") or shape.vocab_size) + hidden
+    each = shape.num_layers * (table * size + 2 * hidden * size + hidden) + size
+    return total + (each if size else 0)
+
+
+def _kinds_of_gemma4(shape: Sizes, config: Mapping[str, Any]) -> list[str]:
+    usual = ["full_attention" if (layer + 1) % 6 == 0 else "sliding_attention" for layer in range(shape.num_layers)]
+    kinds = config.get("layer_types")
+    return [*(kinds if isinstance(kinds, list) else usual)[:-1], "full_attention"]
 
 
 def latent_sizes(config: Mapping[str, Any]) -> tuple[int, int, int]:
@@ -181,6 +229,11 @@ def _is_sparse(shape: Sizes, config: Mapping[str, Any], layer: int) -> bool:
     """Whether this layer (counted from 0) has experts instead of a dense feed-forward network."""
     if not shape.num_experts or layer in (config.get("mlp_only_layers") or ()):
         return False
-    if layer < int(config.get("first_k_dense_replace") or 0):
+    kinds = config.get("mlp_layer_types")
+    if isinstance(kinds, list) and layer < len(kinds):
+        return kinds[layer] == "sparse"
+    first = int(config.get("first_k_dense_replace") or config.get("moe_layer_start_index") or 0)
+    last = int(config.get("moe_layer_end_index") or -1)
+    if layer < first or -1 < last < layer:
         return False
-    return (layer + 1) % int(config.get("decoder_sparse_step") or 1) == 0
+    return (layer + 1) % int(config.get("decoder_sparse_step") or config.get("moe_layer_interval") or 1) == 0

@@ -56,5 +56,13 @@ def rope_limit(text: Mapping[str, Any]) -> int | None:
     return longest if "dynamic" in kinds else None
 
 
+def complete_rotary(hf_config: Any) -> None:
+    """Of transformers' configuration of a MiniMax-M2: the part of a head that has positions. Published files name it by
+    `rotary_dim`, which transformers 5.12.1 does not read, so that it computes another model."""
+    size = getattr(hf_config, "rotary_dim", None)
+    if hf_config.model_type == "minimax_m2" and size:
+        hf_config.rope_parameters.setdefault("partial_rotary_factor", size / hf_config.head_dim)
+
+
 def _type_of(rope: Mapping[str, Any]) -> str:
     return str(rope.get("rope_type") or rope.get("type") or "default")

@@ -11,7 +11,7 @@ from typing import Any
 
 from raymb.errors import ModelError
 from raymb.model.directory import Needs
-from raymb.model.families import family_of_type
+from raymb.model.families import family_of, family_of_type
 from raymb.model.files import ModelFiles
 from raymb.model.parameters import (
     latent_sizes,
@@ -51,6 +51,8 @@ class ModelShape(Sizes):
     """How many of the parameters are the tower's."""
     quantization: str = ""
     """How the files' weights are quantized; "" where they are not."""
+    other_settings: tuple[str, ...] = ()
+    """Those of config.json with which the model is another one than Bridge's, with their values."""
     window: int | None = None
     """Tokens that a layer with a sliding window looks at; None where no layer has one."""
     layers_without_window: tuple[int, ...] | None = None
@@ -87,7 +89,10 @@ class ModelShape(Sizes):
         kv_heads, attention = _attention(text, read, heads)
         plain, rope, value = latent_sizes(text) if attention == "mla" else (0, 0, 0)
         intermediate = read.first("intermediate_size", "ffn_hidden_size", "ffn_dim", "n_inner") or 4 * hidden
-        experts = read.first("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+        # First: beside it, transformers 5.12.1 writes a num_experts of 256 for every GLM-5.
+        experts = read.first("n_routed_experts", "num_local_experts", "num_experts", "moe_num_experts")
+        if text.get("enable_moe_block") is False:  # Gemma 4
+            experts = None
         architectures = config.get("architectures") or text.get("architectures") or [UNNAMED]
         tower = next((name for name in _TOWERS if isinstance(config.get(name), Mapping)), "")
         places = (config, text) if tower else (text, config)  # a model with a tower has it outside its language part
@@ -119,6 +124,7 @@ class ModelShape(Sizes):
             layers_without_window=layers_without_window(text),
             rope=rope_of(text),
             rope_limit=rope_limit(text),
+            other_settings=_other_settings(text, str(architectures[0]), bool(experts and experts > 1)),
         )
         beside = tower_parameters(config[tower], shape) if tower else 0
         return replace(
@@ -221,6 +227,13 @@ def _attention(text: Mapping[str, Any], read: _Reader, heads: int) -> tuple[int,
     return groups, "mqa" if groups == 1 else "gqa"
 
 
+def _other_settings(text: Mapping[str, Any], architecture: str, has_experts: bool) -> tuple[str, ...]:
+    family = family_of(architecture)
+    usable = {**family.settings, **(family.settings_with_experts if has_experts else {})}
+    given = {name: text[name] for name in usable if name in text}
+    return tuple(f"{name} {value!r}" for name, value in given.items() if value not in usable[name])
+
+
 def _quantization(*configs: Mapping[str, Any]) -> str:
     """By the first of these parts of config.json that says so."""
     found = [config.get("quantization_config") or config.get("compression_config") for config in configs]
@@ -235,7 +248,7 @@ def _moe_size(read: _Reader, experts: int | None, intermediate: int) -> int | No
 
 
 def _experts_per_token(read: _Reader) -> int | None:
-    return read.first("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_top_k")
+    return read.first("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_top_k", "moe_k", "top_k_experts")
 
 
 def _max_positions(text: Mapping[str, Any], read: _Reader) -> int | None:

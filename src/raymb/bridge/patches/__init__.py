@@ -15,6 +15,8 @@ SUBJECTS = (
     "startup",
     "loaders",
     "models",
+    "families",
+    "routing",
     "positions",
     "attention",
     "fusions",

@@ -43,13 +43,16 @@ def _put_frequencies(frequencies: torch.Tensor, chunks: list[Any]) -> list[Any]:
 
 def give_windows(hf_config: Any, provider: Any, architecture: str, seq_length: int) -> None:
     """Of the layers that have one, where a sequence can be longer."""
-    which = family_of(architecture).window_layers
-    if not which:
+    family = family_of(architecture)
+    which = family.window_layers
+    if which in ("", "by Bridge"):
         return
     layers, window = hf_config.num_hidden_layers, hf_config.sliding_window
     has_window = [
         which == "all" or kind == "sliding_attention" for kind in getattr(hf_config, "layer_types", [""] * layers)
     ]
+    if family.rotary_only_with_window:
+        provider.no_rope_freq = [int(window is not None and not one) for one in has_window]
     provider.window_size = provider.window_attn_skip_freq = None
     if window is not None and window < seq_length and any(has_window):
         provider.window_size, provider.window_attn_skip_freq = (window - 1, 0), list(map(int, has_window))

@@ -9,7 +9,7 @@ FAMILIES = (
         "Qwen3-Next",
         ("Qwen3NextForCausalLM",),
         ("qwen3_next",),
-        qk_norm=True,
+        qk_norm="head",
         gated_attention=True,
         tied_by_default=False,
         experts=True,

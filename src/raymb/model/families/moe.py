@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from raymb.model.families.record import SCALED, SCALED_LATENT, Family
 
+_OF_GEMMA4 = "Bridge 0.6.2 has an attention of its own for it (modeling_gemma4.py)"
+
 FAMILIES = (
     Family(
         "Qwen3-MoE",
@@ -12,7 +14,7 @@ FAMILIES = (
         rope_types=SCALED,
         rotary="Qwen3MoeRotaryEmbedding",
         window_layers="all",
-        qk_norm=True,
+        qk_norm="head",
         exact_count=True,
         tied_by_default=False,
         peft_loads_experts=True,
@@ -83,5 +85,79 @@ FAMILIES = (
         tied_by_default=False,
         experts=True,
         proven="CPU, GPU",
+    ),
+    Family(
+        "ERNIE 4.5",
+        ("Ernie4_5_MoeForCausalLM",),
+        ("ernie4_5_moe",),
+        rope_types=SCALED,
+        rotary="Ernie4_5_MoeRotaryEmbedding",
+        settings={"use_bias": (False, None)},
+        experts=True,
+        proven="CPU",
+    ),
+    Family(
+        "MiniMax-M2",
+        ("MiniMaxM2ForCausalLM",),
+        ("minimax_m2",),
+        rope_types=SCALED,
+        rotary="MiniMaxM2RotaryEmbedding",
+        qk_norm="all heads",
+        tied_by_default=False,
+        experts=True,
+        proven="CPU",
+    ),
+    Family(
+        "GLM-5",
+        ("GlmMoeDsaForCausalLM",),
+        ("glm_moe_dsa",),
+        settings={"attention_bias": (False,), "mlp_bias": (False,), "norm_topk_prob": (True,)},
+        rope_types=(),
+        tied_by_default=False,
+        experts=True,
+        proven="CPU",
+    ),
+    Family(
+        "Hy3",
+        ("HYV3ForCausalLM",),
+        ("hy_v3",),
+        rope_types=SCALED,
+        rotary="HYV3RotaryEmbedding",
+        settings={"attention_bias": (False,), "mlp_bias": (False,)},
+        qk_norm="head",
+        tied_by_default=False,
+        experts=True,
+        proven="CPU",
+    ),
+    Family(
+        "K-EXAONE",
+        ("ExaoneMoeForCausalLM",),
+        ("exaone_moe",),
+        rope_types=SCALED,
+        rotary="ExaoneMoeRotaryEmbedding",
+        settings={"norm_topk_prob": (True,)},
+        window_layers="layer_types",
+        rotary_only_with_window=True,
+        qk_norm="head",
+        tied_by_default=False,
+        experts=True,
+        proven="CPU",
+    ),
+    Family(
+        "Gemma 4",
+        ("Gemma4ForCausalLM",),
+        ("gemma4_text",),
+        rope_types=("proportional",),
+        window_layers="by Bridge",
+        settings={"attention_bias": (False,), "use_bidirectional_attention": (None, "vision")},
+        settings_with_experts={"hidden_size_per_layer_input": (0, None)},
+        must_be_one={"context_parallel_size": _OF_GEMMA4},
+        only_with_experts={
+            "pipeline_parallel_size": "Bridge 0.6.2 builds it for one pipeline stage only (Gemma4DenseProvider.provide)"
+        },
+        no_packing=_OF_GEMMA4,
+        qk_norm="head",
+        experts=True,  # the larger ones
+        proven="CPU",
     ),
 )

@@ -43,8 +43,8 @@ class Family:
     config.json's `attention_bias` decides, and the output projection has one, too."""
     gated_attention: bool = False
     """Whether the query's projection makes a gate for the attention's output, too."""
-    qk_norm: bool = False
-    """Whether the parameter count has two norms, as wide as a head, for the queries and keys of every layer."""
+    qk_norm: Literal["", "head", "all heads"] = ""
+    """How wide the norms are that the queries and the keys of every layer have, in the parameter count."""
     exact_count: bool = False
     """Whether the parameter count equals the number of elements that transformers makes; otherwise an estimate."""
     tied_by_default: bool = True
@@ -53,17 +53,28 @@ class Family:
     """Whether PEFT loads adapters of a MoE model's experts as they were trained (docs/adapters.md)."""
     must_be_one: Mapping[str, str] = field(default_factory=dict)
     """Flags of parallel sizes that must be 1, each with why."""
+    settings: Mapping[str, tuple[object, ...]] = field(default_factory=dict)
+    """Settings of config.json that make another model than Bridge's, each with the values that do not."""
+    settings_with_experts: Mapping[str, tuple[object, ...]] = field(default_factory=dict)
+    """The same where a model of the family has experts."""
+    only_with_experts: Mapping[str, str] = field(default_factory=dict)
+    """Flags of parallel sizes that must be 1 where a model of the family has no experts, each with why."""
     rope_types: tuple[str, ...] | None = None
     """Scalings of rotary positions (`rope_type`) that are computed as by transformers, beside the default. None where
     nobody has compared."""
     rotary: str = ""
     """transformers' class whose frequencies Megatron is given; "" leaves them to Bridge."""
-    window_layers: Literal["", "all", "layer_types"] = ""
-    """Which layers of a model with a sliding window have it, for Megatron; "" leaves that to Bridge."""
+    window_layers: Literal["", "all", "layer_types", "by Bridge"] = ""
+    """Which layers of a model with a sliding window have it, for Megatron; "" leaves that to Bridge. By Bridge: it
+    reads layer_types, of which it takes those of a MoE model to repeat."""
+    rotary_only_with_window: bool = False
+    """Whether in a model with windows the layers without one have no positions either."""
     full_attention_every: int = 0
     """Bridge's constant of a model with windows: every so manyth layer sees all. 0 where it has none."""
     no_window: str = ""
     """Why its windows are not computed; "" where they are, or there are none."""
+    not_trained: str = ""
+    """Why raymb refuses it, although Bridge loads it; "" where it does not."""
     no_packing: str = ""
     """Why its rows cannot be packed; "" where they can."""
     cuda_graphs: bool = False

@@ -44,6 +44,7 @@ OF_LAYOUTS = (
     experts.workers,
     experts.sequence,
     family.only_one,
+    family.settings,
     adapters.sizes,
     stages.fsdp,
     family.graphs,

@@ -10,9 +10,23 @@ from raymb.plan.sizes import DetailedLayout
 
 
 def only_one(layout: DetailedLayout, shape: ModelShape) -> Iterator[str]:
-    for flag, why in family_of(shape.architecture).must_be_one.items():
+    for flag, why in must_be_one(shape).items():
         if (size := getattr(layout, flag)) > 1:
             yield f"--{flag} {size} must be 1 for {shape.architecture}: {why}; set --{flag} to 1"
+
+
+def must_be_one(shape: ModelShape) -> dict[str, str]:
+    """Flags of parallel sizes, each with why."""
+    family = family_of(shape.architecture)
+    return {**family.must_be_one, **({} if shape.num_experts else family.only_with_experts)}
+
+
+def settings(layout: DetailedLayout, shape: ModelShape) -> Iterator[str]:
+    for one in shape.other_settings:
+        yield (
+            f"config.json's {one} is not computed for {shape.architecture}: Bridge 0.6.2 leaves it out, and another "
+            f"model would be trained; give one without it to --hf_model_path"
+        )
 
 
 def has_whole_experts(shape: ModelShape) -> bool:

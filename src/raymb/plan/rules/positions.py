@@ -42,6 +42,7 @@ def windows(layout: DetailedLayout, shape: ModelShape) -> Iterator[str]:
             f"config.json has layers without a sliding window at {list(shape.layers_without_window or ())}, and Bridge "
             f"0.6.2 has them at {every}, {2 * every}, ... of {shape.architecture} as a constant; train another model"
         )
+    yield from _irregular(shape)
     if layout.seq_length <= window:
         return
     if family.no_window:
@@ -56,4 +57,18 @@ def windows(layout: DetailedLayout, shape: ModelShape) -> Iterator[str]:
             f"{layout.tensor_parallel_size} must divide the model's {shape.num_kv_heads} key-value heads where "
             f"--seq_length {layout.seq_length} is longer than config.json's sliding_window {window}: the workers "
             f"exchange heads then; set --context_parallel_size to 1"
+        )
+
+
+def _irregular(shape: ModelShape) -> Iterator[str]:
+    """Where Bridge takes all layers to be as the first ones are."""
+    layers = shape.layers_without_window
+    if family_of(shape.architecture).window_layers != "by Bridge" or not shape.num_experts or not layers:
+        return
+    every = layers[0]
+    if layers != tuple(range(every, shape.num_layers + 1, every)):
+        yield (
+            f"config.json has layers without a sliding window at {list(layers)}, and Bridge 0.6.2 would have them at "
+            f"{every}, {2 * every}, ... of {shape.architecture} (gemma4_bridge.py, _infer_attn_pattern); train another "
+            f"model"
         )
