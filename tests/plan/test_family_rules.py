@@ -57,7 +57,7 @@ def test_a_dense_gemma_4_has_one_pipeline_stage() -> None:
     _plan({**_SPARSE, **_GEMMA4}, **flags)
     with pytest.raises(PlanError, match=r"--pipeline_parallel_size 2 must be 1 for Gemma4ForCausalLM: Bridge 0\.6\.2"):
         _plan({**_DENSE, **_GEMMA4}, **flags)
-    with pytest.raises(PlanError, match="--context_parallel_size 2 must be 1 for Gemma4ForCausalLM"):
+    with pytest.raises(PlanError, match=r"--context_parallel_size 2 must be 1 for Gemma4ForCausalLM"):
         _plan({**_SPARSE, **_GEMMA4}, num_workers=2, context_parallel_size=2)
 
 
@@ -69,6 +69,21 @@ def test_windows_of_gemma_4_with_experts_repeat() -> None:
     _plan({**_DENSE, **_GEMMA4, "sliding_window": 64, **irregular})
     with pytest.raises(PlanError, match=r"at \[2, 3, 4\], and Bridge 0.6.2 would have them at 2, 4, \.\.\. of Gemma4"):
         _plan({**config, **irregular})
+
+
+def test_indexers_of_sparse_attention() -> None:
+    config = {**_SPARSE, "architectures": ["GlmMoeDsaForCausalLM"], "kv_lora_rank": 32, "index_topk": 64}
+    stages = {"num_workers": 2, "pipeline_parallel_size": 2}
+    _plan(config, seq_length=128, **stages)
+    _plan({**config, "indexer_rope_interleave": True}, seq_length=64)
+    with pytest.raises(PlanError, match=r"--seq_length 128 is longer than config.json's index_topk 64: beyond"):
+        _plan({**config, "indexer_rope_interleave": True}, seq_length=128)
+    shared = {**config, "index_topk_freq": 2, "indexer_types": ["full", "full", "shared", "full"]}
+    _plan(shared)
+    with pytest.raises(PlanError, match=r"--pipeline_parallel_size 2 must be 1: layers of GlmMoeDsaForCausalLM"):
+        _plan(shared, **stages)
+    with pytest.raises(PlanError, match=r"config.json's indexer_types \['full', 'full', 'shared', 'full'\] is not"):
+        _plan({**shared, "index_topk_freq": 1})
 
 
 @pytest.mark.parametrize("family", [one for one in FAMILIES if one.not_trained], ids=lambda one: one.name)

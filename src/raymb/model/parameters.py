@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from raymb.model.families import family_of_type
+from raymb.model.positions import indexers_of
 from raymb.model.sizes import Sizes
 
 _HYBRID = {"M": "mamba", "*": "attention", "-": "mlp", "E": "experts"}
@@ -133,14 +134,8 @@ def _latent_attention(shape: Sizes, config: Mapping[str, Any]) -> int:
 def _indexers(shape: Sizes, config: Mapping[str, Any]) -> int:
     """Of all layers: what chooses the tokens that DeepSeek's sparse attention looks at (GLM-5)."""
     heads, size = int(config.get("index_n_heads") or 0), int(config.get("index_head_dim") or 0)
-    if not heads or shape.attention != "mla":
-        return 0
-    every, first = int(config.get("index_topk_freq") or 1), int(config.get("index_skip_topk_offset") or 2)
-    kinds = config.get("indexer_types") or [
-        "shared" if max(layer - first + 1, 0) % every else "full" for layer in range(shape.num_layers)
-    ]
     one = (shape.query_rank or 0) * heads * size + shape.hidden_size * (size + heads) + 2 * size
-    return sum(kind == "full" for kind in kinds) * one
+    return indexers_of(config).count("full") * one
 
 
 def _of_gemma4(shape: Sizes, config: Mapping[str, Any]) -> int:

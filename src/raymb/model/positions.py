@@ -56,6 +56,28 @@ def rope_limit(text: Mapping[str, Any]) -> int | None:
     return longest if "dynamic" in kinds else None
 
 
+def indexers_of(text: Mapping[str, Any]) -> tuple[str, ...]:
+    """Of the layers of DeepSeek's sparse attention (GLM-5): "full" with an indexer, "shared" with the choice of the
+    layer before. () where a model has none.
+
+    Args:
+        text: the language part of config.json.
+    """
+    layers = text.get("num_hidden_layers")
+    if not text.get("index_topk") or not text.get("kv_lora_rank") or not isinstance(layers, int):
+        return ()
+    if isinstance(kinds := text.get("indexer_types"), list):
+        return tuple(kinds)
+    every, first = int(text.get("index_topk_freq") or 1), int(text.get("index_skip_topk_offset", 2))
+    return tuple("shared" if max(layer - first + 1, 0) % every else "full" for layer in range(layers))
+
+
+def indexed_limit(text: Mapping[str, Any]) -> int | None:
+    """Tokens up to which it makes no difference how an indexer turns its positions; None where it is as transformers
+    does it."""
+    return text.get("index_topk") if text.get("indexer_rope_interleave") and indexers_of(text) else None
+
+
 def complete_rotary(hf_config: Any) -> None:
     """Of transformers' configuration of a MiniMax-M2: the part of a head that has positions. Published files name it by
     `rotary_dim`, which transformers 5.12.1 does not read, so that it computes another model."""

@@ -21,7 +21,14 @@ from raymb.model.parameters import (
     sparse_layers,
     tower_parameters,
 )
-from raymb.model.positions import layers_without_window, rope_limit, rope_of, window_of
+from raymb.model.positions import (
+    indexed_limit,
+    indexers_of,
+    layers_without_window,
+    rope_limit,
+    rope_of,
+    window_of,
+)
 from raymb.model.sizes import Sizes
 from raymb.model.tensor_files import tensor_shapes
 
@@ -61,6 +68,10 @@ class ModelShape(Sizes):
     """(where config.json has it, type) of the rotary positions."""
     rope_limit: int | None = None
     """Tokens up to which the rotary frequencies do not depend on how long a batch is; None where they never do."""
+    indexers: tuple[str, ...] = ()
+    """Of each layer of sparse attention: "full" or "shared"."""
+    indexed_limit: int | None = None
+    """Tokens up to which transformers computes the indexers of sparse attention; None where it always does."""
     has_chat_template: bool = False
     needs_remote_code: bool = False
 
@@ -124,6 +135,8 @@ class ModelShape(Sizes):
             layers_without_window=layers_without_window(text),
             rope=rope_of(text),
             rope_limit=rope_limit(text),
+            indexers=indexers_of(text),
+            indexed_limit=indexed_limit(text),
             other_settings=_other_settings(text, str(architectures[0]), bool(experts and experts > 1)),
         )
         beside = tower_parameters(config[tower], shape) if tower else 0
@@ -231,7 +244,11 @@ def _other_settings(text: Mapping[str, Any], architecture: str, has_experts: boo
     family = family_of(architecture)
     usable = {**family.settings, **(family.settings_with_experts if has_experts else {})}
     given = {name: text[name] for name in usable if name in text}
-    return tuple(f"{name} {value!r}" for name, value in given.items() if value not in usable[name])
+    found = [f"{name} {value!r}" for name, value in given.items() if value not in usable[name]]
+    by_rule = indexers_of({name: value for name, value in text.items() if name != "indexer_types"})
+    if indexers_of(text) != by_rule:  # Bridge reads index_topk_freq and index_skip_topk_offset alone
+        found.append(f"indexer_types {text['indexer_types']!r}")
+    return tuple(found)
 
 
 def _quantization(*configs: Mapping[str, Any]) -> str:

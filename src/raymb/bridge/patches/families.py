@@ -17,7 +17,10 @@ _GLM5 = "megatron.bridge.models.glm_moe_dsa.glm5_bridge:GLM5Bridge.provider_brid
 _KWARGS = "megatron.bridge.models.conversion.model_bridge:MegatronModelBridge.hf_config_to_provider_kwargs"
 _MINIMAX = "megatron.bridge.models.minimax_m2.minimax_m2_bridge:_FullDimQKNormMapping"
 _GEMMA4 = "megatron.bridge.models.gemma.gemma4_provider:Gemma4DenseProvider.build"
-_ASKED = {"HYV3ForCausalLM": {"first_k_dense_replace": 0}, "GlmMoeDsaForCausalLM": {"indexer_rope_interleave": False}}
+_ASKED = {
+    "HYV3ForCausalLM": {"first_k_dense_replace": 0},
+    "GlmMoeDsaForCausalLM": {"indexer_rope_interleave": False, "index_skip_topk_offset": 2},
+}
 """Settings that Bridge asks for and config.json may leave out, as transformers computes such a model. How many layers
 have no experts is given by raymb.bridge.patches.routing in any case."""
 

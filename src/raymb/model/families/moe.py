@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from raymb.model.families.record import SCALED, SCALED_LATENT, Family
 
+_SPARSE_ATTENTION = "Megatron-Core 0.19's sparse attention (dsa.py) has not been compared with transformers so"
 _OF_GEMMA4 = "Bridge 0.6.2 has an attention of its own for it (modeling_gemma4.py)"
 
 FAMILIES = (
@@ -111,7 +112,14 @@ FAMILIES = (
         "GLM-5",
         ("GlmMoeDsaForCausalLM",),
         ("glm_moe_dsa",),
-        settings={"attention_bias": (False,), "mlp_bias": (False,), "norm_topk_prob": (True,)},
+        settings={
+            "attention_bias": (False,),
+            "mlp_bias": (False,),
+            "norm_topk_prob": (True,),
+            "index_topk_pattern": (None,),
+        },
+        must_be_one={"context_parallel_size": _SPARSE_ATTENTION},
+        no_packing=_SPARSE_ATTENTION,
         rope_types=(),
         tied_by_default=False,
         experts=True,

@@ -40,6 +40,7 @@ OF_LAYOUTS = (
     sequence.packing,
     positions.rotary,
     positions.windows,
+    positions.indexers,
     experts.split,
     experts.workers,
     experts.sequence,

@@ -60,6 +60,23 @@ def windows(layout: DetailedLayout, shape: ModelShape) -> Iterator[str]:
         )
 
 
+def indexers(layout: DetailedLayout, shape: ModelShape) -> Iterator[str]:
+    """Of DeepSeek's sparse attention."""
+    if "shared" in shape.indexers and layout.pipeline_parallel_size > 1:
+        yield (
+            f"--pipeline_parallel_size {layout.pipeline_parallel_size} must be 1: layers of {shape.architecture} look "
+            f"at the tokens that a layer before them has chosen, which Megatron-Core 0.19 does not hand on to another "
+            f"pipeline stage (dsa.py); set it to 1"
+        )
+    if shape.indexed_limit is not None and layout.seq_length > shape.indexed_limit:
+        yield (
+            f"--seq_length {layout.seq_length} is longer than config.json's index_topk {shape.indexed_limit}: beyond, "
+            f"indexers choose the tokens, and transformers 5.12.1 does not turn their positions as the model's "
+            f"indexer_rope_interleave says (GlmMoeDsaIndexer), so that nothing could be compared; set --seq_length to "
+            f"at most {shape.indexed_limit}"
+        )
+
+
 def _irregular(shape: ModelShape) -> Iterator[str]:
     """Where Bridge takes all layers to be as the first ones are."""
     layers = shape.layers_without_window
