@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -95,3 +97,12 @@ def test_a_family_that_is_not_trained_is_refused(family: Any) -> None:
     assert f"--hf_model_path some/model: {architecture} is not trained: {family.not_trained}" in str(refused.value)
     assert support(architecture)["proven"] == "refused"
     assert not family.proven
+
+
+def test_megatron_core_lacks_what_deepseek_v4_is_built_of() -> None:
+    """Else it is to be tried again."""
+    spec = find_spec("megatron.core")
+    assert spec is not None and spec.origin is not None
+    sources = [file.read_text(encoding="utf-8") for file in Path(spec.origin).parent.rglob("*.py")]
+    assert any("class TransformerLayer" in text for text in sources)
+    assert not any("HyperConnectionModule" in text or "dsv4_hybrid" in text for text in sources)

@@ -168,4 +168,13 @@ FAMILIES = (
         experts=True,  # the larger ones
         proven="CPU",
     ),
+    Family(
+        "DeepSeek-V4",
+        ("DeepseekV4ForCausalLM",),
+        ("deepseek_v4",),
+        tied_by_default=False,
+        not_trained="Megatron-Core 0.19.2 has neither the HyperConnectionModule nor the dsv4_hybrid attention of which "
+        "Bridge 0.6.2 builds it (deepseek_v4_bridge.py)",
+        experts=True,
+    ),
 )
