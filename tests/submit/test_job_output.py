@@ -79,7 +79,7 @@ def test_every_line_once_and_the_jobs_own_end(ends: Info, code: int, capsys: pyt
 
 def test_a_server_that_stays_away_is_no_end_of_the_job() -> None:
     client = Client([(1, BROKEN)] * 100, RUNNING, [OSError("refused")] * 100)
-    with pytest.raises(RaymbError, match="has not answered for 0.05 s") as raised:
+    with pytest.raises(RaymbError, match=r"has not answered for 0\.05 s") as raised:
         JobOutput(client, "job", patience=0.05).follow()
     assert raised.value.exit_code == 1 and "ray job status job" in raised.value.hint
 

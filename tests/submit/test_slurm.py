@@ -1,4 +1,4 @@
-"""The batch script: what sbatch reads, what bash makes of it; test_one_node_cluster.py runs it."""
+"""The batch script: what sbatch reads, what bash makes of it; test_real.py runs it with Slurm."""
 
 from __future__ import annotations
 
@@ -61,7 +61,8 @@ def test_gpus_nodes_and_accounts(rendered: Callable[..., Path], home: Path) -> N
         assert option in asked
     node = (job / "node.sh").read_text()
     assert '--rank "$SLURM_NODEID" --head "$RAYMB_HEAD"' in node and "--num-gpus=8" in node
-    assert node.rstrip().endswith(f"python -m raymb finetune --config {job / 'spec.yaml'}")
+    assert node.endswith('\n    python -m raymb finetune --config "$RAYMB_JOB"/spec.yaml\n')
+    assert f"export RAYMB_JOB={job}\n" in (job / "job.sbatch").read_text()
 
 
 def test_a_job_that_is_not_requeued(rendered: Callable[..., Path]) -> None:
@@ -74,14 +75,14 @@ def test_a_container_of_pyxis(rendered: Callable[..., Path], refused: Callable[.
     image = ["--container_image", "registry/raymb:1"]
     assert "--container_mounts DIRECTORY" in refused("slurm", *HERE, *image, "--container_mounts", "/data")
     step = step_of(rendered("slurm", *HERE, *image, container_mounts=[str(home), "/scratch:/data"]))
-    mounts = f"{home}/raymb-jobs/job:{home}/raymb-jobs/job,{home}:{home},/scratch:/data"
+    mounts = f'"$RAYMB_JOB":"$RAYMB_JOB",{home}:{home},/scratch:/data'
     assert f"--container-image=registry/raymb:1 --container-mounts={mounts} --container-workdir={home}" in step
 
 
 def test_a_container_of_apptainer(rendered: Callable[..., Path], home: Path) -> None:
     flags = {"container_image": "raymb.sif", "container_runtime": "apptainer", "container_mounts": str(home)}
     step = step_of(rendered("slurm", *HERE, *GPUS, **flags))
-    assert f" apptainer exec --nv --bind={home}/raymb-jobs/job" in step and "raymb.sif bash " in step
+    assert ' apptainer exec --nv --bind="$RAYMB_JOB":"$RAYMB_JOB" ' in step and "raymb.sif bash " in step
 
 
 def test_symmetric_run_and_options_of_srun(rendered: Callable[..., Path], refused: Callable[..., str]) -> None:

@@ -16,7 +16,7 @@ from raymb.plan.automatic import NODE
 from raymb.spec import RunSpec, without_secrets
 from raymb.spec.training import worker_range
 from raymb.submit.paths import check_paths, paths_of
-from raymb.submit.target import JobOptions, Submission, Target
+from raymb.submit.target import JobOptions, Submission, Target, changed
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -86,14 +86,11 @@ def _directory(spec: RunSpec, target: Target) -> Path | None:
 
 
 def _as_on_the_cluster(spec: RunSpec, target: Target) -> RunSpec:
-    """The spec of a driver that joins the cluster it is on, and waits for nodes that come up beside it. A directory
-    that was uploaded with the job is where it starts, and need not be uploaded again."""
+    """The spec of a driver that joins the cluster it is on, and waits for nodes that come up beside it."""
     asked = spec.cluster.wait_for_resources
     seconds = _SECONDS_TO_COME_UP if asked == "auto" else max(asked, _SECONDS_TO_COME_UP)
-    changed: dict[str, object] = {"ray_address": "auto", "wait_for_resources": seconds}
-    if target.uploads:
-        changed["working_dir"] = None
-    return spec.model_copy(update={"cluster": spec.cluster.model_copy(update=changed)})
+    there = target.as_the_job_reads_it(spec)
+    return changed(there, "cluster", ray_address="auto", wait_for_resources=seconds)
 
 
 def _checked(spec: RunSpec, target: Target) -> Iterator[str]:

@@ -10,6 +10,7 @@ from raymb.data.words import read_word
 from raymb.errors import SpecError
 from raymb.spec import RunSpec
 from raymb.storage.remote import is_uri
+from raymb.submit.target import changed
 
 if TYPE_CHECKING:
     from raymb.submit.target import Target
@@ -56,6 +57,33 @@ def check_paths(spec: RunSpec, target: Target) -> None:
         )
     if problems:
         raise SpecError("\n  ".join(problems), target.where())
+
+
+def with_absolute_paths(spec: RunSpec) -> RunSpec:
+    """The spec for a job that sees these files and starts in another directory."""
+
+    def there(flag: str, word: str) -> str:
+        name = read_word(word).name if flag in _WORDS else word
+        return f"{Path(name).expanduser().absolute()}{word[len(name) :]}" if is_path(flag, name) else word
+
+    spec = changed(spec, "data", dataset=[there("dataset", word) for word in spec.data.dataset])
+    for section, flag in _PATHS:
+        value = getattr(getattr(spec, section), flag)
+        if value is not None and (flag, value) not in (("resume", "auto"), ("resume", "never")):
+            spec = changed(spec, section, **{flag: type(value)(there(flag, str(value)))})
+    return spec
+
+
+_PATHS = (
+    ("data", "validation_dataset"),
+    ("data", "test_dataset"),
+    ("data", "chat_template"),
+    ("model", "hf_model_path"),
+    ("model", "add_tokens"),
+    ("checkpoint", "output_dir"),
+    ("checkpoint", "resume"),
+    ("run", "storage_path"),
+)
 
 
 def is_path(flag: str, word: str) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import shutil
 import subprocess
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -85,8 +86,8 @@ class Submission:
 class Target(Section):
     """A kind of cluster. The fields of a subclass are its flags.
 
-    `client` is the program that hands a job over, `package` what to install for it, `uploads` whether the client uploads a directory, `starts_again` whether the target
-    starts a job again by itself.
+    `client` is the program that hands a job over, `package` what to install for it, `uploads` whether the job starts in
+    a copy of --working_dir.
     """
 
     client: ClassVar[str]
@@ -118,8 +119,12 @@ class Target(Section):
             SpecError: the target's flags do not go with the job.
         """
 
-    def files(self, job: Submission) -> dict[str, str]:
-        """The job's files beside the spec: name to content."""
+    def as_the_job_reads_it(self, spec: RunSpec) -> RunSpec:
+        """The spec where a copy of --working_dir is where the job starts: it need not be uploaded again."""
+        return changed(spec, "cluster", working_dir=None) if self.uploads else spec
+
+    def files(self, job: Submission) -> Mapping[str, str | Path]:
+        """The job's files beside the spec: name to content, or to the file or directory that it is a copy of."""
         raise NotImplementedError
 
     def words(self, job: Submission) -> list[str]:
@@ -147,6 +152,11 @@ class Target(Section):
         if code:
             raise SubmitError(f"{self.client} ended with exit code {code}: {self.shown_command(job)}")
         return 0
+
+
+def changed(spec: RunSpec, section: str, **values: Any) -> RunSpec:
+    """The spec with other values in a section."""
+    return spec.model_copy(update={section: getattr(spec, section).model_copy(update=values)})
 
 
 def as_yaml(*documents: Any) -> str:

@@ -12,7 +12,6 @@ from raymb.errors import SpecError
 from raymb.spec import RunSpec
 from raymb.submit.target import SPEC, Submission, Target
 
-
 LEFT_OUT = ("raymb-runs",)
 """Of --working_dir, beside what git ignores."""
 
