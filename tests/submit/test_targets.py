@@ -4,6 +4,7 @@ CreateTrainingJob; test_clients.py has the parsers of anyscale and sky."""
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,12 @@ from typing import Any
 import pytest
 import yaml
 
+from raymb.cli import main
 from raymb.spec import load_spec
 from raymb.spec.sections import RunSpec
+from tests.smoke.conftest import words_of
 from tests.submit.conftest import MODEL, STORED
+from tests.submit.programs import install
 
 GPUS = ["--backend", "cuda", "--num_workers", "16", "--global_batch_size", "16"]
 HERE = ["--working_dir", ".", *MODEL, *GPUS]
@@ -42,7 +46,7 @@ def checked_ray_job(job: Path) -> dict[str, Any]:
     import jsonschema
     import kubernetes_validate
 
-    config_map, ray_job = documents_of(job, "rayjob.yaml")
+    (config_map,), (ray_job,) = documents_of(job, "configmap.yaml"), documents_of(job, "rayjob.yaml")
     version = kubernetes_validate.latest_version()
     kubernetes_validate.validate(config_map, version, strict=True)
     jsonschema.validate(ray_job, RAY_JOB)
@@ -51,6 +55,13 @@ def checked_ray_job(job: Path) -> dict[str, Any]:
         pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "pod"}, **group["template"]}
         kubernetes_validate.validate(pod, version, strict=True)
     assert RunSpec.model_validate(yaml.safe_load(config_map["data"]["spec.yaml"]))
+    (mounted,) = {
+        volume["configMap"]["name"]
+        for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"])
+        for volume in group["template"]["spec"]["volumes"]
+        if "configMap" in volume
+    }
+    assert mounted == config_map["metadata"]["name"]
     return ray_job
 
 
@@ -63,6 +74,7 @@ def test_kuberay(rendered: Callable[..., Path]) -> None:
     container = workers["template"]["spec"]["containers"][0]
     assert container["resources"]["limits"]["nvidia.com/gpu"] == "8"
     assert {"name": "volume-0", "mountPath": "/data"} in container["volumeMounts"]
+    assert workers["rayStartParams"] == {"num-cpus": "32", "num-gpus": "8"}
     head = spec["rayClusterSpec"]["headGroupSpec"]
     assert head["rayStartParams"] == {"num-cpus": "0"}
     assert "nvidia.com/gpu" not in head["template"]["spec"]["containers"][0]["resources"]["limits"]
@@ -78,10 +90,27 @@ def test_everything_of_kuberay(rendered: Callable[..., Path]) -> None:
     assert container["envFrom"] == [{"secretRef": {"name": "hub"}}, {"secretRef": {"name": "tracking"}}]
 
 
+def test_each_submission_to_kuberay_is_a_job_of_its_own(
+    home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A kubectl that notes its calls. `create` with generateName makes a job each time; a spec that another submission
+    still reads stays as it is."""
+    kubectl = (
+        '#!/bin/bash\necho "$1 $(basename "$3")" >> {called}/kubectl; cp "$3" {called}/$(wc -l < {called}/kubectl)\n'
+    )
+    called = tmp_path / "cluster" / "called"
+    monkeypatch.setenv("PATH", f"{install(tmp_path / 'cluster', kubectl=kubectl)}{os.pathsep}{os.environ['PATH']}")
+    for more in ([], [], ["--replace", "--train_iters", "9"]):
+        assert main(["submit", "kuberay", *words_of(KUBERAY), "--job_name", "job", *more]) == 0
+    assert (called / "kubectl").read_text().split("\n") == [*["apply configmap.yaml", "create rayjob.yaml"] * 3, ""]
+    names = [yaml.safe_load((called / number).read_text())["metadata"] for number in ("1", "3", "5", "2")]
+    assert names[0]["name"] == names[1]["name"] != names[2]["name"] and names[3]["generateName"] == "job-"
+
+
 def test_the_schema_of_kuberay_finds_mistakes(rendered: Callable[..., Path]) -> None:
     import jsonschema
 
-    _, ray_job = documents_of(rendered("kuberay", **KUBERAY), "rayjob.yaml")
+    (ray_job,) = documents_of(rendered("kuberay", **KUBERAY), "rayjob.yaml")
     for wrong in ({"entryPoint": "a"}, {"backoffLimit": "3"}, {"rayClusterSpec": {"workerGroupSpecs": [{}]}}):
         with pytest.raises(jsonschema.ValidationError):
             jsonschema.validate({**ray_job, "spec": {**ray_job["spec"], **wrong}}, RAY_JOB)

@@ -143,4 +143,4 @@ def _described(plan: Plan) -> Iterator[str]:
 def _name(spec: RunSpec) -> str:
     """A DNS label."""
     text = spec.run.experiment_name or Path(spec.model.hf_model_path).name
-    return "raymb-" + re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:40].strip("-")
+    return "raymb-" + re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:35].strip("-")

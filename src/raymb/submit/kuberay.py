@@ -1,7 +1,8 @@
-"""`raymb submit kuberay`: a RayJob for the KubeRay operator, with the spec in a ConfigMap."""
+"""`raymb submit kuberay`: a RayJob for the KubeRay operator, and the spec in a ConfigMap."""
 
 from __future__ import annotations
 
+import hashlib
 import shlex
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -13,7 +14,7 @@ from raymb.spec import RunSpec, sparse_yaml
 from raymb.spec.values import Size, Words, written_as
 from raymb.submit.target import SPEC, Submission, Target, as_yaml
 
-MANIFEST = "rayjob.yaml"
+CONFIG_MAP, MANIFEST = "configmap.yaml", "rayjob.yaml"
 _SPEC_DIRECTORY = "/etc/raymb"
 Claim = Annotated[
     str, written_as(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?:/.+", "must be CLAIM:/PATH, the name in small letters")
@@ -80,24 +81,25 @@ class Kuberay(Target):
             )
 
     def files(self, job: Submission) -> dict[str, str]:
-        return {MANIFEST: as_yaml(self._config_map(job), self._ray_job(job))}
+        return {CONFIG_MAP: as_yaml(self._config_map(job)), MANIFEST: as_yaml(self._ray_job(job))}
 
-    def words(self, job: Submission) -> list[str]:
-        return ["kubectl", "apply", "--filename", str(job.directory / MANIFEST)]
-
-    def _metadata(self, job: Submission) -> dict[str, Any]:
-        return {"name": job.name, "namespace": self.namespace}
+    def commands(self, job: Submission) -> list[list[str]]:
+        """Kubernetes completes the RayJob's name, so that each submission is a job; `apply` would do nothing where one
+        of this name has run."""
+        given = (("apply", CONFIG_MAP), ("create", MANIFEST))
+        return [["kubectl", verb, "--filename", str(job.directory / name)] for verb, name in given]
 
     def _config_map(self, job: Submission) -> dict[str, Any]:
+        metadata = {"name": _map_name(job), "namespace": self.namespace}
         spec = {SPEC: sparse_yaml(job.spec)}
-        return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": self._metadata(job), "data": spec}
+        return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "immutable": True, "data": spec}
 
     def _ray_job(self, job: Submission) -> dict[str, Any]:
         labels = {"kueue.x-k8s.io/queue-name": self.queue} if self.queue else {}
         return {
             "apiVersion": "ray.io/v1",
             "kind": "RayJob",
-            "metadata": {**self._metadata(job), "labels": labels},
+            "metadata": {"generateName": f"{job.name}-", "namespace": self.namespace, "labels": labels},
             "spec": {
                 "entrypoint": shlex.join(job.command(f"{_SPEC_DIRECTORY}/{SPEC}")),
                 "backoffLimit": self.retries,
@@ -114,7 +116,10 @@ class Kuberay(Target):
 
     def _worker_group(self, job: Submission) -> dict[str, Any]:
         sizes = {"replicas": job.nodes, "minReplicas": job.nodes, "maxReplicas": job.nodes}
-        return {"groupName": "workers", **sizes, "template": self._pod(job, head=False)}
+        # Needed by KubeRay's older versions, which know no other names of GPUs than *gpu, either.
+        parameters = {"num-cpus": str(self.cpus_per_node), "num-gpus": str(job.gpus_per_node)}
+        template = self._pod(job, head=False)
+        return {"groupName": "workers", **sizes, "rayStartParams": parameters, "template": template}
 
     def _pod(self, job: Submission, *, head: bool) -> dict[str, Any]:
         claims = [claim.partition(":") for claim in self.volume_claims]
@@ -142,7 +147,7 @@ class Kuberay(Target):
             "terminationGracePeriodSeconds": int(job.spec.resilience.grace_time) + 60,
             "containers": [container],
             "volumes": [
-                {"name": "spec", "configMap": {"name": job.name}},
+                {"name": "spec", "configMap": {"name": _map_name(job)}},
                 {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": self.shared_memory}},
                 *(
                     {"name": f"volume-{index}", "persistentVolumeClaim": {"claimName": claim}}
@@ -151,3 +156,8 @@ class Kuberay(Target):
             ],
         }
         return {"spec": pod}
+
+
+def _map_name(job: Submission) -> str:
+    """A name for each content: a job that waits or starts again reads what it was submitted with."""
+    return f"{job.name}-{hashlib.sha256(sparse_yaml(job.spec).encode()).hexdigest()[:8]}"

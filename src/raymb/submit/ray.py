@@ -43,14 +43,15 @@ class Ray(Uploading):
     def files(self, job: Submission) -> dict[str, str]:
         return {}
 
-    def words(self, job: Submission) -> list[str]:
+    def commands(self, job: Submission) -> list[list[str]]:
         address = ["--address", self.address] if self.address else []
         wait = [] if self.follow else ["--no-wait"]
         values = {name: f"${name}" for name in job.options.pass_env}
         environment = self._runtime_env(job, values)
         directory = ["--working-dir", environment.pop("working_dir")]
         more = ["--runtime-env-json", json.dumps(environment)] if environment else []
-        return ["ray", "job", "submit", *address, *directory, *wait, *more, "--", *job.command(self.spec_file(job))]
+        run = job.command(self.spec_file(job))
+        return [["ray", "job", "submit", *address, *directory, *wait, *more, "--", *run]]
 
     def _runtime_env(self, job: Submission, values: dict[str, str]) -> dict[str, Any]:
         """The runs that lie in an uploaded directory are not uploaded."""
@@ -61,7 +62,7 @@ class Ray(Uploading):
 
     def shown_command(self, job: Submission) -> str:
         """The values of variables are the shell's to fill in."""
-        line, names = shlex.join(self.words(job)), "|".join(job.options.pass_env)
+        line, names = super().shown_command(job), "|".join(job.options.pass_env)
         return re.sub(rf"\$({names})\b", r"""'"$\1"'""", line) if names else line
 
     def submit(self, job: Submission) -> int:

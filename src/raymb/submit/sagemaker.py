@@ -128,10 +128,10 @@ class Sagemaker(Target):
         }
         return {name: value for name, value in request.items() if value not in (None, [])}
 
-    def words(self, job: Submission) -> list[str]:
+    def commands(self, job: Submission) -> list[list[str]]:
         region = ["--region", self.region] if self.region else []
         file = f"file://{job.directory / REQUEST}"
-        return ["aws", "sagemaker", "create-training-job", *region, "--cli-input-json", file]
+        return [["aws", "sagemaker", "create-training-job", *region, "--cli-input-json", file]]
 
     def shown_command(self, job: Submission) -> str:
         environment = ",".join(f'{name}="${name}"' for name in job.options.pass_env)

@@ -107,11 +107,11 @@ class Skypilot(Uploading):
             f'--ray=--num-gpus="${{SKYPILOT_NUM_GPUS_PER_NODE:-0}}" -- \\\n  {command}\n'
         )
 
-    def words(self, job: Submission) -> list[str]:
+    def commands(self, job: Submission) -> list[list[str]]:
         """`--secret NAME` takes the value from the environment."""
         start = ["jobs", "launch"] if self.managed else ["launch", "--cluster", job.name]
         secrets = [word for name in job.options.pass_env for word in ("--secret", name)]
-        return ["sky", *start, "--yes", *secrets, str(job.directory / FILE)]
+        return [["sky", *start, "--yes", *secrets, str(job.directory / FILE)]]
 
 
 def _pairs(mounts: list[str]) -> dict[str, Any]:

@@ -139,8 +139,8 @@ class Slurm(Target):
             return scripts
         return {**scripts, **shipped(job.working_dir, job.directory, follow=not self.shares_files())}
 
-    def words(self, job: Submission) -> list[str]:
-        return ["sbatch", str(job.directory / SCRIPT)]
+    def commands(self, job: Submission) -> list[list[str]]:
+        return [["sbatch", str(job.directory / SCRIPT)]]
 
     def shown_command(self, job: Submission) -> str:
         if self.ssh_host is None:

@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator, Field
 
-from raymb.errors import SubmitError
+from raymb.errors import EXIT_OK, SubmitError
 from raymb.spec.sections import RunSpec
 from raymb.spec.values import Section, comma_words, written_as
 
@@ -25,9 +25,9 @@ Variables = Annotated[list[_Variable], BeforeValidator(comma_words)]
 
 
 JobName = Annotated[
-    str, written_as(r"[a-z]([a-z0-9-]{0,45}[a-z0-9])?", "must be at most 47 small letters, digits and '-'")
+    str, written_as(r"[a-z]([a-z0-9-]{0,39}[a-z0-9])?", "must be at most 41 small letters, digits and '-'")
 ]
-"""KubeRay adds to it, and a DNS label has 63 characters."""
+"""A RayJob's has at most 47 characters, of which each submission's own are 6."""
 
 
 class JobOptions(Section):
@@ -127,13 +127,13 @@ class Target(Section):
         """The job's files beside the spec: name to content, or to the file or directory that it is a copy of."""
         raise NotImplementedError
 
-    def words(self, job: Submission) -> list[str]:
-        """The client's command line."""
+    def commands(self, job: Submission) -> list[list[str]]:
+        """The client's command lines, one after the other."""
         raise NotImplementedError
 
     def shown_command(self, job: Submission) -> str:
         """The same for a user to copy."""
-        return shlex.join(self.words(job))
+        return " &&\n  ".join(shlex.join(words) for words in self.commands(job))
 
     def submit(self, job: Submission) -> int:
         """Hand the job over.
@@ -148,10 +148,11 @@ class Target(Section):
             raise SubmitError(
                 f"there is no {self.client} on PATH to submit with", f"{self.package}; or --dry_run and copy the files"
             )
-        code = subprocess.run(self.words(job)).returncode
-        if code:
-            raise SubmitError(f"{self.client} ended with exit code {code}: {self.shown_command(job)}")
-        return 0
+        for words in self.commands(job):
+            code = subprocess.run(words).returncode
+            if code:
+                raise SubmitError(f"{self.client} ended with exit code {code}: {shlex.join(words)}")
+        return EXIT_OK
 
 
 def changed(spec: RunSpec, section: str, **values: Any) -> RunSpec:
