@@ -179,6 +179,33 @@ def test_anyscale(rendered: Callable[..., Path], home: Path, refused: Callable[.
     assert "either --instance_type or --compute_config" in refused("anyscale", *words)
 
 
+def test_no_command_line_of_anyscale_has_a_secret(
+    home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """An anyscale that looks at its file as version 0.26.112 does: twice, and it must be a file."""
+    anyscale = """#!/bin/bash
+[ -f "$4" ] || {{ echo "Job config file '$4' not found."; exit 1; }}
+cat /proc/[0-9]*/cmdline > {called}/lines 2> /dev/null
+cat "$4" > {called}/first; cat "$4" > {called}/second
+[ ! -e {called}/refuse ] || exit 3
+"""
+    called = tmp_path / "cluster" / "called"
+    monkeypatch.setenv("PATH", f"{install(tmp_path / 'cluster', anyscale=anyscale)}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("HF_TOKEN", "it's: hidden\n#x")
+    words = ["submit", "anyscale", *HERE, *STORED, "--image", "a/b:1", "--instance_type", "c", "--pass_env", "HF_TOKEN"]
+    assert main([*words, "--job_name", "job"]) == 0
+    read = [yaml.safe_load((called / name).read_text()) for name in ("first", "second")]
+    assert read[0] == read[1] and read[0].pop("env_vars") == {"HF_TOKEN": "it's: hidden\n#x"}
+    job = Path("raymb-jobs/job").absolute()
+    assert [read[0]] == documents_of(job, "job.yaml")
+    kept = [called / "lines", *(path for path in home.rglob("*") if path.is_file() and called not in path.parents)]
+    assert [path for path in kept if b"it's: hidden" in path.read_bytes()] == []
+    (called / "refuse").touch()
+    capfd.readouterr()
+    assert main([*words, "--job_name", "job"]) == 2
+    assert "it's: hidden" not in "".join(capfd.readouterr())
+
+
 def test_skypilot(rendered: Callable[..., Path], home: Path) -> None:
     words = [*HERE, *STORED, "--accelerator", "H100", "--file_mounts", "/data:s3://bucket", "--spot"]
     (task,) = documents_of(rendered("skypilot", *words, image="registry/raymb:1"), "task.yaml")

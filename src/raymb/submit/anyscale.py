@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import shlex
+import subprocess
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from raymb.errors import SpecError
+from raymb.errors import EXIT_OK, SpecError, SubmitError
 from raymb.spec import RunSpec
 from raymb.spec.values import Size, Words
 from raymb.submit.target import Submission, as_yaml
@@ -79,7 +80,10 @@ class Anyscale(Uploading):
             raise SpecError(f"--tags {wrong[0]}: NAME=VALUE is expected")
 
     def files(self, job: Submission) -> dict[str, str]:
-        content = {
+        return {FILE: as_yaml(self._content(job))}
+
+    def _content(self, job: Submission) -> dict[str, Any]:
+        return {
             "name": job.name,
             "entrypoint": shlex.join(job.command(self.spec_file(job))),
             "working_dir": str(self.root(job)),
@@ -94,7 +98,6 @@ class Anyscale(Uploading):
             "job_queue_config": {"target_job_queue_name": self.queue},
             "tags": dict(tag.split("=", 1) for tag in self.tags),
         }
-        return {FILE: as_yaml(content)}
 
     def _compute(self, job: Submission) -> dict[str, Any]:
         group = {
@@ -108,16 +111,30 @@ class Anyscale(Uploading):
         head = {"instance_type": self.head_instance_type, "resources": {"CPU": 0, "GPU": 0}}
         return {"head_node": head if self.head_instance_type else None, "worker_nodes": [group]}
 
-    def words(self, job: Submission) -> list[str]:
-        """With the values of variables, which no file has."""
-        return self._words(job, {name: os.environ.get(name, "") for name in job.options.pass_env})
+    def commands(self, job: Submission) -> list[list[str]]:
+        return [_command(str(job.directory / FILE))]
 
     def shown_command(self, job: Submission) -> str:
-        line = shlex.join(self._words(job, {name: f"<{name}>" for name in job.options.pass_env}))
-        for name in job.options.pass_env:
-            line = line.replace(f"'{name}=<{name}>'", f'"{name}=${name}"')
-        return line
+        line = super().shown_command(job)
+        if not job.options.pass_env:
+            return line
+        names = ", ".join(job.options.pass_env)
+        return f"this command without --dry_run; `{line}` would leave out {names}, for which it has command lines only"
 
-    def _words(self, job: Submission, values: dict[str, str]) -> list[str]:
-        variables = [word for name, value in values.items() for word in ("--env", f"{name}={value}")]
-        return ["anyscale", "job", "submit", "--config-file", str(job.directory / FILE), *variables]
+    def submit(self, job: Submission) -> int:
+        """The client takes values of variables from its command line, which all users of a machine can read, or from
+        its file: one in memory, which only the client has."""
+        self.check_client()
+        content = {**self._content(job), "env_vars": {name: os.environ[name] for name in job.options.pass_env}}
+        with os.fdopen(os.memfd_create(FILE), "w", encoding="utf-8") as file:
+            file.write(as_yaml(content))
+            file.flush()
+            number = file.fileno()
+            code = subprocess.run(_command(f"/proc/self/fd/{number}"), pass_fds=[number]).returncode
+        if code:
+            raise SubmitError(f"anyscale ended with exit code {code}: {super().shown_command(job)}")
+        return EXIT_OK
+
+
+def _command(file: str) -> list[str]:
+    return ["anyscale", "job", "submit", "--config-file", file]

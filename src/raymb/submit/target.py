@@ -144,15 +144,22 @@ class Target(Section):
         Raises:
             SubmitError: the client is not there, or refuses.
         """
-        if shutil.which(self.client) is None:
-            raise SubmitError(
-                f"there is no {self.client} on PATH to submit with", f"{self.package}; or --dry_run and copy the files"
-            )
+        self.check_client()
         for words in self.commands(job):
             code = subprocess.run(words).returncode
             if code:
                 raise SubmitError(f"{self.client} ended with exit code {code}: {shlex.join(words)}")
         return EXIT_OK
+
+    def check_client(self) -> None:
+        """
+        Raises:
+            SubmitError: the client is not there.
+        """
+        if shutil.which(self.client) is None:
+            raise SubmitError(
+                f"there is no {self.client} on PATH to submit with", f"{self.package}; or --dry_run and copy the files"
+            )
 
 
 def changed(spec: RunSpec, section: str, **values: Any) -> RunSpec:
