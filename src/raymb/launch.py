@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from raymb.checkpoints.format import check_format
+from raymb.checkpoints.remote import RemoteCheckpoints
 from raymb.data.sharing import share_rows
 from raymb.driver.cluster import Cluster, Resources, check_room, connect, start_coordinator
 from raymb.driver.nodes import check_nodes
@@ -160,8 +161,8 @@ def job_of(
 
 def _reshape(job: Job, cluster: Cluster, place: directories.RunDir, console: Console, lost: threading.Event) -> None:
     """Reshard the checkpoint that the run resumes from, if it is of another layout or precision."""
-    check_format(place.checkpoints, job.spec, place.remote is not None)
-    directory = to_reshape(job, place.remote is not None)
+    check_format(place.checkpoints, job.spec, RemoteCheckpoints.of_run(place))
+    directory = to_reshape(job)
     if directory is None:
         return
     again = reshaping(job, directory)

@@ -64,6 +64,7 @@ def train(job: Job, progress: Progress, emit: Emit, register: Callable[[str, int
         saving.close()
         if exports is not None and exporting.last_step is None:
             exports.close()
+    saving.check_published()
     if exports is not None and exporting.last_step is not None:
         progress.enter("verifying the export")
         exports.conclude(exporting.last_step, exporting.written)
@@ -102,15 +103,18 @@ def prepare(job: Job, progress: Progress, emit: Emit) -> tuple[Any, Any, list[li
     _read_ahead(job)
     activate(job)
     from raymb.bridge.config import build_config
+    from raymb.checkpoints.fetching import fetch_what_is_read
     from raymb.checkpoints.manifest import losses_so_far
     from raymb.checkpoints.remote import RemoteCheckpoints
-    from raymb.checkpoints.resuming import steps_left_out, where_to_resume
+    from raymb.checkpoints.resuming import check_whole, steps_left_out, where_to_resume
 
     accelerator = ACCELERATORS[job.backend]
     progress.enter("loading")
     remote = RemoteCheckpoints.of(job)
-    if remote is not None and job.load_dir:
-        remote.fetch(job.load_dir)
+    if remote is not None:
+        fetch_what_is_read(remote)
+    if job.load_dir:
+        check_whole(job.load_dir, Path(job.load_dir).is_relative_to(Path(job.checkpoint_dir).parent), emit, remote)
     load_dir = job.load_dir or where_to_resume(job.checkpoint_dir, job.spec.checkpoint.resume, emit, remote)
     fresh = load_dir is not None and not _random_state_fits(job, load_dir, accelerator.distributed_backend)
     note = " with a fresh random state" if fresh else ""

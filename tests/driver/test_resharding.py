@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import uuid
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from tests.conftest import QWEN2_4_LAYERS, QWEN3_MOE_4_LAYERS, resolved_job
 
 from raymb.checkpoints import manifest as checkpoint
 from raymb.checkpoints.format import check_format, newest, optimizer_format, optimizer_layout
+from raymb.checkpoints.remote import RemoteCheckpoints
 from raymb.driver.resharding import described, reshaping, to_reshape
 from raymb.errors import RunDirError
 from raymb.model.shape import ModelShape
@@ -128,15 +131,24 @@ def test_resume_path_counts_where_the_run_has_nothing_of_its_own(tmp_path: Path)
     assert to_reshape(_resuming(job, other)) is None
 
 
-def test_of_a_run_at_a_uri_this_machine_may_have_the_manifests_only(tmp_path: Path) -> None:
-    old, job = _job(tmp_path, **{TP: 2, "num_workers": 4}), _job(tmp_path, **{TP: 4, "num_workers": 4})
-    directory, other = _saved(old, 10), _saved(old, 50, tmp_path / "other")
-    for path in (directory, other):
-        (path / "__0_0.distcp").unlink()
-    assert to_reshape(job) is None
-    assert to_reshape(job, remote=True) == directory
-    (directory / checkpoint.MANIFEST).unlink()
-    assert newest(job.checkpoint_dir, str(other), remote=True) is None, "--resume PATH is here"
+def test_of_a_run_at_a_uri_the_manifests_there_decide(tmp_path: Path) -> None:
+    """This machine may have nothing of it, or what an earlier run left."""
+    there: Any = {"storage_path": f"memory://{uuid.uuid4().hex}"}
+    old, job = (
+        _job(tmp_path, **{TP: 2, "num_workers": 4}, **there),
+        _job(tmp_path, **{TP: 4, "num_workers": 4}, **there),
+    )
+    remote = RemoteCheckpoints.of(job)
+    assert remote is not None
+    directory, stale, other = _saved(old, 10), _saved(old, 20), _saved(old, 50, tmp_path / "other")
+    remote.remote.upload(directory, "checkpoints/iter_0000010")
+    shutil.rmtree(directory)
+    assert to_reshape(job) == directory and to_reshape(old) is None
+    assert reshaping(job, directory).layout.tensor_parallel_size == 2
+    (other / "__0_0.distcp").unlink()
+    remote.delete(directory)
+    assert to_reshape(job) is None and stale.exists()
+    assert newest(job.checkpoint_dir, str(other), remote) is None, "--resume PATH is here"
 
 
 def test_nothing_there_and_nothing_known_about_it(tmp_path: Path) -> None:

@@ -14,9 +14,10 @@ import torch.distributed as dist
 
 from raymb.bridge.collectives import largest_of_all
 from raymb.checkpoints import manifest as checkpoint
+from raymb.checkpoints.fetching import local_rank
 from raymb.checkpoints.format import optimizer_format, optimizer_layout
 from raymb.checkpoints.remote import RemoteCheckpoints
-from raymb.errors import RunFailed
+from raymb.errors import RunFailed, StorageError, last_line
 from raymb.rank.accelerator import precision_of
 from raymb.rank.progress import Progress
 from raymb.run.directory import POINTERS
@@ -60,6 +61,9 @@ class Saving:
         self.before: Callable[[Any], None] = lambda context: None
         self.train_loss: Callable[[], float] = lambda: float("-inf")
         self.remote = RemoteCheckpoints.of(job)
+        first = self.remote is not None and dist.get_rank() == 0
+        self.before_start = set(self.remote.steps_of(job.checkpoint_dir)) if self.remote and first else set()
+        self.unpublished: tuple[int, Exception] | None = None
         self.exports: CheckpointExports | None = None
         self.later = ThreadPoolExecutor(1, thread_name_prefix="raymb-checkpoint")
 
@@ -72,17 +76,22 @@ class Saving:
             self.emit({"kind": "warning", "text": text})
 
     def clear(self, step: int) -> None:
-        """An empty directory for this step's checkpoint, before any rank writes into it: what a killed run left of it
-        must not stay beside new files. Collective, because Megatron-Core plans a save of a known structure without any
-        exchange, and a rank that is ahead would write before the first one has made the directory."""
-        if dist.get_rank() == 0:
-            if self.directory(step).exists():
+        """An empty directory for this step's checkpoint, on every machine, before any rank writes into it: what an
+        earlier start left of it must not stay beside new files. Collective, because Megatron-Core plans a save of a
+        known structure without any exchange, and a rank that is ahead would write before the first one has made the
+        directory."""
+        with contextlib.suppress(OSError, StorageError):  # the ranks that cannot write will say so
+            if self.remote is not None and step in self.before_start:
+                self.remote.delete(self.directory(step))
+            if self._cleans:
                 shutil.rmtree(self.directory(step), ignore_errors=True)
-                if self.remote is not None:
-                    self.remote.delete([self.directory(step)])
-            with contextlib.suppress(OSError):  # the ranks that cannot write will say so
                 self.directory(step).mkdir(parents=True, exist_ok=True)
         largest_of_all(0.0)
+
+    @property
+    def _cleans(self) -> bool:
+        """Whether this rank deletes for its machine, or for all where they share a file system."""
+        return dist.get_rank() == 0 if self.remote is None else local_rank() == 0
 
     def metric(self, step: int) -> float | None:
         """--best_metric at a step; collective."""
@@ -100,11 +109,11 @@ class Saving:
             checkpoint.write_manifest(
                 self.directory(step), files, {**manifest, "metric": loss, "validation_losses": self.losses}
             )
-            self.later.submit(self._publish, step, list(files), True).add_done_callback(_raise_in_log)
+            self.later.submit(self._publish, step, list(files), True)
 
     def made_whole(self, step: int, metric: float | None, files: dict[str, Any]) -> None:
         """Every rank has written: the manifest, the pointers, and what is too old."""
-        self.written = step
+        self.written, home = step, Path(self.job.checkpoint_dir)
         if dist.get_rank() == 0:
             directory = self.directory(step)
             small = [path for path in directory.iterdir() if path.is_file() and path.name not in files]
@@ -119,7 +128,9 @@ class Saving:
                 "optimizer_format": optimizer_format(self.job.spec),
             }
             checkpoint.write_manifest(directory, {**files, **checkpoint.describe_files(small)}, state)
-            self.later.submit(self._publish, step, list(files)).add_done_callback(_raise_in_log)
+            self.later.submit(self._publish, step, list(files))
+        elif self.remote is not None and self._cleans:
+            self.later.submit(self.remote.forget_old, home, step).add_done_callback(_raise_in_log)
         self.later.submit(self.register, str(self.directory(step)), step).add_done_callback(_raise_in_log)
 
     def given_up(self, step: int, reason: str) -> None:
@@ -128,8 +139,11 @@ class Saving:
         Raises:
             RunFailed: it was the last one.
         """
-        if dist.get_rank() == 0:
+        if self._cleans:
             shutil.rmtree(self.directory(step), ignore_errors=True)
+        if dist.get_rank() == 0:
+            if self.remote is not None:  # what other ranks have uploaded
+                self.later.submit(self.remote.delete, self.directory(step)).add_done_callback(_raise_in_log)
             self.warn(f"no checkpoint at step {step}: {reason}")
         if step >= self.last_step:
             raise RunFailed(
@@ -140,13 +154,37 @@ class Saving:
     def close(self) -> None:
         self.later.shutdown(wait=True)
 
+    def check_published(self) -> None:
+        """After the training and `close`.
+
+        Raises:
+            StorageError: the last checkpoint is here, and is not where the run is kept.
+        """
+        if self.unpublished is not None:
+            step, error = self.unpublished
+            raise StorageError(
+                f"the last checkpoint, at step {step}, could not be published: {last_line(error)}",
+                "the same command resumes from the checkpoint before",
+            ) from error
+
     def _publish(self, step: int, uploaded: list[str], again: bool = False) -> None:
-        """On the thread, after the manifest: the pointers, the message, and what is too old."""
+        """On the thread, after the manifest. Where it fails, the training continues, and the next checkpoint is tried;
+        this one does not count."""
+        try:
+            self._published(step, uploaded, again)
+            self.unpublished = None
+        except Exception as error:
+            self.unpublished = step, error
+            self.warn(f"the checkpoint of step {step} could not be published: {last_line(error)}")
+
+    def _published(self, step: int, uploaded: list[str], again: bool) -> None:
+        """The pointers, the message, and what is too old."""
         settings, home = self.job.spec.checkpoint, Path(self.job.checkpoint_dir)
         if self.remote is not None:
             self.remote.finish(self.directory(step), uploaded)
+        there = self.remote or checkpoint
         checkpoint.point(home, checkpoint.LATEST, step)
-        best = checkpoint.best_step(home)
+        best = checkpoint.best_of(there.whole(home))
         if best is not None:
             checkpoint.point(home, checkpoint.BEST, best)
         if self.remote is not None:
@@ -156,9 +194,9 @@ class Saving:
             if self.exports is not None:
                 self.exports.saved(step)
         in_use = {step, *(self.exports.in_use if self.exports is not None else ())}
-        gone = checkpoint.delete_old(home, settings.keep_last, settings.keep_best, in_use)
+        there.delete_old(home, settings.keep_last, settings.keep_best, in_use)
         if self.remote is not None:
-            self.remote.delete(self.directory(old) for old in gone)
+            self.remote.forget_old(home, step)
 
 
 def _raise_in_log(future: Future[Any]) -> None:

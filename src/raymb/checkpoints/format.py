@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from raymb.checkpoints import manifest as checkpoint
+from raymb.checkpoints.remote import RemoteCheckpoints, candidates, manifest_of
 from raymb.errors import RunDirError
 from raymb.plan import Layout, Plan
 from raymb.spec.sections import Model, RunSpec
@@ -37,13 +38,16 @@ def optimizer_format(spec: RunSpec) -> dict[str, bool]:
     }
 
 
-def check_format(checkpoint_dir: str | Path, spec: RunSpec, remote: bool = False) -> None:
+def check_format(checkpoint_dir: str | Path, spec: RunSpec, remote: RemoteCheckpoints | None = None) -> None:
     """
+    Args:
+        remote: where the run's own checkpoints are, if that is no file system.
+
     Raises:
         RunDirError: the checkpoint that a run would resume from has the optimizer's state under other names.
     """
     directory = newest(checkpoint_dir, spec.checkpoint.resume, remote)
-    manifest = (checkpoint.read_manifest(directory) if directory else None) or {}
+    manifest = (manifest_of(directory, remote) if directory else None) or {}
     written, now = {**optimizer_format(_USUAL), **manifest.get("optimizer_format", {})}, optimizer_format(spec)
     for flag in [flag for flag in now if manifest and written[flag] != now[flag]]:
         before, asked = (f"--{'' if value else 'no_'}{flag}" for value in (written[flag], now[flag]))
@@ -53,11 +57,11 @@ def check_format(checkpoint_dir: str | Path, spec: RunSpec, remote: bool = False
         )
 
 
-def newest(checkpoint_dir: str | Path, resume: str, remote: bool = False) -> Path | None:
+def newest(checkpoint_dir: str | Path, resume: str, remote: RemoteCheckpoints | None = None) -> Path | None:
     """The newest checkpoint that looks whole, the run's own before those of --resume PATH."""
-    for one in map(Path, checkpoint.candidates(checkpoint_dir, resume)):
-        elsewhere = remote and one.is_relative_to(checkpoint_dir)
-        if checkpoint.read_manifest(one) if elsewhere else not checkpoint.why_not_whole(one):
+    for one in map(Path, candidates(checkpoint_dir, resume, remote)):
+        elsewhere = remote is not None and remote.holds(one)
+        if manifest_of(one, remote) if elsewhere else not checkpoint.why_not_whole(one):
             return one
     return None
 

@@ -18,12 +18,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from raymb.run.directory import ITERATION, LEFT_OUT, MANIFEST, POINTERS, REJECTED, is_iteration
+from raymb.run.directory import ITERATION, LEFT_OUT, MANIFEST, POINTERS, REJECTED, RESHAPED, is_iteration
 from raymb.storage.files import write_atomically
 
 LATEST, BEST = POINTERS[:2]
 _BACKEND = re.compile(r"^  distributed_backend: (\w+)$", re.MULTILINE)
 _THREADS = 4
+
+type Manifests = dict[int, dict[str, Any]]
+"""Of checkpoints, by step."""
 
 
 def iteration_dir(checkpoint_dir: str | Path, step: int) -> str:
@@ -48,8 +51,16 @@ def write_manifest(directory: str | Path, files: dict[str, dict[str, Any]], stat
 def read_manifest(directory: str | Path) -> dict[str, Any] | None:
     """None when there is none, or none that says what files there are."""
     try:
-        manifest = json.loads(Path(directory, MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return parse_manifest(Path(directory, MANIFEST).read_bytes())
+    except OSError:
+        return None
+
+
+def parse_manifest(content: bytes | None) -> dict[str, Any] | None:
+    """A manifest's content; None if it does not say what files there are."""
+    try:
+        manifest = json.loads(content or b"")
+    except ValueError:
         return None
     files = manifest.get("files") if isinstance(manifest, dict) else None
     entries = files.values() if isinstance(files, dict) else [None]
@@ -104,15 +115,23 @@ def is_by_others(directory: str | Path) -> bool:
 def wrong_content(directory: str | Path, share: int = 0, shares: int = 1) -> str:
     """The first file whose checksum is not the manifest's, of this share of the files; "" if there is none."""
     files = (read_manifest(directory) or {"files": {}})["files"]
+    mine = {name: files[name] for name in sorted(files)[share::shares]}
+    return next(iter(wrong_files(directory, mine).values()), "")
+
+
+def wrong_files(directory: str | Path, files: dict[str, dict[str, Any]]) -> dict[str, str]:
+    """What is wrong with the content of those files that do not have the manifest's entries that are given."""
 
     def problem(name: str) -> str:
         try:
-            return "" if _sha256(Path(directory, name)) == files[name]["sha256"] else f"{name} has another checksum"
+            same = _sha256(Path(directory, name)) == files[name]["sha256"]
+            return "" if same else f"{name} has another checksum"
         except OSError as error:  # a bad block; other ranks wait for the answer
             return f"{name} cannot be read: {error.strerror}"
 
     with ThreadPoolExecutor(_THREADS) as pool:
-        return next(filter(None, pool.map(problem, sorted(files)[share::shares])), "")
+        found = dict(zip(files, pool.map(problem, files), strict=True))
+    return {name: text for name, text in found.items() if text}
 
 
 def reject(directory: str | Path, problem: str) -> None:
@@ -128,7 +147,7 @@ def reject(directory: str | Path, problem: str) -> None:
 
 def reshaped(checkpoint_dir: str | Path) -> Path:
     """Where checkpoints lie that were resharded for another layout (raymb.driver.resharding)."""
-    return Path(checkpoint_dir, "reshaped")
+    return Path(checkpoint_dir, RESHAPED)
 
 
 def candidates(checkpoint_dir: str | Path, resume: str) -> list[str]:
@@ -153,10 +172,31 @@ def own_candidates(checkpoint_dir: str | Path, steps_at: Callable[[Path], list[i
     return [directory for *_, directory in sorted(own)]
 
 
+def whole(checkpoint_dir: str | Path) -> Manifests:
+    """The manifests of the checkpoints that look whole."""
+    directories = {step: iteration_dir(checkpoint_dir, step) for step in steps_of(checkpoint_dir)}
+    found = {step: read_manifest(one) for step, one in directories.items() if not why_not_whole(one)}
+    return {step: manifest for step, manifest in found.items() if manifest is not None}
+
+
+def latest_of(manifests: Manifests) -> int | None:
+    """The newest step, None when there is none."""
+    return max(manifests, default=None)
+
+
+def best_of(manifests: Manifests) -> int | None:
+    """The step with the lowest metric; the later one of two that are equal."""
+    return next(iter(_by_metric(manifests)), None)
+
+
 def latest_step(checkpoint_dir: str | Path) -> int | None:
     """The step of the newest checkpoint that looks whole, None when there is none."""
-    steps = steps_of(checkpoint_dir)
-    return next((step for step in steps if not why_not_whole(iteration_dir(checkpoint_dir, step))), None)
+    return latest_of(whole(checkpoint_dir))
+
+
+def best_step(checkpoint_dir: str | Path) -> int | None:
+    """The step of the best checkpoint that looks whole, None when none has a metric."""
+    return best_of(whole(checkpoint_dir))
 
 
 def written_with(directory: str | Path) -> str | None:
@@ -185,26 +225,33 @@ def leave_out(checkpoint_dir: str | Path, step: int) -> None:
     write_atomically(Path(checkpoint_dir, LEFT_OUT), json.dumps(sorted({*left_out(checkpoint_dir), step})) + "\n")
 
 
-def best_step(checkpoint_dir: str | Path) -> int | None:
-    """The whole checkpoint with the lowest metric; the later one of two that are equal."""
-    ranked = _by_metric(checkpoint_dir)
-    return ranked[0] if ranked else None
+def old_steps(
+    steps: Iterable[int], manifests: Manifests, keep_last: int | None, keep_best: int | None, in_use: Iterable[int]
+) -> list[int]:
+    """The steps to delete: all but the newest, the best ones and those in use. One that is not whole and older than the
+    newest whole one goes, too: nobody will finish it.
+
+    Args:
+        steps: of all iteration directories, newest first.
+        manifests: of the whole ones.
+        keep_last: None to delete nothing.
+    """
+    if keep_last is None or not manifests:
+        return []
+    newest = sorted(manifests, reverse=True)
+    kept = {*in_use, *newest[:keep_last], *_by_metric(manifests)[: keep_best or 0]}
+    return [step for step in steps if step < newest[0] and step not in kept]
 
 
 def delete_old(
     checkpoint_dir: str | Path, keep_last: int | None, keep_best: int | None, in_use: Iterable[int] = ()
 ) -> list[int]:
-    """Delete all checkpoints but the newest, the best ones and those in use, and return the steps that are gone. A
-    directory that is not whole and older than the newest whole one goes, too: nobody will finish it."""
-    newest = latest_step(checkpoint_dir)
+    """Delete what old_steps names, and return it; also resharded checkpoints that have done their work."""
+    manifests = whole(checkpoint_dir)
+    newest = latest_of(manifests)
     if newest is not None and all(step < newest for step in steps_of(reshaped(checkpoint_dir))):
-        shutil.rmtree(reshaped(checkpoint_dir), ignore_errors=True)  # it has done its work
-    if keep_last is None:
-        return []
-    steps = steps_of(checkpoint_dir)
-    whole = [step for step in steps if not why_not_whole(iteration_dir(checkpoint_dir, step))]
-    kept = {*in_use, *whole[:keep_last], *_by_metric(checkpoint_dir)[: keep_best or 0]}
-    gone = [step for step in steps if whole and step < whole[0] and step not in kept]
+        shutil.rmtree(reshaped(checkpoint_dir), ignore_errors=True)
+    gone = old_steps(steps_of(checkpoint_dir), manifests, keep_last, keep_best, in_use)
     for step in gone:
         directory = Path(iteration_dir(checkpoint_dir, step))
         (directory / MANIFEST).unlink(missing_ok=True)  # first: what is half deleted must not count
@@ -212,12 +259,10 @@ def delete_old(
     return gone
 
 
-def _by_metric(checkpoint_dir: str | Path) -> list[int]:
-    """Steps of the whole checkpoints that have a metric, best first; NaN is none."""
-    manifests = {step: read_manifest(iteration_dir(checkpoint_dir, step)) or {} for step in steps_of(checkpoint_dir)}
+def _by_metric(manifests: Manifests) -> list[int]:
+    """Steps of those that have a metric, best first; NaN is none."""
     metrics = {step: found["metric"] for step, found in manifests.items() if _is_finite(found.get("metric"))}
-    whole = [step for step in metrics if not why_not_whole(iteration_dir(checkpoint_dir, step))]
-    return sorted(whole, key=lambda step: (metrics[step], -step))
+    return sorted(metrics, key=lambda step: (metrics[step], -step))
 
 
 def _is_finite(metric: Any) -> bool:

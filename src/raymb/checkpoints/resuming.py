@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch.distributed as dist
 
 from raymb.checkpoints import manifest as checkpoint
-from raymb.checkpoints.remote import RemoteCheckpoints
-from raymb.errors import RaymbError, RunFailed
+from raymb.checkpoints.agreement import from_all_ranks, from_rank_0
+from raymb.checkpoints.fetching import fetch
+from raymb.checkpoints.remote import RemoteCheckpoints, candidates
+from raymb.errors import RunFailed
 from raymb.telemetry.records import Emit
 
 
@@ -27,20 +26,24 @@ def where_to_resume(
     Args:
         remote: where the run's own checkpoints are, if that is no file system.
     """
-    for directory in _of_rank_0(partial(_candidates, checkpoint_dir, resume, remote)):
-        own = Path(directory).is_relative_to(checkpoint_dir)
-        if remote is not None and own:
-            remote.fetch(directory)
-        problem = _problem(directory)
-        if not problem:
+    # The run's own by their names: each machine of a run at a URI has a workspace of its own.
+    for name in from_rank_0(lambda: _names(candidates(checkpoint_dir, resume, remote), checkpoint_dir)):
+        directory = str(Path(checkpoint_dir, name))
+        if _is_whole(directory, Path(directory).is_relative_to(checkpoint_dir), emit, remote):
             return directory
-        if dist.get_rank() == 0:
-            emit({"kind": "warning", "text": f"{directory} is not whole and is left out: {problem}"})
-            if own:
-                (remote or checkpoint).reject(directory, problem)
     if resume not in ("auto", "never"):
         raise RunFailed(f"--resume {resume}: no checkpoint there can be used", "give another one, or auto")
     return None
+
+
+def check_whole(directory: str, own: bool, emit: Emit, remote: RemoteCheckpoints | None = None) -> None:
+    """Have the checkpoint that the driver has chosen (to reshard it), and check it. Collective.
+
+    Raises:
+        RunFailed: it is damaged.
+    """
+    if not _is_whole(directory, own, emit, remote):
+        raise RunFailed(f"{directory} is not whole", "the same command takes the checkpoint before")
 
 
 def steps_left_out(checkpoint_dir: str, remote: RemoteCheckpoints | None = None) -> list[int]:
@@ -52,36 +55,30 @@ def steps_left_out(checkpoint_dir: str, remote: RemoteCheckpoints | None = None)
             remote.bring(checkpoint_dir, checkpoint.LEFT_OUT)
         return checkpoint.left_out(checkpoint_dir)
 
-    return _of_rank_0(read)
+    return from_rank_0(read)
 
 
-def _candidates(checkpoint_dir: str, resume: str, remote: RemoteCheckpoints | None) -> list[str]:
-    here = checkpoint.candidates(checkpoint_dir, resume)
-    if remote is None:
-        return here
-    return [*remote.candidates(checkpoint_dir), *(one for one in here if not Path(one).is_relative_to(checkpoint_dir))]
+def _names(directories: list[str], checkpoint_dir: str) -> list[str]:
+    """Relative to the run's checkpoints, where they are among them."""
+    paths = [Path(one).absolute() for one in directories]
+    return [str(one.relative_to(checkpoint_dir) if one.is_relative_to(checkpoint_dir) else one) for one in paths]
 
 
-def _of_rank_0[Answer](find: Callable[[], Answer]) -> Answer:
-    """What rank 0 finds, or its error, for all ranks: a shared file system may show others an old state. Collective."""
-    box: list[Any] = [None, None]
-    if dist.get_rank() == 0:
-        try:
-            box[0] = find()
-        except (OSError, ValueError, RaymbError) as error:
-            box[1] = error
-    dist.broadcast_object_list(box, src=0)
-    if box[1] is not None:
-        raise box[1]
-    return box[0]
+def _is_whole(directory: str, own: bool, emit: Emit, remote: RemoteCheckpoints | None) -> bool:
+    """Whether it is; if not, this is said, and the run's own is set aside."""
+    problem = fetch(remote, directory) if remote is not None and own else _problem(directory)
+    if problem and dist.get_rank() == 0:
+        emit({"kind": "warning", "text": f"{directory} is not whole and is left out: {problem}"})
+        if own:
+            (remote or checkpoint).reject(directory, problem)
+    return not problem
 
 
 def _problem(directory: str) -> str:
     if checkpoint.is_by_others(directory):
         return ""
-    problem = checkpoint.why_not_whole(directory)
-    if not problem:
-        problem = checkpoint.wrong_content(directory, dist.get_rank(), dist.get_world_size())
-    problems: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(problems, problem)
-    return next((found for found in problems if found), "")
+    share = dist.get_rank(), dist.get_world_size()
+    problems = from_all_ranks(
+        lambda: checkpoint.why_not_whole(directory) or checkpoint.wrong_content(directory, *share)
+    )
+    return next((problem for problem in problems if problem), "")

@@ -10,7 +10,9 @@ from typing import Any
 
 from rich.console import Console
 
-from raymb.checkpoints.manifest import MANIFEST, best_step, iteration_dir, latest_step, losses_so_far, steps_in
+from raymb.checkpoints import manifest as checkpoint
+from raymb.checkpoints.manifest import best_of, iteration_dir
+from raymb.checkpoints.remote import RemoteCheckpoints, manifest_of
 from raymb.driver.preflight import Preflight
 from raymb.errors import RunFailed, last_line
 from raymb.export.model_card import CARD, CURVE, write_card
@@ -22,27 +24,13 @@ from raymb.telemetry.sinks import read_metrics
 
 
 def newest_step(place: RunDir) -> int | None:
-    """The step of the newest checkpoint that looks whole, at the run's URI if it has one."""
-    if not _elsewhere(place):
-        return latest_step(place.checkpoints)
-    assert place.remote is not None
-    steps = steps_in(place.remote.listing("checkpoints"))
-    names = {step: f"checkpoints/{Path(iteration_dir('', step)).name}/{MANIFEST}" for step in steps}
-    return next((step for step in steps if place.remote.exists(names[step])), None)
-
-
-def _elsewhere(place: RunDir) -> bool:
-    """Whether the checkpoints are at a URI: this machine may have none of them."""
-    return place.remote is not None and place.checkpoints.is_relative_to(place.path)
+    """The step of the newest checkpoint that looks whole, at the run's URI if it has one: it may not be here."""
+    return (RemoteCheckpoints.of_run(place) or checkpoint).latest_step(place.checkpoints)
 
 
 def _losses(place: RunDir, step: int) -> list[list[float]]:
-    directory = Path(iteration_dir(place.checkpoints, step))
-    if _elsewhere(place):
-        assert place.remote is not None
-        text = place.remote.read_text(f"checkpoints/{directory.name}/{MANIFEST}")
-        return json.loads(text or "{}").get("validation_losses", [])
-    return losses_so_far(directory)
+    manifest = manifest_of(iteration_dir(place.checkpoints, step), RemoteCheckpoints.of_run(place))
+    return (manifest or {}).get("validation_losses", [])
 
 
 def _has_model(place: RunDir) -> bool:
@@ -161,7 +149,10 @@ def _name(path: str) -> str:
 def conclude(job: Job, place: RunDir, console: Console) -> None:
     """Print where everything lies, and the answers to the sample prompt if there is one."""
     _write_cards(place)
-    step, best = newest_step(place) or 0, None if _elsewhere(place) else best_step(place.checkpoints)
+    step, best = (
+        newest_step(place) or 0,
+        best_of((RemoteCheckpoints.of_run(place) or checkpoint).whole(place.checkpoints)),
+    )
     stopped_early = _stopped_early(job.spec, place, step)
     if stopped_early and step < job.train_iters:
         losses = _losses(place, step)

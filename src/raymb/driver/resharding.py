@@ -14,6 +14,7 @@ from pathlib import Path
 
 from raymb.checkpoints import manifest as checkpoint
 from raymb.checkpoints.format import newest, optimizer_layout, smallest_plan
+from raymb.checkpoints.remote import RemoteCheckpoints, manifest_of
 from raymb.rank.accelerator import precision_of
 from raymb.run.job import Job
 
@@ -25,14 +26,11 @@ def described(job: Job) -> str:
     return f"TP {layout.tensor_parallel_size} x PP {layout.pipeline_parallel_size}{experts} in {precision_of(job)}"
 
 
-def to_reshape(job: Job, remote: bool = False) -> Path | None:
-    """The checkpoint that a run would resume from, if it must be resharded first.
-
-    Args:
-        remote: only the manifests of the run's own checkpoints are on this machine.
-    """
+def to_reshape(job: Job) -> Path | None:
+    """The checkpoint that a run would resume from, if it must be resharded first."""
+    remote = RemoteCheckpoints.of(job)
     directory = newest(job.checkpoint_dir, job.spec.checkpoint.resume, remote)
-    manifest = checkpoint.read_manifest(directory) if directory else None
+    manifest = manifest_of(directory, remote) if directory else None
     if manifest is None or "layout" not in manifest or manifest["any_layout"] or job.spec.parallel.fsdp:
         return None  # Megatron-FSDP's have whole tensors, which any layout reads its parts of
     same = manifest["layout"] == optimizer_layout(job.layout) and manifest["precision"] == precision_of(job)
@@ -41,7 +39,7 @@ def to_reshape(job: Job, remote: bool = False) -> Path | None:
 
 def reshaping(job: Job, directory: Path) -> Job:
     """The job that reshards a checkpoint, on CPU workers in the checkpoint's own layout."""
-    job, manifest = job.on_cpus(), checkpoint.read_manifest(directory)
+    job, manifest = job.on_cpus(), manifest_of(directory, RemoteCheckpoints.of(job))
     assert manifest is not None
     plan = smallest_plan(job.plan, manifest)
     train = job.spec.train.model_copy(update={"precision": manifest["precision"]})

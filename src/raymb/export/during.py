@@ -41,14 +41,21 @@ class Exports:
         self.thread = threading.Thread(target=self._run, name="raymb-exports", daemon=True)
         if job.spec.checkpoint.save_hf_interval:
             self.thread.start()
-            for step in reversed(checkpoint.steps_of(job.checkpoint_dir)):  # a former start may not have come to it
+            for step in sorted(self._whole()):  # a former start may not have come to it
                 self.saved(step)
+
+    def _whole(self) -> checkpoint.Manifests:
+        return (RemoteCheckpoints.of(self.job) or checkpoint).whole(self.job.checkpoint_dir)
+
+    def _is_there(self, place: str) -> bool:
+        """Whether an export has been made; at a URI, where this machine may hold one of a run that was overwritten."""
+        return self.remote.has_model(place) if self.remote is not None else Path(place).exists()
 
     def saved(self, step: int) -> None:
         """A checkpoint is whole."""
         interval = self.job.spec.checkpoint.save_hf_interval
         wanted = interval and step % interval == 0
-        if wanted and not any(Path(place).exists() for place in directories_of_step(self.job, step)):
+        if wanted and not any(self._is_there(place) for place in directories_of_step(self.job, step)):
             self.in_use.add(step)
             self.waiting.put(step)
 
@@ -70,7 +77,7 @@ class Exports:
             self._done(step, finish(written, self.beat))
             return
         which = self.job.spec.checkpoint.export_checkpoint
-        wanted = {"best": checkpoint.best_step, "latest": checkpoint.latest_step}[which](self.job.checkpoint_dir)
+        wanted = {"best": checkpoint.best_of, "latest": checkpoint.latest_of}[which](self._whole())
         if wanted is None:
             lacking = "has a --best_metric" if which == "best" else "is whole"
             raise RunFailed(f"--export_checkpoint {which}: no checkpoint {lacking}", "raymb export RUN")

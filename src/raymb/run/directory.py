@@ -28,6 +28,7 @@ import contextlib
 import json
 import re
 import shutil
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,12 @@ MANIFEST = "manifest.json"
 """Of an iteration directory: written last, and a checkpoint counts when all that it lists is whole."""
 REJECTED = "rejected.json"
 """What the manifest of a checkpoint that was found damaged is called from then on: such a checkpoint does not count."""
-_EXPORT = re.compile(r"(hf|adapter)-step-\d+(-failed)?")
+RESHAPED = "reshaped"
+"""Of the checkpoints: those that were resharded for another layout."""
+_MADE = re.compile(
+    r"(hf|adapter)(-step-\d+)?(-failed)?|logs|tensorboard|failures|profile|evaluation|wandb|"
+    r"(spec|plan|job|data|trackers)\.json|(metrics|events|answers)\.jsonl|report.*\.html"
+)
 POINTERS = ("latest", "best", "latest_train_state.pt", "latest_checkpointed_iteration.txt")
 """raymb's, Bridge's and Megatron's files that name a checkpoint."""
 LEFT_OUT = "left_out_steps.json"
@@ -276,26 +282,22 @@ def _has_entries(directory: Path) -> bool:
     return directory.is_dir() and any(directory.iterdir())
 
 
+def made_in_run(names: Iterable[str]) -> list[str]:
+    """Those of the names in a run directory that raymb makes, which --overwrite deletes."""
+    return [name for name in names if _MADE.fullmatch(name)]
+
+
+def made_in_checkpoints(names: Sequence[str]) -> list[str]:
+    """The same beside a run's checkpoints, where others may have something, too (--output_dir). The pointers come
+    first: what they point at must be whole."""
+    first = [name for name in names if name in (*POINTERS, LEFT_OUT)]
+    return first + [name for name in names if name in (RESHAPED, "fingerprint.json") or is_iteration(name)]
+
+
 def _delete_old_run(run: RunDir) -> None:
-    """Delete what raymb makes, and nothing else: --output_dir may be a directory that holds more."""
-    for name in (*POINTERS, LEFT_OUT):  # first: what they point at must be whole
-        (run.checkpoints / name).unlink(missing_ok=True)
-    steps = [path for path in run.checkpoints.glob("iter_*") if ITERATION.fullmatch(path.name)]
-    for directory in (
-        run.hf,
-        run.adapter,
-        run.logs,
-        run.tensorboard,
-        run.failures,
-        run.path / "profile",
-        run.checkpoints / "reshaped",
-        *(run.path / f"{name}-failed" for name in ("hf", "adapter")),
-        *(path for path in run.path.glob("*-step-*") if _EXPORT.fullmatch(path.name)),
-        run.path / "evaluation",
-        run.path / "wandb",
-        *steps,
-    ):
-        shutil.rmtree(directory, ignore_errors=True)
-    told = (run.metrics, run.events, run.answers, run.trackers)
-    for file in (run.spec, run.plan, run.job, run.data, run.fingerprint, *told, *run.path.glob("report*.html")):
-        file.unlink(missing_ok=True)
+    for home, made in ((run.checkpoints, made_in_checkpoints), (run.path, made_in_run)):
+        for name in made([path.name for path in home.iterdir()] if home.is_dir() else []):
+            if (home / name).is_dir():
+                shutil.rmtree(home / name, ignore_errors=True)
+            else:
+                (home / name).unlink(missing_ok=True)

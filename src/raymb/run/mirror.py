@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from raymb.errors import RunDirError, StorageError
-from raymb.run.directory import LEFT_OUT, MANIFEST, POINTERS, RunDir, is_iteration
+from raymb.run.directory import MANIFEST, POINTERS, RESHAPED, RunDir, is_iteration, made_in_checkpoints, made_in_run
 from raymb.storage import lock
 from raymb.storage.remote import Remote
 from raymb.storage.transfer import files_below, part_of, side_by_side
@@ -192,9 +192,11 @@ def delete_old_run(run: RunDir) -> None:
     remote = run.remote
     if remote is None:
         return
-    steps = [name for name in remote.listing("checkpoints") if is_iteration(name)]
-    for name in (*_POINTERS, f"checkpoints/{LEFT_OUT}"):
-        remote.delete(name)
-    side_by_side(remote.delete, [f"checkpoints/{step}/{MANIFEST}" for step in steps])
-    side_by_side(remote.delete, [f"checkpoints/{step}" for step in steps])
-    side_by_side(remote.delete, [*_SMALL, *_TREES, "job.json", "hf", "adapter"])
+    made = [f"checkpoints/{name}" for name in made_in_checkpoints(remote.listing("checkpoints"))]
+    again = [f"checkpoints/{RESHAPED}/{name}" for name in remote.listing(f"checkpoints/{RESHAPED}")]
+    whole = [name for name in (*made, *again) if is_iteration(name)]
+    for name in made:
+        if Path(name).name in POINTERS:
+            remote.delete(name)
+    side_by_side(remote.delete, [f"{name}/{MANIFEST}" for name in whole])
+    side_by_side(remote.delete, [*made, *made_in_run(remote.listing())])

@@ -107,7 +107,7 @@ class Remote:
 
         Args:
             sizes: name below the directory to bytes. Equal sizes are taken for equal content: whoever can meet two
-                directories of one name compares their manifests first.
+                files of one name compares their checksums first.
 
         Returns:
             the names that were downloaded.

@@ -49,9 +49,9 @@ def fetch(kind: str, name: str, storage_path: str | Path, last: str, whole: Call
     if remote is None or not remote.exists(last):
         raise StorageError(f"--storage_path {storage_path}: holds no {kind}/{name}")
     home.mkdir(parents=True, exist_ok=True)
-    with _alone(home / f".{name}.lock") as alone:
+    with alone(home / f".{name}.lock") as locked:
         if not whole(place):
-            for left in home.glob(f".{name}.*.tmp") if alone else ():  # by one that was killed
+            for left in home.glob(f".{name}.*.tmp") if locked else ():  # by one that was killed
                 shutil.rmtree(left, ignore_errors=True)
             remote.download("", place)
     if not whole(place):
@@ -60,7 +60,7 @@ def fetch(kind: str, name: str, storage_path: str | Path, last: str, whole: Call
 
 
 @contextlib.contextmanager
-def _alone(file: Path) -> Iterator[bool]:
+def alone(file: Path) -> Iterator[bool]:
     """Wait for the other processes of this machine; one that dies lets go. False where the file system has no locks:
     several go on at once, and the last one's work stays."""
     with open(file, "w") as stream:

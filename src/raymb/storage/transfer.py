@@ -23,6 +23,10 @@ _SECONDS_FOR_AN_ANSWER = 20.0
 _SLOWEST = 1 << 20  # bytes a second of one file, below which a transfer counts as stuck
 
 
+class WrongSize(OSError):
+    """A file at a URI is not as long as it should be."""
+
+
 def side_by_side[Item, Result](action: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
     """The results, in order. What has not begun when one fails is left out."""
     with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="raymb-remote") as pool:
@@ -79,7 +83,7 @@ def get_whole(filesystem: Any, path: str, place: Path, size: int, exact: bool = 
                 ask(filesystem, "get_file", path, str(part), size=size, pauses=())
                 arrived = part.stat().st_size
                 if exact and arrived != size:
-                    raise OSError(f"{arrived} bytes arrived of {size}")
+                    raise WrongSize(f"{arrived} bytes arrived of {size}")
                 break
             except (FileNotFoundError, PermissionError):
                 raise

@@ -1,0 +1,188 @@
+"""Checkpoints on S3 of a run whose machines have workspaces of their own: what counts, is fetched, and goes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from raymb.checkpoints.manifest import (
+    MANIFEST,
+    best_of,
+    describe_files,
+    iteration_dir,
+    latest_of,
+    read_manifest,
+    reshaped,
+    steps_of,
+    write_manifest,
+)
+from raymb.checkpoints.remote import RemoteCheckpoints
+from raymb.errors import StorageError
+from raymb.run.directory import REJECTED
+from raymb.storage.remote import Remote
+
+PROGRAM, SOURCES = Path(__file__).with_name("machine_ranks.py"), Path(__file__).parents[2] / "src"
+RANKS = 2
+
+
+class Run:
+    """A run at a URI: machine 0 has written what its own rank has, as machine 1."""
+
+    def __init__(self, uri: str, home: Path):
+        self.uri, self.home = f"{uri}/run", home
+        self.machines = [RemoteCheckpoints(Remote(self.uri), home / str(rank) / "run") for rank in range(RANKS)]
+        self.there = Remote(self.uri)
+
+    def checkpoints(self, rank: int = 0) -> Path:
+        return self.home / str(rank) / "run" / "checkpoints"
+
+    def save(self, step: int, content: str = "", home: str = "", **state: Any) -> None:
+        """As the ranks do: each uploads its part, rank 0 the rest and the manifest."""
+        files: dict[str, Any] = {}
+        for rank, machine in enumerate(self.machines):
+            directory = Path(iteration_dir(self.checkpoints(rank) / home, step))
+            directory.mkdir(parents=True, exist_ok=True)
+            part = directory / f"__{rank}_0.distcp"
+            part.write_text(f"{content or step} of rank {rank}")
+            files |= describe_files([part])
+            machine.upload([part])
+        directory = Path(iteration_dir(self.checkpoints() / home, step))
+        small = [directory / name for name in (".metadata", "common.pt")]
+        for file in small:
+            file.write_text(f"{content or step} {file.name}")
+        write_manifest(directory, {**files, **describe_files(small)}, {"step": step, **state})
+        self.machines[0].finish(directory, list(files))
+
+    def lose(self) -> None:
+        """All machines are gone, and come back empty."""
+        for rank in range(RANKS):
+            shutil.rmtree(self.home / str(rank), ignore_errors=True)
+
+    def resume(self) -> list[dict[str, Any]]:
+        """What each of two ranks on two machines found."""
+        out = self.home / "answers"
+        out.mkdir(exist_ok=True)
+        words = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", RANKS, PROGRAM]
+        environment = {**os.environ, "PYTHONPATH": str(SOURCES), "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, *map(str, [*words, self.uri, self.home, out])]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=180, env=environment)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return [json.loads((out / f"{rank}.json").read_text()) for rank in range(RANKS)]
+
+
+@pytest.fixture
+def run(s3: str, tmp_path: Path) -> Run:
+    return Run(s3, tmp_path)
+
+
+NEWEST = "checkpoints/iter_0000020"
+WHOLE = [".metadata", "__0_0.distcp", "__1_0.distcp", "common.pt", MANIFEST]
+
+
+def test_what_is_whole_is_decided_at_the_uri(run: Run) -> None:
+    """No machine has more than its own ranks' parts: rank 0, which looked at its own disk, found nothing whole."""
+    for step, metric in ((10, 1.0), (20, 2.0), (30, None)):
+        run.save(step, metric=metric)
+    (run.checkpoints() / "iter_0000040").mkdir()
+    assert not Path(iteration_dir(run.checkpoints(), 10), "__1_0.distcp").exists()
+    for machine, checkpoints in ((run.machines[rank], run.checkpoints(rank)) for rank in range(RANKS)):
+        found = machine.whole(checkpoints)
+        assert (sorted(found), latest_of(found), best_of(found)) == ([10, 20, 30], 30, 10)
+        assert machine.latest_step(checkpoints) == 30
+    run.there.delete(f"checkpoints/iter_0000030/{MANIFEST}")
+    again = RemoteCheckpoints(run.there, run.home / "0" / "run")
+    assert (again.latest_step(run.checkpoints()), latest_of(again.whole(run.checkpoints()))) == (20, 20)
+
+
+def test_old_ones_are_deleted_there_and_on_every_machine(run: Run) -> None:
+    for step, metric in ((10, 1.0), (20, 3.0), (30, 2.0)):
+        run.save(step, metric=metric)
+    run.save(10, home="reshaped", any_layout=True)
+    machine, home = run.machines[0], run.checkpoints()
+    run.there.write_text("checkpoints/iter_0000015/__1_0.distcp", "nobody will finish it")
+    assert machine.delete_old(home, None, None) == []
+    assert not run.there.listing("checkpoints/reshaped") and not reshaped(home).joinpath("iter_0000010").exists()
+    assert machine.delete_old(home, 1, 1, in_use={20}) == [15]
+    assert machine.delete_old(home, 1, 1) == [20]
+    assert run.there.listing("checkpoints") == ["iter_0000010", "iter_0000030"]
+    assert steps_of(home) == [30, 10] and steps_of(run.checkpoints(1)) == [30, 20, 10]
+    run.machines[1].forget_old(run.checkpoints(1), 30)
+    assert steps_of(run.checkpoints(1)) == [30, 10]
+
+
+def test_each_machine_fetches_its_share_and_what_it_reads(run: Run) -> None:
+    run.save(10)
+    run.save(20)
+    run.lose()
+    first, second = run.resume()
+    assert [first["found"], second["found"]] == [NEWEST] * 2 and first["said"] == second["said"] == []
+    assert first["first"] == [name for name in WHOLE if name != "__1_0.distcp"]
+    assert second["first"] == [name for name in WHOLE if name != "__0_0.distcp"]
+    assert first["read"] == WHOLE and second["read"] == second["first"]
+    assert first["content"] == ["20 of rank 0", "20 of rank 1"] and second["content"] == ["20 of rank 1"]
+
+
+def test_a_shard_that_an_earlier_run_left_is_not_taken_for_the_new_one(run: Run) -> None:
+    """Of the same name and size, on a machine that has no manifest."""
+    run.save(20, content="older one")
+    older = {rank: (run.checkpoints(rank) / "iter_0000020" / f"__{rank}_0.distcp").read_text() for rank in range(RANKS)}
+    run.save(20, content="newer one")
+    for rank, text in older.items():
+        (run.checkpoints(rank) / "iter_0000020" / f"__{rank}_0.distcp").write_text(text)
+    first, second = run.resume()
+    assert first["found"] == NEWEST and first["said"] == []
+    assert first["content"] == ["newer one of rank 0", "newer one of rank 1"]
+    assert second["content"] == ["newer one of rank 1"]
+
+
+@pytest.mark.parametrize(
+    ("damage", "problem"),
+    [
+        ("flipped", "__1_0.distcp has another checksum"),
+        ("truncated", "bytes arrived of 12"),
+        ("missing", "__1_0.distcp: cannot be read"),
+    ],
+)
+def test_a_damaged_one_at_the_uri_is_left_out_once(run: Run, damage: str, problem: str) -> None:
+    """Found by the machine that has the part, and known to both."""
+    run.save(10)
+    run.save(20)
+    run.lose()
+    part = "checkpoints/iter_0000020/__1_0.distcp"
+    if damage == "missing":
+        run.there.delete(part)
+    else:
+        run.there.write_text(part, "20 of rank X" if damage == "flipped" else "20 of")
+    answers = run.resume()
+    assert [answer["found"] for answer in answers] == ["checkpoints/iter_0000010"] * 2
+    (said,) = answers[0]["said"]
+    assert "iter_0000020 is not whole and is left out: " in said and problem in said and answers[1]["said"] == []
+    assert run.there.listing("checkpoints/iter_0000020").count(REJECTED) == 1
+    assert not run.there.exists(f"checkpoints/iter_0000020/{MANIFEST}")
+    again = run.resume()
+    assert [answer["found"] for answer in again] == ["checkpoints/iter_0000010"] * 2 and again[0]["said"] == []
+    run.save(15)
+    assert run.machines[0].delete_old(run.checkpoints(), 1, None) == [10], "the one just saved stays"
+    run.save(20)
+    assert run.resume()[0]["found"] == NEWEST
+
+
+def test_one_machine_can_have_all_of_it(run: Run) -> None:
+    """To export it."""
+    run.save(10)
+    directory = iteration_dir(run.checkpoints(), 10)
+    run.machines[0].fetch_here(directory)
+    assert sorted(path.name for path in Path(directory).iterdir()) == WHOLE
+    assert (read_manifest(directory) or {})["step"] == 10
+    run.there.write_text("checkpoints/iter_0000010/__1_0.distcp", "10 of rank X")
+    shutil.rmtree(directory)
+    fresh = RemoteCheckpoints(run.there, run.home / "0" / "run")
+    with pytest.raises(StorageError, match="iter_0000010 is not whole: __1_0.distcp has another checksum"):
+        fresh.fetch_here(directory)
