@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
 import subprocess
 import sys
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.s3 import s3_environment
 
 from raymb.checkpoints.manifest import (
     MANIFEST,
@@ -35,8 +39,8 @@ RANKS = 2
 class Run:
     """A run at a URI: machine 0 has written what its own rank has, as machine 1."""
 
-    def __init__(self, uri: str, home: Path):
-        self.uri, self.home = f"{uri}/run", home
+    def __init__(self, uri: str, home: Path, ranks: Callable[..., list[dict[str, Any]]]):
+        self.uri, self.home, self.ranks = f"{uri}/run", home, ranks
         self.machines = [RemoteCheckpoints(Remote(self.uri), home / str(rank) / "run") for rank in range(RANKS)]
         self.there = Remote(self.uri)
 
@@ -67,19 +71,35 @@ class Run:
 
     def resume(self) -> list[dict[str, Any]]:
         """What each of two ranks on two machines found."""
-        out = self.home / "answers"
-        out.mkdir(exist_ok=True)
-        words = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", RANKS, PROGRAM]
-        environment = {**os.environ, "PYTHONPATH": str(SOURCES), "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, *map(str, [*words, self.uri, self.home, out])]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=180, env=environment)
-        assert done.returncode == 0, done.stderr[-3000:]
-        return [json.loads((out / f"{rank}.json").read_text()) for rank in range(RANKS)]
+        return self.ranks({"uri": self.uri, "home": str(self.home)})
+
+
+@pytest.fixture(scope="module")
+def ranks(s3_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., list[dict[str, Any]]]]:
+    """Gives two ranks a task, and returns their answers."""
+    tasks, counter = tmp_path_factory.mktemp("tasks"), itertools.count()
+    words = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", RANKS, PROGRAM, tasks]
+    environment = {**os.environ, **s3_environment(s3_server), "PYTHONPATH": str(SOURCES), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen([sys.executable, *map(str, words)], stderr=subprocess.PIPE, text=True, env=environment)
+
+    def ask(task: dict[str, Any]) -> list[dict[str, Any]]:
+        number = next(counter)
+        (tasks / f".{number}").write_text(json.dumps(task))
+        (tasks / f".{number}").rename(tasks / f"{number}.json")
+        answers = [tasks / f"{number}-{rank}.json" for rank in range(RANKS)]
+        while not all(answer.exists() for answer in answers):
+            assert process.poll() is None, process.stderr and process.stderr.read()[-3000:]
+            time.sleep(0.05)
+        return [json.loads(answer.read_text()) for answer in answers]
+
+    yield ask
+    (tasks / "end").touch()
+    process.communicate(timeout=60)
 
 
 @pytest.fixture
-def run(s3: str, tmp_path: Path) -> Run:
-    return Run(s3, tmp_path)
+def run(s3: str, tmp_path: Path, ranks: Callable[..., list[dict[str, Any]]]) -> Run:
+    return Run(s3, tmp_path, ranks)
 
 
 NEWEST = "checkpoints/iter_0000020"

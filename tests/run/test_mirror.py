@@ -310,6 +310,10 @@ def wait_until(condition: Any) -> None:
 def test_overwrite_deletes_what_raymb_makes(run: RunDir, remote: Remote) -> None:
     ours = ["spec.json", "metrics.jsonl", "hf/config.json", "logs/a", "failures/1.md", "tensorboard/e", "job.json"]
     ours += ["checkpoints/latest", "checkpoints/iter_0000005/manifest.json", "checkpoints/iter_0000005/shard"]
+    # A new run resumed the old one from these.
+    ours += ["checkpoints/reshaped/iter_0000005/manifest.json", "checkpoints/reshaped/iter_0000005/shard"]
+    ours += ["hf-step-5/config.json", "adapter-step-5/README.md", "hf-failed/x", "evaluation/x", "profile/x"]
+    ours += ["checkpoints/left_out_steps.json", "checkpoints/fingerprint.json", "report.html", "events.jsonl"]
     for name in [*ours, "notes.txt", "checkpoints/iter_notes", "lock"]:
         remote.write_text(name, "")
     delete_old_run(run)
