@@ -1,5 +1,5 @@
-"""`python writing.py OUT`: saves a state with Megatron-Core and raymb's writing thread, once while the next step
-changes it; OUT/asynchronous and OUT/synchronous are to be the same."""
+"""`python writing.py OUT DEVICE`: saves a state with Megatron-Core and raymb's writing thread, once while the next step
+changes it; OUT/asynchronous and OUT/synchronous are to be the same. DEVICE, cpu or cuda, has the weights."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ from raymb.bridge.patches import imports
 
 dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
 imports.install()
-cpu.activate()
+DEVICE = sys.argv[2]
+if DEVICE == "cpu":
+    cpu.activate()
 
 import torch  # noqa: E402
 from megatron.core import dist_checkpointing  # noqa: E402
@@ -27,15 +29,17 @@ from raymb.bridge.writes import Writes  # noqa: E402
 from raymb.rank.progress import Progress  # noqa: E402
 
 OUT = Path(sys.argv[1])
-# What workers with GPUs have when the optimizer is offloaded: the device has a name, and the moments are on the host.
-torch.cuda.get_device_name = lambda *device: "NVIDIA H200"
+if DEVICE == "cpu":
+    # As on workers with GPUs whose optimizer is offloaded: the device has a name, and the moments are on the host.
+    torch.cuda.get_device_name = lambda *device: "NVIDIA H200"
 keep_write_results_in_process()
 
 
 def state() -> dict[str, torch.Tensor]:
-    """A moment that is a tensor of its own, one that is a view, and one in bf16."""
+    """Weights, a moment that is a tensor of its own, one that is a view, and one in bf16."""
     pool = torch.arange(64, dtype=torch.float32)
     return {
+        "weight": torch.arange(2048, dtype=torch.float32, device=DEVICE),
         "exp_avg": torch.arange(4096, dtype=torch.float32),
         "exp_avg_sq": pool[16:48],
         "step": torch.ones(7).bfloat16(),

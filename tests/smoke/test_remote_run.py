@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +14,7 @@ from typing import Any
 import pytest
 
 from raymb.storage.remote import Remote, storage_root
-from tests.smoke.conftest import read_metrics
+from tests.smoke.conftest import MAIN_FLAGS, read_metrics, words_of
 
 pytestmark = [pytest.mark.smoke, pytest.mark.slow, pytest.mark.timeout(600)]
 FLAGS: dict[str, Any] = {
@@ -81,3 +85,32 @@ def test_a_broken_checkpoint_at_the_uri_is_left_out(
     error = capfd.readouterr().err
     assert "iter_0000006 is not whole and is left out: __0_0.distcp has another checksum" in error
     assert "training from step 3" in error
+
+
+def test_a_driver_that_has_lost_its_run_ends_its_workers_and_writes_nothing_more(
+    tiny_qwen2: Path, rows: Path, s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was cut off for a minute, and another machine has taken the run over. It had asked for a last checkpoint, at the
+    other one's place, and ended with 0."""
+    monkeypatch.setenv("RAYMB_CACHE", str(tmp_path / "cache"))
+    given = {"hf_model_path": tiny_qwen2, "dataset": rows, "storage_path": s3, "experiment_name": "run"}
+    words = words_of({**given, **MAIN_FLAGS, "num_workers": 1, "train_iters": 5000, "no_export_hf": True})
+    process = subprocess.Popen(
+        [sys.executable, "-m", "raymb", "finetune", *words],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": "src"},
+    )
+    run, remote = storage_root(s3) / "run", Remote(f"{s3}/run")
+    deadline = time.monotonic() + 400
+    while not (run / "metrics.jsonl").exists() or not read_metrics(run):
+        assert process.poll() is None and time.monotonic() < deadline, process.stderr and process.stderr.read()
+        time.sleep(0.2)
+    remote.write_text("lock", "another-host 1 1\n")
+    remote.write_text("spec.json", "the other one's")
+    error = process.communicate(timeout=120)[1]
+    print(error)
+    assert process.returncode == 1
+    assert f"another driver has taken {remote.url} over" in error and "Traceback" not in error
+    assert remote.read_text("lock") == "another-host 1 1\n" and remote.read_text("spec.json") == "the other one's"
+    assert not [name for name in remote.listing("checkpoints") if name.startswith("iter")], "no last checkpoint"
