@@ -90,7 +90,7 @@ def test_a_broken_checkpoint_at_the_uri_is_left_out(
 def test_a_driver_that_has_lost_its_run_ends_its_workers_and_writes_nothing_more(
     tiny_qwen2: Path, rows: Path, s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It was cut off for a minute, and another machine has taken the run over. It had asked for a last checkpoint, at the
+    """It was cut off for a minute, and another machine has taken the run over. It asked for a last checkpoint, in the
     other one's place, and ended with 0."""
     monkeypatch.setenv("RAYMB_CACHE", str(tmp_path / "cache"))
     given = {"hf_model_path": tiny_qwen2, "dataset": rows, "storage_path": s3, "experiment_name": "run"}
