@@ -80,9 +80,7 @@ class Sender:
         ranks: that send to the same hub.
     """
 
-    def __init__(
-        self, hub: Any, status: Callable[[], RankStatus] | None = None, listens: bool = False, ranks: int = 1
-    ):
+    def __init__(self, hub: Any, status: Callable[[], RankStatus] | None = None, listens: bool = False, ranks: int = 1):
         self.hub = hub
         self.period = max(_SECONDS_BETWEEN_SENDS, ranks / _SENDS_A_SECOND)
         self.status = status
