@@ -117,6 +117,21 @@ def test_a_last_one_that_is_not_at_the_uri_fails_the_run(
     assert _there(run) == ["iter_0000030"] and steps_of(run.home) == [30]
 
 
+def test_old_ones_that_cannot_be_deleted_cost_the_new_one_nothing(
+    at_uri: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*words: Any) -> None:
+        raise StorageError("memory: cannot be deleted")
+
+    run = at_uri(keep_last=1)
+    run.saves(10)
+    monkeypatch.setattr(RemoteCheckpoints, "delete_old", fail)
+    run.saves(20)
+    run.saving.close()
+    run.saving.check_published()
+    assert "memory: cannot be deleted" in run.warnings()[-1] and _there(run) == ["iter_0000010", "iter_0000020"]
+
+
 def test_what_an_earlier_start_left_of_a_step_is_gone_before_it_is_written_again(at_uri: Callable[..., Run]) -> None:
     run = at_uri()
     assert run.saving.remote is not None

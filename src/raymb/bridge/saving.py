@@ -58,6 +58,7 @@ class Saving:
         self.last_step = job.train_iters  # until early stopping sets an earlier one
         self.warned = False
         self.written: int | None = None
+        self.parts: list[str] = []  # of it, the files that ranks have uploaded themselves
         self.before: Callable[[Any], None] = lambda context: None
         self.train_loss: Callable[[], float] = lambda: float("-inf")
         self.remote = RemoteCheckpoints.of(job)
@@ -109,11 +110,11 @@ class Saving:
             checkpoint.write_manifest(
                 self.directory(step), files, {**manifest, "metric": loss, "validation_losses": self.losses}
             )
-            self.later.submit(self._publish, step, list(files), True)
+            self.later.submit(self._publish, step, self.parts, True)
 
     def made_whole(self, step: int, metric: float | None, files: dict[str, Any]) -> None:
         """Every rank has written: the manifest, the pointers, and what is too old."""
-        self.written, home = step, Path(self.job.checkpoint_dir)
+        self.written, self.parts = step, list(files)
         if dist.get_rank() == 0:
             directory = self.directory(step)
             small = [path for path in directory.iterdir() if path.is_file() and path.name not in files]
@@ -128,9 +129,9 @@ class Saving:
                 "optimizer_format": optimizer_format(self.job.spec),
             }
             checkpoint.write_manifest(directory, {**files, **checkpoint.describe_files(small)}, state)
-            self.later.submit(self._publish, step, list(files))
+            self.later.submit(self._publish, step, self.parts)
         elif self.remote is not None and self._cleans:
-            self.later.submit(self.remote.forget_old, home, step).add_done_callback(_raise_in_log)
+            self.later.submit(self.remote.forget_old, self.job.checkpoint_dir, step).add_done_callback(_raise_in_log)
         self.later.submit(self.register, str(self.directory(step)), step).add_done_callback(_raise_in_log)
 
     def given_up(self, step: int, reason: str) -> None:
@@ -171,30 +172,36 @@ class Saving:
         """On the thread, after the manifest. Where it fails, the training continues, and the next checkpoint is tried;
         this one does not count."""
         try:
-            self._published(step, uploaded, again)
+            self._point_at(step, uploaded)
             self.unpublished = None
         except Exception as error:
             self.unpublished = step, error
             self.warn(f"the checkpoint of step {step} could not be published: {last_line(error)}")
+            return
+        if not again:
+            self.emit({"kind": "checkpoint", "step": step})
+        try:
+            if self.exports is not None and not again:
+                self.exports.saved(step)
+            self._delete_old(step)
+        except Exception as error:
+            self.warn(f"after the checkpoint of step {step}: {last_line(error)}")
 
-    def _published(self, step: int, uploaded: list[str], again: bool) -> None:
-        """The pointers, the message, and what is too old."""
-        settings, home = self.job.spec.checkpoint, Path(self.job.checkpoint_dir)
+    def _point_at(self, step: int, uploaded: list[str]) -> None:
+        home = Path(self.job.checkpoint_dir)
         if self.remote is not None:
             self.remote.finish(self.directory(step), uploaded)
-        there = self.remote or checkpoint
         checkpoint.point(home, checkpoint.LATEST, step)
-        best = checkpoint.best_of(there.whole(home))
+        best = checkpoint.best_of((self.remote or checkpoint).whole(home))
         if best is not None:
             checkpoint.point(home, checkpoint.BEST, best)
         if self.remote is not None:
             self.remote.upload(path for name in POINTERS if (path := home / name).exists())
-        if not again:
-            self.emit({"kind": "checkpoint", "step": step})
-            if self.exports is not None:
-                self.exports.saved(step)
+
+    def _delete_old(self, step: int) -> None:
+        settings, home = self.job.spec.checkpoint, self.job.checkpoint_dir
         in_use = {step, *(self.exports.in_use if self.exports is not None else ())}
-        there.delete_old(home, settings.keep_last, settings.keep_best, in_use)
+        (self.remote or checkpoint).delete_old(home, settings.keep_last, settings.keep_best, in_use)
         if self.remote is not None:
             self.remote.forget_old(home, step)
 
