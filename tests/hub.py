@@ -19,13 +19,14 @@ class Hub:
     Args:
         commits: the model's files at each commit, by its 40 digits.
         branches: branch or tag to commit; may change while the hub runs.
+        token: whoever does not show it is refused, as by a gated model.
 
     Attributes:
         fetched: how many times each file was sent.
         asked: the addresses of all requests about the model.
     """
 
-    def __init__(self, commits: dict[str, Path], branches: dict[str, str]):
+    def __init__(self, commits: dict[str, Path], branches: dict[str, str], token: str = ""):
         self.commits, self.branches = commits, branches
         self.fetched: collections.Counter[str] = collections.Counter()
         self.asked: list[str] = []
@@ -49,7 +50,9 @@ class Hub:
                 revision = words[1] if len(words) > 1 else "main"
                 commit = hub.branches.get(revision, revision)
                 directory = hub.commits.get(commit)
-                if directory is None:
+                if token and self.headers["Authorization"] != f"Bearer {token}":
+                    self._send(401, b"", {"X-Error-Code": "GatedRepo"}, body)
+                elif directory is None:
                     self._send(404, b"", {"X-Error-Code": "RevisionNotFound"}, body)
                 elif path.startswith("/api/"):
                     files = sorted(file for file in directory.rglob("*") if file.is_file())

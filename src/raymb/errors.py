@@ -19,6 +19,8 @@ RaymbError                 message + hint; the base of everything raymb raises o
 
 from __future__ import annotations
 
+from raymb.credentials import redacted
+
 EXIT_OK, EXIT_FAILED, EXIT_USER, EXIT_STOPPED, EXIT_INTERRUPTED = 0, 1, 2, 75, 130
 
 
@@ -33,6 +35,7 @@ class RaymbError(Exception):
     exit_code = EXIT_FAILED
 
     def __init__(self, message: str, hint: str = ""):
+        message, hint = redacted(message), redacted(hint)
         super().__init__(message, hint)  # both, so that it can be pickled
         self.message = message
         self.hint = hint

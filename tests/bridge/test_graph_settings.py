@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from tests.conftest import QWEN2_4_LAYERS, resolved_job
 
-from raymb.driver.trainer import worker_environment
+from raymb.driver.environment import worker_environment
 from raymb.model.shape import ModelShape
 from raymb.spec import load_spec
 

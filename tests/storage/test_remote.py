@@ -93,7 +93,7 @@ def test_a_spec_keeps_a_uri(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     ("flag", "value", "words"),
     [
         ("storage_path", "s3://", "names no bucket"),
-        ("storage_path", "s3://key:sesame@bucket/prefix", "a password in the URI would be stored"),
+        ("storage_path", "s3://key:sesame@bucket/prefix", "a password or token in the URI would be stored"),
         ("storage_path", "", "must not be empty"),
         ("output_dir", "s3://bucket/prefix", "must be a directory; --storage_path takes a URI"),
     ],

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 
 from raymb.cli import main
 from raymb.cli.submit import TARGETS
@@ -75,16 +77,21 @@ def test_no_secret_is_written(
     refused: Callable[..., str], rendered: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said = refused("slurm", *MODEL, "--env", "HF_TOKEN=hidden")
-    assert "--pass_env HF_TOKEN" in said and "hidden" not in said
+    assert "export HF_TOKEN=..., and give --env HF_TOKEN" in said and "hidden" not in said
+    monkeypatch.setenv("HF_TOKEN", "hidden")
+    said = refused("slurm", *MODEL, "--env", "HF_TOKEN")
+    assert "export HF_TOKEN and give --pass_env HF_TOKEN" in said and "hidden" not in said
     monkeypatch.delenv("HF_TOKEN", raising=False)
     assert "--pass_env HF_TOKEN: this variable is not set here" in refused("slurm", *MODEL, "--pass_env", "HF_TOKEN")
     monkeypatch.setenv("HF_TOKEN", "hidden")
     there = ["--hf_model_path", "/data/model", "--volume_claims", "claim:/data", *STORED, "--image", "a"]
     assert "create secret" in refused("kuberay", *there, "--pass_env", "HF_TOKEN")
     local = ["--working_dir", ".", *MODEL, *STORED, "--pass_env", "HF_TOKEN", "--replace"]
+    assert "HF_TOKEN: not known to be harmless, and Ray writes the variables of a job into its" in refused(
+        "ray", *local
+    )
     for target, words in {
         "slurm": [*AWAY, "--pass_env", "HF_TOKEN", "--replace"],
-        "ray": local,
         "anyscale": [*local, "--image", "a/b:1", "--instance_type", "p5.48xlarge"],
         "skypilot": [*local, "--accelerator", "H100"],
     }.items():
@@ -101,15 +108,35 @@ def test_the_command_that_is_shown_takes_secrets_from_the_shell(
     assert "this command without --dry_run; `anyscale job submit " in capsys.readouterr().out
     rendered("skypilot", *local, "--accelerator", "H100")
     assert " --secret HF_TOKEN " in capsys.readouterr().out
-    rendered("ray", *local, "--address", "http://head:8265")
-    assert """'{"env_vars": {"HF_TOKEN": "'"$HF_TOKEN"'"}, "excludes": ["raymb-runs"]}'""" in capsys.readouterr().out
+
+
+def test_anyscale_gets_secrets_in_a_file_that_is_gone_afterwards(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """With a client that shows its command line, and what it was given."""
+    client = home / "bin" / "anyscale"
+    client.parent.mkdir()
+    client.write_text('#!/bin/sh\ntr "\\0" " " < /proc/$$/cmdline\necho\nls -ld "$(dirname "$4")"\ncat "$4"\n')
+    client.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{client.parent}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("HF_TOKEN", "hidden: 'quoted'")
+    words = [*MODEL, *STORED, "--working_dir", ".", "--image", "a/b:1", "--instance_type", "p5.48xlarge"]
+    assert main(["submit", "anyscale", *words, "--pass_env", "HF_TOKEN", "--job_name", "job"]) == 0
+    said = capfd.readouterr().out
+    at = said.index("job submit --config-file ")
+    line, place, *document = said[at:].splitlines()
+    assert "hidden" not in line and place.startswith("drwx------")
+    job = yaml.safe_load("\n".join(document))
+    assert job["env_vars"] == {"HF_TOKEN": "hidden: 'quoted'"} and job["name"] == "job"
+    assert not Path(line.split()[3]).exists()
+    assert "hidden" not in "".join(file.read_text() for file in (home / "raymb-jobs" / "job").iterdir())
 
 
 def test_variables_whose_names_begin_alike_are_told_apart(
     rendered: Callable[..., Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Read by a shell, as a user pastes the line."""
-    values = {"HF": "short", "HF_TOKEN_NAME": "both", "HF_TOKEN": "long"}
+    values = {"AWS_ENDPOINT_URL": "short", "AWS_ENDPOINT_URL_S3": "long", "AWS_REGION": "other"}
     for name, value in values.items():
         monkeypatch.setenv(name, value)
     local = ["--working_dir", ".", *MODEL, *STORED, "--replace", "--pass_env", ",".join(values)]

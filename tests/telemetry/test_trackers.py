@@ -254,7 +254,7 @@ def test_wandb_without_a_login_is_refused_before_it_could_ask_at_the_terminal(mo
         ({"mlflow_tracking_uri": "dir"}, "--mlflow_tracking_uri says where, and nothing is sent without"),
         (
             {"mlflow_experiment": "e", "mlflow_tracking_uri": f"http://me:{SECRET}@host"},
-            "--mlflow_tracking_uri: a password in the URI would be stored",
+            "--mlflow_tracking_uri: a password or token in the URI would be stored",
         ),
     ],
 )

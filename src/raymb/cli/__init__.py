@@ -28,6 +28,7 @@ from raymb.cli import (
     submit,
 )
 from raymb.cli.help_text import SectionedCommand
+from raymb.credentials import redacted
 from raymb.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_USER, RaymbError
 from raymb.spec.names import flag_meant
 
@@ -126,7 +127,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _fail(message: str, code: int) -> int:
-    print(f"error: {message}", file=sys.stderr)
+    print(f"error: {redacted(message)}", file=sys.stderr)
     return code
 
 

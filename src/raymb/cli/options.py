@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 import types
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,6 +14,7 @@ import typer
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from raymb.credentials import is_harmless
 from raymb.errors import SpecError
 from raymb.spec import load_section
 from raymb.spec.sections import SECTIONS, RunSpec
@@ -95,12 +97,19 @@ def _environment(words: list[str] | tuple[str, ...]) -> dict[str, str] | None:
     pairs = {}
     for word in words:
         name, separator, value = word.partition("=")
-        if not separator or not name.isidentifier():
+        if not name.isidentifier() or (not separator and name not in os.environ):
             # The value may be a secret whose name was forgotten, so only the form is shown.
             raise SpecError(
-                f"--env {name if separator else '...'}: NAME=VALUE is expected, for example NCCL_DEBUG=INFO"
+                f"--env {name if separator else '...'}: NAME=VALUE is expected, for example NCCL_DEBUG=INFO; or NAME "
+                "alone, of a variable that is set here"
             )
-        pairs[name] = value
+        if separator and not is_harmless(name, value):
+            raise SpecError(
+                f"--env {name}=...: {name} is not known to be harmless, and everybody on this machine sees a command "
+                "line, which Ray keeps, too",
+                f"export {name}=..., and give --env {name}",
+            )
+        pairs[name] = value if separator else os.environ[name]
     return pairs or None
 
 

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from raymb.credentials import redacted
+
 Status = Literal["ok", "warning", "error"]
 _COLOURS = {"ok": "green", "warning": "yellow", "error": "bold red"}
 
@@ -29,6 +31,9 @@ class Finding:
     status: Status
     said: str
     fix: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "said", redacted(self.said))
 
 
 def count(findings: Iterable[Finding], status: Status) -> int:

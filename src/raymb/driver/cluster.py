@@ -20,6 +20,7 @@ from ray.exceptions import RayError
 from rich.console import Console
 
 import raymb
+from raymb.driver.environment import without_secrets_of
 from raymb.driver.ray_address import OWN, check_reachable, find_ray, init_argument, is_connected
 from raymb.errors import ClusterError
 from raymb.plan.gpus import Gpu, gpu_of_device
@@ -146,7 +147,10 @@ def connect(spec: RunSpec, console: Console) -> Iterator[Cluster]:
         options["include_dashboard"] = False  # nobody looks at it, and it takes a core for seconds at the start
     try:
         # Without RAY_ADDRESS, "local" starts a new cluster even where another one runs on this machine.
-        with contextlib.nullcontext() if address else _without_api_server():
+        with contextlib.ExitStack() as meanwhile:
+            if not address:
+                meanwhile.enter_context(_without_api_server())
+                meanwhile.enter_context(without_secrets_of(spec))
             ray.init(address=init_argument(address) if address else OWN, **options)
     except (ConnectionError, ValueError, RuntimeError, RayError) as error:
         reason = " ".join(str(error).split())[:300]

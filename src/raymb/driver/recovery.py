@@ -50,11 +50,12 @@ class RestartPolicy(DefaultFailurePolicy):
     Args:
         hub: the actor that the driver listens to.
         rollback: whether --bad_loss rollback was given.
+        environment: the Carried variables that the controller's process has once it has this policy.
     """
 
-    def __init__(self, failure_config: FailureConfig, hub: Any, rollback: bool):
+    def __init__(self, failure_config: FailureConfig, hub: Any, rollback: bool, environment: Any = None):
         super().__init__(failure_config)
-        self.hub, self.rollback = hub, rollback
+        self.hub, self.rollback, self.environment = hub, rollback, environment
         self.before: tuple[Any, ...] | None = None
 
     def make_decision(self, training_failed_error: Any) -> FailureDecision:

@@ -15,8 +15,10 @@ from raymb.data.encoded import Encoded
 from raymb.data.parallel import Encoders, encode, leave_out_torch
 from raymb.data.settings import Settings
 from raymb.data.sources import Batch, Source
+from raymb.driver.environment import given_variables
 from raymb.errors import ClusterError, RaymbError, last_line
 from raymb.model.files import base_directory
+from raymb.runtime.carried import Carried
 from raymb.spec import RunSpec
 
 _FEW = 16
@@ -69,12 +71,13 @@ class SpreadEncoders(Encoders):
         task = ray.remote(_encode).options(
             num_cpus=1, scheduling_strategy="SPREAD", runtime_env=_ENVIRONMENT, name="raymb tokenizes"
         )
+        variables = Carried(given_variables(self.spec.cluster.env))
         waiting, nodes = deque[tuple[Any, Batch]](), set[str]()
         at_once = (self.cpus or 1) * _IN_FLIGHT
         try:
             for batch in chain(batches, [None] * at_once):
                 if batch is not None:
-                    waiting.append((task.remote(self.settings, self.model, batch), batch))
+                    waiting.append((task.remote(self.settings, self.model, batch, variables), batch))
                 if waiting and (batch is None or len(waiting) >= at_once):
                     node, encoded = ray.get(waiting[0][0])
                     waiting.popleft()
@@ -110,11 +113,12 @@ def _cancel(waiting: deque[tuple[Any, Batch]]) -> None:
         ray.cancel(waiting.popleft()[0], force=True)
 
 
-def _encode(settings: Settings, model: tuple[str, str] | None, batch: Batch) -> tuple[str, Encoded]:
+def _encode(settings: Settings, model: tuple[str, str] | None, batch: Batch, variables: Carried) -> tuple[str, Encoded]:
     """(the node, what it made of the batch).
 
     Args:
         model: hub id and commit; None for a directory, which every node sees.
+        variables: are in the environment by now, for the hub.
     """
     import ray
 

@@ -23,19 +23,17 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from raymb.credentials import secret
 from raymb.driver.cluster import Cluster, Resources
+from raymb.driver.environment import given_variables, worker_environment
 from raymb.driver.placement import PlacementCallback
 from raymb.driver.process_group import ProcessGroupConfig, SigtermCallback
 from raymb.driver.recovery import ElasticPolicy, RestartPolicy
-from raymb.rank.accelerator import ACCELERATORS, precision_of
+from raymb.rank.accelerator import ACCELERATORS
 from raymb.run.directory import RunDir
 from raymb.run.job import Job
-from raymb.runtime.ray_internals import (
-    DASHBOARD_ADDRESS,
-    ENV_VARS_TO_PROPAGATE,
-    KV_NAMESPACE_DASHBOARD,
-    _internal_kv_get,
-)
+from raymb.runtime.carried import Carried
+from raymb.runtime.ray_internals import DASHBOARD_ADDRESS, KV_NAMESPACE_DASHBOARD, _internal_kv_get
 from raymb.storage.remote import Remote
 from raymb.telemetry.hub import Hub
 from raymb.worker import train_under_ray
@@ -79,8 +77,6 @@ class RaymbTrainer(TorchTrainer):
         return [one for one in super()._create_default_callbacks() if type(one).__name__ not in self.without]
 
     def _initialize_and_run_controller(self, **settings: Any) -> Any:
-        # The controller looks at the storage, too; Ray Train hands it only variables that it knows.
-        ENV_VARS_TO_PROPAGATE.update(name for name in os.environ if name.startswith("AWS_"))
         with _environment(self.settings):
             return super()._initialize_and_run_controller(**{**settings, **self.policies})
 
@@ -91,8 +87,12 @@ def make_trainer(job: Job, cluster: Cluster, resources: Resources, place: RunDir
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     hub = Hub.options(scheduling_strategy=here).remote()  # it must outlive the workers' nodes
     failures, scaling = _failures(job), _scaling(job, resources)
+    variables = given_variables(job.spec.cluster.env)
+    # The controller looks at the storage, too; of Ray Train it gets only variables that Ray Train knows.
     policies: dict[str, Any] = {
-        "failure_policy": RestartPolicy(failures, hub, job.spec.resilience.bad_loss == "rollback")
+        "failure_policy": RestartPolicy(
+            failures, hub, job.spec.resilience.bad_loss == "rollback", environment=Carried(variables)
+        )
     }
     if len(job.plans) > 1:
         policies["scaling_policy"] = ElasticPolicy(scaling, _sizes(job), hub)
@@ -106,7 +106,7 @@ def make_trainer(job: Job, cluster: Cluster, resources: Resources, place: RunDir
         without=frozenset({"DatasetsCallback"} | (set() if cleaned else {"PlacementGroupCleanerCallback"})),
         policies=policies,
         settings=_settings(job),
-        train_loop_config={"job": job.to_json(), "hub": hub},
+        train_loop_config={"environment": Carried(secret(variables)), "job": job.to_json(), "hub": hub},
         torch_config=ProcessGroupConfig(ACCELERATORS[job.backend].distributed_backend),  # type: ignore[arg-type]
         scaling_config=scaling,
         run_config=RunConfig(
@@ -171,25 +171,6 @@ def _settings(job: Job) -> dict[str, str]:
     return settings
 
 
-def worker_environment(job: Job) -> dict[str, str]:
-    """Variables of the worker processes: the defaults that training wants, then the driver's own settings of
-    libraries and tokens, then --env."""
-    defaults = {
-        "OMP_NUM_THREADS": str(job.threads),
-        # Megatron's overlap of communication with matrix products relies on 1; Megatron-FSDP, on more.
-        "CUDA_DEVICE_MAX_CONNECTIONS": "8" if job.spec.parallel.fsdp else "1",
-        "TOKENIZERS_PARALLELISM": "false",
-        # Else Transformer Engine multiplies fp32 numbers as TF32, with 10 bits of their 23.
-        **({"NVIDIA_TF32_OVERRIDE": "0"} if precision_of(job) == "fp32" else {}),
-        **({"PYTORCH_ALLOC_CONF": "expandable_segments:True"} if job.spec.performance.expandable_segments else {}),
-        # Else NCCL registers buffers of a graph that expandable segments move: Megatron-Core asserts it.
-        **({"NCCL_GRAPH_REGISTER": "0"} if job.spec.performance.cuda_graphs else {}),
-        **_compile_cache(job),
-    }
-    passed_on = {name: value for name, value in os.environ.items() if name.startswith(_PASSED_ON) and value}
-    return {**defaults, **passed_on, **job.spec.cluster.env}
-
-
 def _under_nsys(job: Job) -> dict[str, dict[str, str]]:
     """Ray's way of starting workers under Nsight Systems, which records between the callback's two calls."""
     if job.spec.performance.profiler != "nsys":
@@ -198,31 +179,6 @@ def _under_nsys(job: Job) -> dict[str, dict[str, str]]:
     Path(job.run_dir, "profile").mkdir(parents=True, exist_ok=True)  # nsys does not make it
     options = {"t": "cuda,nvtx,cublas", "capture-range": "cudaProfilerApi", "capture-range-end": "stop"}
     return {"_nsight": options | {"o": str(Path(job.run_dir, "profile", f"steps-{steps}-%p"))}}
-
-
-def _compile_cache(job: Job) -> dict[str, str]:
-    """A first step that finds its kernels compiled saves 40 s. Every node sees the storage path."""
-    if not job.spec.performance.compile_cache or job.backend == "cpu":
-        return {}
-    home = Path(job.run_dir).parent / "_compiled"
-    return {"TORCHINDUCTOR_CACHE_DIR": str(home / "inductor"), "TRITON_CACHE_DIR": str(home / "triton")}
-
-
-_PASSED_ON = (
-    "CUDA_DEVICE_MAX_CONNECTIONS",
-    "MEGATRON_",
-    "PYTHONUNBUFFERED",
-    "HF_",
-    "HUGGING_FACE_",
-    "NCCL_",
-    "TORCH_",
-    "TORCHINDUCTOR_",
-    "TRITON_",
-    "NVTE_",
-    "WANDB_",
-    "AWS_",
-    "RAYMB_",
-)
 
 
 def _forget_former_runs(place: RunDir) -> None:

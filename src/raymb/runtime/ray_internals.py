@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     )
     from ray.experimental.internal_kv import _internal_kv_get
     from ray.train._internal.utils import get_address_and_port
-    from ray.train.v2._internal.constants import ENV_VARS_TO_PROPAGATE
     from ray.train.v2._internal.execution.callback import WorkerCallback, WorkerGroupCallback
     from ray.train.v2._internal.execution.context import get_train_context
     from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
@@ -39,7 +38,6 @@ if TYPE_CHECKING:
 __all__ = [
     "DASHBOARD_ADDRESS",
     "DEBUG_AUTOSCALING_STATUS",
-    "ENV_VARS_TO_PROPAGATE",
     "KV_NAMESPACE_DASHBOARD",
     "DefaultFailurePolicy",
     "ElasticScalingPolicy",
@@ -143,12 +141,6 @@ NAMES = (
         "get_or_create_autoscaling_coordinator",
         "starts the actor that Ray Train's controller asks for resources while the controller itself starts",
         "the controller waits for it, 3 CPU seconds",
-    ),
-    Name(
-        f"{_TRAIN}.constants",
-        "ENV_VARS_TO_PROPAGATE",
-        "extended by AWS_*: the controller looks at the storage, too, and is handed no variable that is not listed",
-        _NO_RUN,
     ),
     Name(
         f"{_TRAIN}.execution.failure_handling",

@@ -5,10 +5,13 @@ from __future__ import annotations
 import re
 import string
 from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
 
+from raymb.credentials import has_credentials
 from raymb.spec.sections import Checkpoint, Data, RunSpec, Telemetry
 from raymb.spec.training import Moe, Parallel, Peft, Performance, Train
-from raymb.spec.values import bounds
+from raymb.spec.values import Section, bounds
 
 
 def conflicts(spec: RunSpec) -> list[str]:
@@ -28,6 +31,7 @@ def conflicts(spec: RunSpec) -> list[str]:
         *_exports(spec),
         *_performance(spec.performance),
         *_cuda_graphs(spec),
+        *_credentials(spec),
         *_storage(spec),
         *_telemetry(spec.telemetry),
     ]
@@ -210,17 +214,50 @@ def _cuda_graphs(spec: RunSpec) -> Iterator[str]:
             yield f"{other} {how} with --cuda_graphs; drop one of them"
 
 
+def _credentials(spec: RunSpec) -> Iterator[str]:
+    for name in type(spec).model_fields:
+        section = getattr(spec, name)
+        if isinstance(section, Section):
+            yield from stored_credentials(section)
+    for path, value in spec.overrides.items():
+        if any(map(has_credentials, _texts(value))):
+            yield f"override {path}: {_STORED}; {_IN_ENVIRONMENT}"
+
+
+def stored_credentials(section: Section) -> Iterator[str]:
+    """A sentence for each flag of a section with a password or a token in an address. What it is is not said, because a
+    message may end up in a log."""
+    for flag in type(section).model_fields:
+        if flag != "env" and any(map(has_credentials, _texts(getattr(section, flag)))):
+            yield f"--{flag}: {_STORED}; {_ELSEWHERE.get(flag, _IN_ENVIRONMENT)}"
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every text in a value."""
+    if isinstance(value, str | Path):
+        yield str(value)
+    elif isinstance(value, Mapping):
+        yield from (text for item in value.items() for part in item for text in _texts(part))
+    elif isinstance(value, list | tuple):
+        yield from (text for item in value for text in _texts(item))
+
+
+_STORED = "a password or token in the URI would be stored with the run"
+_IN_ENVIRONMENT = "give it in the environment (HF_TOKEN, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, FSSPEC_..., ...)"
+_ELSEWHERE = {
+    "mlflow_tracking_uri": "give it in the environment (MLFLOW_TRACKING_USERNAME, MLFLOW_TRACKING_PASSWORD, or "
+    "MLFLOW_TRACKING_URI as a whole)",
+    "address": "a token comes from RAY_AUTH_TOKEN or ~/.ray/auth_token",
+}
+"""Flag to where else it can be given."""
+
+
 def _storage(spec: RunSpec) -> Iterator[str]:
     path, output_dir = spec.run.storage_path, str(spec.checkpoint.output_dir or "")
     if not path:
         yield "--storage_path must not be empty"
     if "://" in path and not path.partition("://")[2].strip("/"):
         yield f"--storage_path {path}: names no bucket or directory; s3://bucket/prefix is expected"
-    if re.match(r"[^/]*://[^/]*:[^/]*@", path):  # not shown, because a message may end up in a log
-        yield (
-            "--storage_path: a password in the URI would be stored with the run; give it in the environment "
-            "(AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, ...)"
-        )
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", output_dir):  # a Path has one slash left
         yield f"--output_dir {output_dir}: must be a directory; --storage_path takes a URI"
 
@@ -229,11 +266,6 @@ def _telemetry(telemetry: Telemetry) -> Iterator[str]:
     for flag, needed in {"wandb_entity": "wandb_project", "mlflow_tracking_uri": "mlflow_experiment"}.items():
         if getattr(telemetry, flag) is not None and getattr(telemetry, needed) is None:
             yield f"--{flag} says where, and nothing is sent without --{needed}; add it, or leave --{flag} out"
-    if re.match(r"[^/]*://[^/]*:[^/]*@", telemetry.mlflow_tracking_uri or ""):
-        yield (
-            "--mlflow_tracking_uri: a password in the URI would be stored with the run; give it in the environment "
-            "(MLFLOW_TRACKING_USERNAME, MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_URI as a whole)"
-        )
 
 
 def _data(data: Data) -> Iterator[str]:

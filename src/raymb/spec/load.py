@@ -12,8 +12,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from raymb.credentials import harmless
 from raymb.errors import SpecError
-from raymb.spec.conflicts import conflicts
+from raymb.spec.conflicts import conflicts, stored_credentials
 from raymb.spec.names import flag_meant
 from raymb.spec.sections import FLAG_THAT_OWNS, SECTION_OF_FLAG, SECTIONS, RunSpec
 from raymb.spec.values import Section
@@ -79,13 +80,17 @@ def load_section[Kind: Section](model: type[Kind], flags: Mapping[str, Any]) -> 
         SpecError: with every mistake found, one a line.
     """
     try:
-        return model.model_validate({flag: value for flag, value in flags.items() if value not in (None, [])})
+        section = model.model_validate({flag: value for flag, value in flags.items() if value not in (None, [])})
     except ValidationError as error:
         raise SpecError("\n  ".join(_in_flag_names(error, depth=0))) from None
+    if problems := list(stored_credentials(section)):
+        raise SpecError("\n  ".join(problems))
+    return section
 
 
 def spec_to_json(spec: RunSpec) -> str:
-    """The spec as it is stored: secrets that came with --env are left out, and must be given again to repeat a run."""
+    """The spec as it is stored: what came with --env and is not known to be harmless is left out, and must be given
+    again to repeat a run."""
     return without_secrets(spec).model_dump_json(indent=2) + "\n"
 
 
@@ -98,12 +103,9 @@ def spec_as_yaml(spec: RunSpec) -> str:
 
 
 def without_secrets(spec: RunSpec) -> RunSpec:
-    """The spec without the environment variables whose names say that they are secret."""
-    shown = {name: value for name, value in spec.cluster.env.items() if not _SECRET.search(name)}
+    """The spec without the environment variables that are not known to be harmless."""
+    shown = harmless(spec.cluster.env)
     return spec.model_copy(update={"cluster": spec.cluster.model_copy(update={"env": shown})})
-
-
-_SECRET = re.compile(r"TOKEN|KEY|SECRET|PASSWORD|PASSWD|CREDENTIAL", re.IGNORECASE)
 
 
 def spec_from_json(text: str) -> RunSpec:

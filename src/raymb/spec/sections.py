@@ -241,7 +241,8 @@ class Cluster(Section):
     """Directory to upload to the cluster: the workers start in a copy of it, and have this raymb, too; their other
     packages must be there. For `.`, leave large files out with .gitignore."""
     env: dict[str, str] = Field(default_factory=dict)
-    """Environment variables of the workers, as NAME=VALUE (repeatable)."""
+    """Environment variables of the workers, as NAME=VALUE, or NAME alone with the value that it has here (repeatable).
+    Where NAME is not known to be harmless, no file, no log and no list of Ray's gets the value."""
 
 
 class RunSpec(Section):

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from raymb.credentials import has_credentials, redacted
 from raymb.errors import RaymbError, RunDirError, StorageError
 from raymb.storage.cache import cache_directory
 from raymb.storage.transfer import (
@@ -67,7 +68,13 @@ class Remote:
 
     @staticmethod
     def of(storage_path: str | Path, *names: str) -> Remote | None:
-        """The place of a storage path, or one below it; None for a local directory."""
+        """The place of a storage path, or one below it; None for a local directory.
+
+        Raises:
+            RunDirError: the URI has a password or a token, which stores repeat in their messages.
+        """
+        if has_credentials(str(storage_path)):
+            raise RunDirError(f"{redacted(str(storage_path))}: a URI must not have a password or a token in it", HINT)
         return Remote("/".join((_normal(str(storage_path)), *names))) if is_uri(storage_path) else None
 
     def child(self, name: str) -> Remote:

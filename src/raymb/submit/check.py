@@ -64,7 +64,7 @@ def _check_flags(spec: RunSpec, options: JobOptions, target: Target) -> None:
         )
     if secret := sorted(spec.cluster.env.keys() - without_secrets(spec).cluster.env.keys()):
         raise SpecError(
-            f"--env {secret[0]}=... would be written into the job's files",
+            f"--env {secret[0]}: its value would be written into the job's files, and is not known to be harmless",
             f"export {secret[0]} and give --pass_env {','.join(secret)}",
         )
     if missing := [name for name in options.pass_env if name not in os.environ]:

@@ -11,7 +11,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from raymb.errors import EXIT_OK, SubmitError, last_line
+from raymb.credentials import secret
+from raymb.errors import EXIT_OK, SpecError, SubmitError, last_line
 from raymb.spec import RunSpec
 from raymb.submit.job_output import JobOutput
 from raymb.submit.target import Submission
@@ -39,6 +40,16 @@ class Ray(Uploading):
             "absolute paths are taken as the cluster's own, which every node sees; what the run writes needs one, or a "
             "URI (s3://...); --working_dir . uploads what is here, but not what git ignores"
         )
+
+    def check(self, job: Submission) -> None:
+        super().check(job)
+        if seen := list(secret({name: os.environ[name] for name in job.options.pass_env})):
+            raise SpecError(
+                f"--pass_env {','.join(seen)}: not known to be harmless, and Ray writes the variables of a job into "
+                "its logs and its list of jobs, where everybody on the cluster reads them",
+                "start Ray on the nodes with them; or pass on where a file with the secret is that the nodes see: "
+                "HF_TOKEN_PATH, AWS_SHARED_CREDENTIALS_FILE, GOOGLE_APPLICATION_CREDENTIALS",
+            )
 
     def files(self, job: Submission) -> dict[str, str]:
         return {}

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from raymb.credentials import redacted
 from raymb.telemetry.records import Failed, Hang, RankStatus
 
 _LOG_LINES = 20
@@ -116,6 +117,8 @@ class Failures:
         """Write the page of a failure if it can be; the workers' states are those of the start that ended."""
         pages = [int(page.stem) for page in self.directory.glob("*.md") if page.stem.isdigit()]
         self.last = 1 + max([self.last, *pages])
+        workers = {rank: redacted(text) for rank, text in record["workers"].items()}
+        record = {**record, "text": redacted(record["text"]), "workers": workers}
         failure = Failure(self.last, record, self.status, self.reached, self.hangs, [])
         failure.log = self._log(failure.rank)
         self.status, self.reached, self.hangs, self.before = {}, 0, [], self._sizes()
@@ -146,7 +149,7 @@ class Failures:
         try:
             with open(file, "rb") as stream:
                 stream.seek(self.before.get(file, 0))
-                return stream.read().decode("utf-8", "replace").splitlines()
+                return redacted(stream.read().decode("utf-8", "replace")).splitlines()
         except OSError:
             return []
 
@@ -158,7 +161,7 @@ class Failures:
         return found
 
     def _write(self, failure: Failure) -> None:
-        failure.ray_said += list(self.ray_said)
+        failure.ray_said += map(redacted, self.ray_said)
         self.ray_said.clear()
         failure.unwritten = ""
         try:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
+from raymb.credentials import redacted
 from raymb.storage.remote import Remote, is_uri
 from raymb.storage.transfer import side_by_side
 
@@ -62,7 +63,7 @@ def _fetch_list(remote: Remote, home: Path) -> Path:
 
 def place_of(path: Path, asked: str) -> str:
     """Where a run is, for people: its directory, or its URI."""
-    return asked if is_uri(asked) else str(path)
+    return redacted(asked) if is_uri(asked) else str(path)
 
 
 def _copy(remote: Remote, directory: Path, names: tuple[str, ...]) -> None:

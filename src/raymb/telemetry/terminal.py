@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+from raymb.credentials import redacted
 from raymb.telemetry.records import HeldOutLoss, Step
 
 _SECONDS_BETWEEN_PLAIN_LINES = 10.0
@@ -32,12 +33,14 @@ class Terminal:
 
     def phase(self, text: str) -> None:
         self.console.print(
-            f"[dim]{time.monotonic() - self.began:6.1f} s[/dim]  {escape(text)}", highlight=False, soft_wrap=True
+            f"[dim]{time.monotonic() - self.began:6.1f} s[/dim]  {escape(redacted(text))}",
+            highlight=False,
+            soft_wrap=True,
         )
 
     def lines(self, lines: list[str]) -> None:
         for line in lines:
-            self.console.print(line, highlight=False, soft_wrap=True, markup=False)
+            self.console.print(redacted(line), highlight=False, soft_wrap=True, markup=False)
 
     def start(self, step: int, workers: int = 0) -> None:
         by = f" with {workers} workers" if workers else ""
