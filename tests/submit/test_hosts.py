@@ -36,16 +36,38 @@ def test_channels_stand_for_data_that_no_flag_names(tmp_path: Path) -> None:
     assert "storage_path" not in sections_of(asked, channels, tmp_path, hosts=2)["run"]
 
 
-@pytest.mark.parametrize("name", ["hf", "adapter"])
-def test_what_was_exported_goes_to_sagemaker(name: str, tmp_path: Path) -> None:
-    exported = tmp_path / "runs" / "job" / name
-    exported.mkdir(parents=True)
-    (exported / "config.json").write_text("{}")
-    run = {"storage_path": str(tmp_path / "runs"), "experiment_name": "job"}
+@pytest.mark.parametrize("channels", [["training"], ["train", "training"], ["train"]])
+def test_the_channel_that_the_sdk_names_itself(channels: list[str], tmp_path: Path) -> None:
+    found = channels_of({f"SM_CHANNEL_{name.upper()}": f"/{name}" for name in channels}, tmp_path)
+    sections = sections_of({"model": json.dumps({"hf_model_path": "m"})}, found, tmp_path, hosts=1)
+    assert RunSpec.model_validate(sections).data.dataset == [f"/{name}" for name in channels]
+
+
+@pytest.mark.parametrize("kept_at", ["directory", "uri"])
+@pytest.mark.parametrize("names", [["hf"], ["adapter"], ["hf", "adapter"]])
+def test_what_was_exported_is_the_root_of_sagemakers_model(
+    names: list[str], kept_at: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    storage = str(tmp_path / "runs")
+    if kept_at == "uri":
+        storage = f"{request.getfixturevalue('s3')}/runs"
+        request.getfixturevalue("monkeypatch").setenv("RAYMB_CACHE", str(tmp_path / "cache"))
+    import fsspec
+
+    filesystem, root = fsspec.url_to_fs(storage)
+    for name in names:
+        for file in ("config.json", "original/params.json"):
+            filesystem.makedirs(f"{root}/job/{name}/{file}".rpartition("/")[0], exist_ok=True)
+            filesystem.pipe(f"{root}/job/{name}/{file}", name.encode())
+    (tmp_path / "model").mkdir()  # SageMaker makes it
+    run = {"storage_path": storage, "experiment_name": "job"}
     take_export({"model": {"hf_model_path": "a"}, "run": run}, tmp_path / "model")
-    assert [path.relative_to(tmp_path / "model").as_posix() for path in (tmp_path / "model").rglob("*.json")] == [
-        f"{name}/config.json"
-    ]
+    places = dict(zip(["", "adapter/"], names, strict=False))
+    assert {
+        path.relative_to(tmp_path / "model").as_posix(): path.read_text()
+        for path in (tmp_path / "model").rglob("*")
+        if path.is_file()
+    } == {f"{place}{file}": name for place, name in places.items() for file in ("config.json", "original/params.json")}
 
 
 def test_a_node_whose_head_never_comes_gives_up(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -199,7 +199,7 @@ def test_two_hosts_of_sagemaker(home: Path) -> None:
         for process in processes:
             process.terminate()
     assert [record["step"] for record in read_metrics(home / "runs" / "run")] == [1, 2, 3, 4]
-    assert (home / "exported" / "hf" / "config.json").is_file()
+    assert (home / "exported" / "config.json").is_file()
 
 
 SLURM = """

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -153,6 +155,36 @@ def test_sagemaker(rendered: Callable[..., Path], tmp_path: Path) -> None:
     expected = load_spec({}, [job / "spec.yaml"])
     named = expected.run.model_copy(update={"experiment_name": "job"})
     assert RunSpec.model_validate(sections) == expected.model_copy(update={"run": named})
+
+
+def test_sagemaker_takes_the_code_along(home: Path, s3: str, tmp_path: Path) -> None:
+    """To moto's S3 and SageMaker; then what a container runs, with the channel as SageMaker lays it out."""
+    import boto3
+    import fsspec
+
+    (home / "mine.py").write_text("x = 1\n")
+    flags = {**SAGEMAKER, "output_s3": f"{s3}/models", "hf_model_path": "model", "dataset": "rows", "working_dir": "."}
+    flags |= {"channels": None, "job_name": "job", "region": "us-east-1"}
+    assert main(["submit", "sagemaker", *words_of(flags)]) == 0
+    client = boto3.client("sagemaker", region_name="us-east-1")
+    (summary,) = client.list_training_jobs()["TrainingJobSummaries"]
+    job = client.describe_training_job(TrainingJobName=summary["TrainingJobName"])
+    (channel,) = job["InputDataConfig"]
+    source = channel["DataSource"]["S3DataSource"]["S3Uri"]
+    assert (channel["ChannelName"], source) == ("code", f"{s3}/models/{summary['TrainingJobName']}/source")
+    assert job["AlgorithmSpecification"]["ContainerEntrypoint"] == ["bash", "/opt/ml/input/data/code/start.sh"]
+    filesystem, root = fsspec.url_to_fs(source)
+    filesystem.get(f"{root}/", f"{tmp_path}/channel/", recursive=True)
+    place = install(
+        tmp_path / "cluster", python='#!/bin/bash\necho "$PWD $PYTHONPATH $*" > {called}/python; ls > {called}/ls\n'
+    )
+    run = {**os.environ, "PATH": f"{place}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": ""}
+    subprocess.run(["bash", str(tmp_path / "channel/start.sh")], check=True, env=run)
+    where, source, *words = (tmp_path / "cluster/called/python").read_text().split()
+    assert words == ["-m", "raymb.submit.sagemaker_host"] and where.removesuffix("code") == source.removesuffix("src")
+    assert {"mine.py", "model", "rows"} <= set((tmp_path / "cluster/called/ls").read_text().split())
+    assert Path(source, "raymb/submit/sagemaker_host.py").is_file()
+    shutil.rmtree(Path(where).parent)
 
 
 def test_checkpoints_of_several_instances_need_a_uri(refused: Callable[..., str], rendered) -> None:

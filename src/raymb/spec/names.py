@@ -19,6 +19,7 @@ FLAG_OF_SHORT: dict[str, str] = {
 _OTHERS = {
     "dataset_text_field": "text_column",
     "eval_dataset": "validation_dataset",
+    "framework_version": "image",
     "gradient_checkpointing": "recompute",
     "hf_dataset_revision": "dataset",
     "max_grad_norm": "clip_grad",
@@ -26,6 +27,7 @@ _OTHERS = {
     "model": "hf_model_path",
     "num_gpus": "num_workers",
     "run_name": "experiment_name",
+    "source_dir": "working_dir",
     "world_size": "num_workers",
 }
 """Names of other tools whose words say nothing, or something else."""

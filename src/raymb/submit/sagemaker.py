@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
+import tarfile
+import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -12,11 +16,26 @@ from pydantic import Field
 from raymb.errors import SpecError, SubmitError, last_line
 from raymb.spec import RunSpec, differing_sections
 from raymb.spec.values import Size, Words, written_as
+from raymb.submit.shipping import CODE, SHIPPED, SOURCE, shipped
 from raymb.submit.target import Submission, Target
+from raymb.submit.working_dir import is_uploaded
 
 REQUEST = "training-job.json"
 INPUT = "/opt/ml/input/data"
 CHECKPOINTS = "/opt/ml/checkpoints"
+START, ARCHIVE = "start.sh", "source.tar.gz"
+_SOURCE = "code"
+"""The channel of --working_dir; SageMaker's SDK names that of its source_dir so."""
+_MODULE = ("-m", "raymb.submit.sagemaker_host")
+_START = """#!/bin/bash
+# What SageMaker starts on each instance: the run begins in a copy of --working_dir, with raymb as it was there.
+set -eu
+place=$(mktemp -d)
+tar -xzf "$(dirname "$0")/{archive}" -C "$place"
+export PYTHONPATH="$place/{source}${{PYTHONPATH:+:$PYTHONPATH}}"
+cd "$place/{code}"
+exec {python} -m raymb.submit.sagemaker_host
+"""
 _LONGEST_HYPERPARAMETER = 2500
 Bucket = Annotated[str, written_as(r"s3://[^/]+(/.*)?", "must be s3://bucket/prefix")]
 Channel = Annotated[str, written_as(r"[A-Za-z0-9.\-_]+=s3://.+", "must be NAME=s3://bucket/prefix")]
@@ -25,6 +44,7 @@ Role = Annotated[str, written_as(r"arn:aws[a-z\-]*:iam::\d{12}:role/.+", "must b
 
 class Sagemaker(Target):
     client: ClassVar[str] = "aws"
+    uploads: ClassVar[bool] = True
     package: ClassVar[str] = "pip install awscli"
 
     image: str
@@ -36,8 +56,8 @@ class Sagemaker(Target):
     output_s3: Bucket
     """Where SageMaker puts the exported model (model.tar.gz)."""
     channels: list[Channel] = Field(default=[])
-    """Data that SageMaker brings to /opt/ml/input/data/NAME, NAME=s3://...; train, validation and test are the data
-    sets where no flag says otherwise. Repeatable."""
+    """Data that SageMaker brings to /opt/ml/input/data/NAME, NAME=s3://...; train (or training), validation and test
+    are the data sets where no flag says otherwise. Repeatable."""
     checkpoint_s3: Bucket | None = None
     """Keeps /opt/ml/checkpoints there, for --storage_path /opt/ml/checkpoints on one instance; for several use a
     URI as --storage_path."""
@@ -62,7 +82,7 @@ class Sagemaker(Target):
     def sees(self, path: str, spec: RunSpec) -> bool:
         names = [f"{INPUT}/{channel.partition('=')[0]}" for channel in self.channels]
         kept = [CHECKPOINTS] if self.checkpoint_s3 else []
-        return any(Path(path).is_relative_to(place) for place in (*names, *kept))
+        return any(Path(path).is_relative_to(place) for place in (*names, *kept)) or is_uploaded(path, spec)
 
     def keeps(self, path: str, spec: RunSpec) -> bool:
         """A channel is a copy of what is in S3."""
@@ -71,7 +91,7 @@ class Sagemaker(Target):
     def where(self) -> str:
         return (
             f"a URI (s3://...); a channel (--channels NAME=s3://..., {INPUT}/NAME); "
-            f"--checkpoint_s3 for --storage_path {CHECKPOINTS}"
+            f"--checkpoint_s3 for --storage_path {CHECKPOINTS}; to read, --working_dir . for what is here"
         )
 
     def check(self, job: Submission) -> None:
@@ -80,6 +100,8 @@ class Sagemaker(Target):
                 f"--storage_path {job.spec.run.storage_path} is another directory on each of {job.nodes} instances",
                 "--storage_path s3://bucket/prefix",
             )
+        if job.working_dir is not None and any(channel.startswith(f"{_SOURCE}=") for channel in self.channels):
+            raise SpecError(f"--channels {_SOURCE}=...: this channel brings --working_dir", "give it another name")
         if bool(self.subnets) != bool(self.security_groups):
             raise SpecError("--subnets and --security_groups go together", "give both, or neither")
         for name, text in self._hyperparameters(job).items():
@@ -89,8 +111,12 @@ class Sagemaker(Target):
                     "put templates and lists of data sets into a channel",
                 )
 
-    def files(self, job: Submission) -> dict[str, str]:
-        return {REQUEST: json.dumps(self._request(job), indent=2) + "\n"}
+    def files(self, job: Submission) -> Mapping[str, str | Path]:
+        request = {REQUEST: json.dumps(self._request(job, job.name), indent=2) + "\n"}
+        if job.working_dir is None:
+            return request
+        start = _START.format(python=shlex.quote(job.options.python), archive=ARCHIVE, code=CODE, source=SOURCE)
+        return {**request, START: start, **shipped(job.working_dir, job.directory, follow=True)}
 
     def _hyperparameters(self, job: Submission) -> dict[str, str]:
         """What differs from the defaults, a section each."""
@@ -99,21 +125,28 @@ class Sagemaker(Target):
         sections.setdefault("run", {}).setdefault("experiment_name", job.name)
         return {name: json.dumps(section) for name, section in sections.items()}
 
-    def _request(self, job: Submission) -> dict[str, Any]:
-        """Of CreateTrainingJob."""
-        module = [job.options.python, "-m", "raymb.submit.sagemaker_host"]
+    def _source(self, name: str) -> str:
+        """Where the code of a job of this name is."""
+        return f"{self.output_s3.rstrip('/')}/{name}/source"
+
+    def _request(self, job: Submission, name: str) -> dict[str, Any]:
+        """Of CreateTrainingJob, with --working_dir in a channel."""
+        channels, command = [_channel(channel) for channel in self.channels], [job.options.python, *_MODULE]
+        if job.working_dir is not None:
+            channels.append(_channel(f"{_SOURCE}={self._source(name)}"))
+            command = ["bash", f"{INPUT}/{_SOURCE}/{START}"]
         stopping = {"MaxRuntimeInSeconds": self.time_limit}
         waiting = {"MaxWaitTimeInSeconds": 2 * self.time_limit} if self.spot else {}
         request: dict[str, Any] = {
-            "TrainingJobName": job.name,
+            "TrainingJobName": name,
             "RoleArn": self.role,
             "AlgorithmSpecification": {
                 "TrainingImage": self.image,
                 "TrainingInputMode": "File",
-                "ContainerEntrypoint": module,
+                "ContainerEntrypoint": command,
             },
             "HyperParameters": self._hyperparameters(job),
-            "InputDataConfig": [_channel(channel) for channel in self.channels],
+            "InputDataConfig": channels,
             "OutputDataConfig": {"S3OutputPath": self.output_s3},
             "ResourceConfig": {
                 "InstanceType": self.instance_type,
@@ -130,8 +163,14 @@ class Sagemaker(Target):
 
     def commands(self, job: Submission) -> list[list[str]]:
         region = ["--region", self.region] if self.region else []
-        file = f"file://{job.directory / REQUEST}"
-        return [["aws", "sagemaker", "create-training-job", *region, "--cli-input-json", file]]
+        create = ["aws", "sagemaker", "create-training-job", *region, "--cli-input-json"]
+        create.append(f"file://{job.directory / REQUEST}")
+        if job.working_dir is None:
+            return [create]
+        archive, place = str(job.directory / ARCHIVE), self._source(job.name)
+        pack = ["tar", "-C", str(job.directory), "-czf", archive, *SHIPPED]
+        files = [archive, str(job.directory / START)]
+        return [pack, *(["aws", "s3", "cp", file, f"{place}/"] for file in files), create]
 
     def shown_command(self, job: Submission) -> str:
         environment = ",".join(f'{name}="${name}"' for name in job.options.pass_env)
@@ -147,16 +186,30 @@ class Sagemaker(Target):
 
         name = f"{job.name}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
         environment = {variable: os.environ[variable] for variable in job.options.pass_env}
-        request = {**self._request(job), "TrainingJobName": name, "Environment": environment}
+        session = botocore.session.get_session()
         try:
-            client = botocore.session.get_session().create_client("sagemaker", region_name=self.region)
-            answer = client.create_training_job(**request)
+            if job.working_dir is not None:
+                _upload(session.create_client("s3", region_name=self.region), job.directory, self._source(name))
+            client = session.create_client("sagemaker", region_name=self.region)
+            answer = client.create_training_job(**self._request(job, name), Environment=environment)
         except (BotoCoreError, ClientError, ValueError) as error:
             raise SubmitError(
                 f"SageMaker does not take the job: {last_line(error)}", "AWS_PROFILE or AWS_ACCESS_KEY_ID, --region"
             ) from None
         print(f"submitted: {answer['TrainingJobArn']}")
         return 0
+
+
+def _upload(client: Any, directory: Path, to: str) -> None:
+    """The code of a job's directory, as the job unpacks it."""
+    bucket, _, prefix = to.removeprefix("s3://").partition("/")
+    with tempfile.TemporaryFile() as file:
+        with tarfile.open(fileobj=file, mode="w:gz") as archive:
+            for name in SHIPPED:
+                archive.add(directory / name, arcname=name)
+        file.seek(0)
+        client.put_object(Bucket=bucket, Key=f"{prefix}/{ARCHIVE}", Body=file)
+    client.put_object(Bucket=bucket, Key=f"{prefix}/{START}", Body=(directory / START).read_bytes())
 
 
 def _channel(channel: str) -> dict[str, Any]:

@@ -12,16 +12,24 @@ import json
 import os
 import shutil
 import sys
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from raymb.spec import without_interpolation
 from raymb.submit.node import follow, lead
 
+if TYPE_CHECKING:
+    from raymb.storage.remote import Remote
+
 _PORT = 6379
-_CHANNELS = {"train": "dataset", "validation": "validation_dataset", "test": "test_dataset"}
-"""A channel's name to the flag of section `data` that it stands for."""
+_CHANNELS = {
+    "dataset": ("train", "training"),  # the second is what the SDK calls a channel that has no name
+    "validation_dataset": ("validation",),
+    "test_dataset": ("test",),
+}
+"""A flag of section `data` to the channels that stand for it."""
 
 
 def hosts_of(environment: Mapping[str, str], ml: Path) -> tuple[str, list[str]]:
@@ -52,9 +60,10 @@ def sections_of(
     """The spec as sections: what the hyperparameters say, and channels and checkpoints where they say nothing."""
     sections = {name: json.loads(text) for name, text in hyperparameters.items() if not name.startswith("sagemaker_")}
     data, run = sections.setdefault("data", {}), sections.setdefault("run", {})
-    for channel, flag in _CHANNELS.items():
-        if channel in channels and not data.get(flag):
-            data[flag] = channels[channel]
+    for flag, names in _CHANNELS.items():
+        found = [channels[name] for name in names if name in channels]
+        if found and not data.get(flag):
+            data[flag] = found if flag == "dataset" else found[0]
     if "model" in channels:
         sections.setdefault("model", {}).setdefault("hf_model_path", channels["model"])
     if hosts == 1:
@@ -65,18 +74,32 @@ def sections_of(
 
 
 def take_export(sections: Mapping[str, Any], to: Path) -> None:
-    """Copy what the run has exported to the directory that SageMaker keeps."""
+    """Copy what the run has exported to the directory that SageMaker keeps, whose root is the model for what serves it;
+    adapters beside a merged model go into a directory of their own."""
     from raymb.run.directory import RunDir
     from raymb.spec import RunSpec
     from raymb.storage.remote import is_uri
 
     spec = RunSpec.model_validate(sections)
     place = RunDir.of(spec, spec.run.experiment_name or "")
+    target = to
     for directory in (place.hf, place.adapter):
         if is_uri(spec.run.storage_path) and place.remote is not None and place.remote.listing(directory.name):
-            place.remote.download(directory.name, to / directory.name)
+            _download(place.remote, directory.name, target)
         elif directory.is_dir():
-            shutil.copytree(directory, to / directory.name, dirs_exist_ok=True)
+            shutil.copytree(directory, target, dirs_exist_ok=True)
+        else:
+            continue
+        target = to / place.adapter.name
+
+
+def _download(remote: Remote, name: str, to: Path) -> None:
+    """Beside, and then file by file: the directory itself may be a mount, which nothing can be put in the place of."""
+    to.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=to) as beside:
+        remote.download(name, Path(beside, name))
+        for path in Path(beside, name).iterdir():
+            path.replace(to / path.name)
 
 
 def main() -> int:
