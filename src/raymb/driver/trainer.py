@@ -156,6 +156,7 @@ def _scaling(job: Job, resources: Resources) -> ScalingConfig:
         num_workers=(sizes[0], sizes[-1]) if len(sizes) > 1 else job.layout.num_workers,
         use_gpu=resources.gpus > 0,
         resources_per_worker=resources.to_dict(),
+        placement_strategy=job.spec.cluster.placement.upper(),
         elastic_resize_monitor_interval_s=SECONDS_BETWEEN_RESIZES,
     )
 

@@ -232,6 +232,9 @@ class Cluster(Section):
     """GPU to plan for, such as h100-80gb, h200, a100-80gb, l4; auto: the one at hand, else h100-80gb."""
     gpus_per_node: Size | None = None
     """Workers that a node holds, for the plan; Ray places the workers. Default: 8, or all workers if there are less."""
+    placement: Literal["pack", "spread"] = "pack"
+    """How Ray places the workers: on as few nodes as have room for them, or on as many as there are. The ranks of a
+    tensor parallel group must come onto one node either way."""
     omp_num_threads: Size | None = None
     """OMP_NUM_THREADS of a worker; default: the CPUs of the machine shared among its workers (CPU), 1 (CUDA)."""
     wait_for_resources: Annotated[float, Field(ge=0)] | Auto = "auto"
