@@ -153,10 +153,6 @@ SPEC = {
         "--init random --peft lora",
         ["--init random makes weights", "--peft lora trains adapters beside frozen weights"],
     ),
-    "adapters beside added tokens": (
-        "--add_tokens tokens.txt --peft dora",
-        ["--add_tokens makes weights", "--peft dora trains adapters beside frozen weights"],
-    ),
     "no file of tokens": ("--add_tokens {tmp}/none.txt", ["--add_tokens", "none.txt: cannot be read (No such file"]),
     "unknown flag": ("--num_worker 2", ["unknown flag --num_worker;", "did you mean --num_workers?"]),
     "unknown flag, dashed": ("--train-iter=2", ["unknown flag --train_iter;", "did you mean --train_iters?"]),

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tests.families import make_model
 
 from raymb.errors import RunFailed
 from raymb.model.merge import merge
@@ -15,7 +17,7 @@ from raymb.model.source_files import write_source_files
 from raymb.model.tensor_files import TensorFiles, tensor_shapes
 
 
-def _adapter(model: Path, out: Path, **kind: bool) -> Path:
+def _adapter(model: Path, out: Path, **kind: Any) -> Path:
     """A PEFT adapter of a model, all of it random."""
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
@@ -24,7 +26,7 @@ def _adapter(model: Path, out: Path, **kind: bool) -> Path:
     tuned = get_peft_model(AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32), config)
     generator = torch.Generator().manual_seed(1)
     for name, parameter in tuned.named_parameters():
-        if "lora_" in name:
+        if parameter.requires_grad:
             parameter.data = torch.rand(parameter.shape, generator=generator) + 0.5 * ("magnitude" in name)
     tuned.save_pretrained(out)
     return out
@@ -49,6 +51,30 @@ def test_as_peft_merges(kind: dict[str, bool], tiny_qwen2: Path, tmp_path: Path)
     for name in ours:
         torch.testing.assert_close(ours[name], expected[name], rtol=1e-6, atol=1e-6)
     assert {file.name for file in target.glob("token*")} == {file.name for file in tiny_qwen2.glob("token*")}
+
+
+@pytest.mark.parametrize("family", ["Llama 3", "Qwen2"])
+def test_modules_to_save_as_peft_merges_them(family: str, tmp_path: Path) -> None:
+    """Of Qwen2 the output layer is the embedding."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    model, target = make_model(family, tmp_path / "model"), tmp_path / "merged"
+    tied = family == "Qwen2"
+    saved = ["embed_tokens"] if tied else ["embed_tokens", "lm_head"]
+    adapter = _adapter(model, tmp_path / "adapter", modules_to_save=saved, ensure_weight_tying=tied)
+    target.mkdir()
+    merge(model, adapter, target)
+    write_source_files(model, target)
+    assert tensor_shapes(target) == tensor_shapes(model)
+    base = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    expected = PeftModel.from_pretrained(base, adapter).merge_and_unload().state_dict()
+    ours = AutoModelForCausalLM.from_pretrained(target, dtype=torch.float32).state_dict()
+    assert ours.keys() == expected.keys()
+    source = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).state_dict()
+    for name in ours:
+        torch.testing.assert_close(ours[name], expected[name], rtol=1e-6, atol=1e-6)
+    assert not any(torch.equal(ours[name], source[name]) for name in ("model.embed_tokens.weight", "lm_head.weight"))
 
 
 def test_an_adapter_of_another_model_is_refused(tiny_qwen2: Path, tmp_path: Path) -> None:

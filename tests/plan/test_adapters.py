@@ -10,14 +10,16 @@ from tests.conftest import QWEN2_4_LAYERS, QWEN3_MOE_4_LAYERS
 
 from raymb.errors import PlanError, SpecError
 from raymb.model.shape import ModelShape
-from raymb.plan import make_plan
+from raymb.plan import Plan, make_plan
 from raymb.plan.adapters import Targets, targets_of
+from raymb.plan.gpus import gpu_named
 from raymb.plan.rules import Run, adapters
 from raymb.spec import RunSpec, load_spec
 from raymb.spec.training import Peft
 
 DENSE, EXPERTS = ModelShape.from_config(QWEN2_4_LAYERS), ModelShape.from_config(QWEN3_MOE_4_LAYERS)
 LATENT = replace(DENSE, architecture="DeepseekV2ForCausalLM", model_type="deepseek_v2", attention="mla")
+TIED, UNTIED = (replace(DENSE, tie_word_embeddings=tied) for tied in (True, False))
 NO_GATE = replace(DENSE, architecture="NemotronForCausalLM", model_type="nemotron")
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
@@ -87,6 +89,17 @@ def test_families_with_other_projections() -> None:
             "--expert_tensor_parallel_size 2 must be 1 with --peft",
         ),
         (DENSE, "q_proj", {"lora_rank": 6, "tensor_parallel_size": 4}, "--lora_rank 6 must be a multiple of --tensor"),
+        (UNTIED, "q_proj", {"modules_to_save": "norm"}, "of Qwen2ForCausalLM embed_tokens and lm_head can be trained"),
+        (TIED, "q_proj", {"modules_to_save": "lm_head"}, "(lm_head is tied to it, and trained with it); name embed"),
+        (replace(TIED, tower="vision"), "q_proj", {"modules_to_save": "embed_tokens"}, "has a vision part; leave it"),
+        (UNTIED, "q_proj", {"add_tokens": "t.txt"}, "add --modules_to_save embed_tokens,lm_head"),
+        (
+            UNTIED,
+            "q_proj",
+            {"add_tokens": "t.txt", "modules_to_save": "embed_tokens"},
+            "add --modules_to_save embed_tokens,lm_head, or leave",
+        ),
+        (TIED, "q_proj", {"add_tokens": "t.txt", "peft": "dora"}, "that --peft dora does not train"),
     ],
 )
 def test_what_cannot_be(shape: ModelShape, targets: str, flags: dict[str, Any], part: str) -> None:
@@ -100,6 +113,7 @@ def test_what_cannot_be(shape: ModelShape, targets: str, flags: dict[str, Any], 
     ("flags", "part"),
     [
         ({"lora_rank": 8}, "--lora_rank says how adapters are, and --peft none trains the whole model"),
+        ({"modules_to_save": "lm_head"}, "--modules_to_save says how adapters are, and --peft none trains the whole"),
         ({"merge": True}, "--merge works adapters into the exported model, and --peft none leaves nothing to merge"),
         ({"peft": "lora", "merge": True, "export_hf": False}, "--no_export_hf leaves nothing to merge"),
         ({"peft": "dora", "lora_dropout": 0.1}, "--lora_dropout 0.1 with --peft dora"),
@@ -112,6 +126,29 @@ def test_flags_that_contradict_each_other(flags: dict[str, Any], part: str) -> N
     with pytest.raises(SpecError) as refused:
         load_spec({"hf_model_path": "m", **flags})
     assert part in str(refused.value)
+
+
+@pytest.mark.parametrize(("shape", "saved"), [(TIED, ["embed_tokens"]), (UNTIED, ["embed_tokens", "lm_head"])])
+def test_modules_that_are_trained_in_full(shape: ModelShape, saved: list[str]) -> None:
+    """They have gradients and an optimizer where they are, and no weights of their own."""
+    flags = {"num_workers": 4, "tensor_parallel_size": 2, "pipeline_parallel_size": 2, "gpu": "H100-80GB"}
+    plain, full = (
+        make_plan(_spec(**flags, **more), shape, backend="cuda", gpu=gpu_named("H100-80GB"))
+        for more in ({}, {"modules_to_save": ",".join(saved)})
+    )
+    assert full.adapters and full.adapters.saved == saved
+    assert full.memory and plain.memory
+    table = shape.vocab_size * shape.hidden_size // 2
+    differences = {part: full.memory[part] - plain.memory[part] for part in ("weights", "gradients", "optimizer")}
+    assert differences == {"weights": 0, "gradients": 4 * table, "optimizer": 12 * table}
+    assert full.step_time and plain.step_time and full.step_time["optimizer"] > plain.step_time["optimizer"]
+    assert Plan.from_dict(full.to_dict()) == full
+
+
+def test_added_tokens_are_trained_with_the_whole_tables() -> None:
+    for shape, saved in ((TIED, "embed_tokens"), (UNTIED, "lm_head,embed_tokens")):
+        spec = _spec("q_proj", add_tokens="t.txt", modules_to_save=saved)
+        assert list(adapters.targets(Run(spec, shape))) == []
 
 
 def test_a_run_without_adapters_has_none_in_its_plan() -> None:

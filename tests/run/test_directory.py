@@ -247,14 +247,18 @@ def test_a_group_that_one_side_lacks_counts_as_empty(tmp_path: Path, spec: RunSp
     assert "--accept_changes" not in caught.value.hint  # not a group that a flag can accept
 
 
-def test_adapters_of_before_they_had_another_scale(spec: RunSpec) -> None:
+def test_adapters_of_before_there_were_all_of_their_flags(spec: RunSpec) -> None:
     run = _released(spec)
     claim(run, spec, {}, changed(peft={"lora_rank": 8}))
     release(run)
-    check_claim(run, spec, changed(peft={"lora_rank": 8, "use_rslora": False}))
+    now = {"lora_rank": 8, "modules_to_save": []}
+    check_claim(run, spec, changed(peft={**now, "use_rslora": False}))
     with pytest.raises(RunDirError, match="peft: use_rslora was False, is True") as caught:
-        check_claim(run, spec, changed(peft={"lora_rank": 8, "use_rslora": True}))
+        check_claim(run, spec, changed(peft={**now, "use_rslora": True}))
     assert "--no_use_rslora" in caught.value.hint
+    with pytest.raises(RunDirError, match=r"peft: modules_to_save was \[\], is \['lm_head'\]") as caught:
+        check_claim(run, spec, changed(peft={"lora_rank": 8, "use_rslora": False, "modules_to_save": ["lm_head"]}))
+    assert "no --modules_to_save" in caught.value.hint
 
 
 def test_a_fingerprint_without_groups_is_read(spec: RunSpec) -> None:

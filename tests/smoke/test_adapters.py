@@ -89,7 +89,8 @@ def test_adapters_on_shared_key_value_groups(
 def test_adapters_before_norms(family: str, kind: str, tensor: int, groups: int, tmp_path: Path, rows: Path) -> None:
     """What o_proj and down_proj give is normed before it is added to the rest."""
     model = make_model(family, tmp_path / "model", num_key_value_heads=groups)
-    train_as_peft(tmp_path, model, kind, ALL, dataset=rows, num_workers=tensor, tensor_parallel_size=tensor)
+    flags = {"num_workers": tensor, "tensor_parallel_size": tensor, "train_iters": 5}
+    train_as_peft(tmp_path, model, kind, ALL, dataset=rows, **flags)
 
 
 @pytest.mark.slow

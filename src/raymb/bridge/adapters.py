@@ -19,9 +19,13 @@ from megatron.core import parallel_state
 from megatron.core.utils import unwrap_model
 from torch import nn
 
+from raymb.bridge.freezing import EMBEDDING, OUTPUT, let_gradients_through, source_of
 from raymb.bridge.patches.adapter_norms import add_before_norm
 from raymb.bridge.patches.adapters import has_experts, initialize, mended, tensor_group
+from raymb.plan import adapters as planned
 from raymb.run.job import Job
+
+_SAVED = {planned.EMBEDDING: EMBEDDING, planned.OUTPUT: OUTPUT}
 
 
 @dataclass
@@ -34,6 +38,7 @@ class Adapters(PEFT):
         alpha: an adapter's output is multiplied by alpha / dim, or with rslora by alpha / sqrt(dim).
         split: Bridge's names for parts of fused matrices, each with an adapter of its own.
         whole: names of Megatron's modules with one adapter each.
+        saved: Megatron's names of parameters of the model that are trained, too.
         seed: of the initial weights.
     """
 
@@ -44,6 +49,7 @@ class Adapters(PEFT):
     dropout: float = 0.0
     split: list[str] = field(default_factory=list)
     whole: list[str] = field(default_factory=list)
+    saved: list[str] = field(default_factory=list)
     seed: int = 1234
 
     def __call__(self, model: Any, training: bool = True) -> Any:
@@ -54,8 +60,17 @@ class Adapters(PEFT):
         kinds = [(CanonicalLoRA, self.split), (LoRA if self.kind == "lora" else DoRA, self.whole)]
         self._makers = [kind(target_modules=targets, **settings) for kind, targets in kinds if targets]
         model = super().__call__(model, training)
+        for chunk in unwrap_model(model) if self.saved else ():  # Bridge does so where adapters alone are trained
+            let_gradients_through(chunk)
         initialize(adapters_in(model if isinstance(model, list) else [model]), self.seed)
         return model
+
+    def freeze_model(self, model: Any, training: bool = True) -> None:
+        """But for what is trained in full."""
+        super().freeze_model(model, training)
+        for chunk in unwrap_model(model):
+            for name, parameter in chunk.named_parameters():
+                parameter.requires_grad |= source_of(chunk, name) in self.saved
 
     def transform(self, module: nn.Module, name: str | None = None, prefix: str | None = None) -> nn.Module:
         for maker in self._makers:
@@ -78,12 +93,13 @@ def make_adapters(job: Job) -> Adapters | None:
         dropout=peft.lora_dropout,
         split=targets.split,
         whole=targets.whole,
+        saved=[_SAVED[name] for name in targets.saved],
         seed=job.spec.train.seed,
     )
 
 
 def trainable_parameters(model: list[Any]) -> int:
-    """Parameters of all adapters over all ranks, each counted once. Collective."""
+    """Parameters of all adapters over all ranks, each counted once; without modules_to_save. Collective."""
     count = 0
     for _, adapter in adapters_in(model):
         if has_experts(adapter):

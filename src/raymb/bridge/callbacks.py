@@ -12,6 +12,7 @@ import torch
 from megatron.bridge.models.conversion.auto_bridge import AutoBridge
 from megatron.bridge.training.callbacks import Callback, CallbackContext
 from megatron.core import parallel_state
+from megatron.core.utils import unwrap_model
 
 from raymb.bridge import export
 from raymb.bridge.adapters import trainable_parameters
@@ -113,8 +114,11 @@ class TellAdapters(Callback):
 
     def on_train_start(self, context: CallbackContext) -> None:
         count, whole = trainable_parameters(context.model), self.job.plan.parameters
+        saved = self.job.plan.adapters.saved if self.job.plan.adapters else []
+        count += len(saved) * self.job.vocab_size * unwrap_model(context.model)[0].config.hidden_size
         if torch.distributed.get_rank() == 0:
-            text = f"{count:,} parameters of adapters to train, {count / whole:.2%} of the model's {whole:,}"
+            of = ", ".join(["adapters", *saved])
+            text = f"{count:,} parameters of {of} to train, {count / whole:.2%} of the model's {whole:,}"
             self.emit({"kind": "phase", "text": text})
 
 

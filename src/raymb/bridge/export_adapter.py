@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,15 @@ from megatron.bridge.models.conversion.peft_bridge import (
     convert_adapter_weights_to_peft_state,
     infer_target_modules_from_adapter_weights,
 )
+from megatron.core.utils import unwrap_model
 
 from raymb.bridge.adapters import Adapters, adapters_in
 from raymb.bridge.collectives import some_rank
 from raymb.model.families import family_of
 from raymb.model.families.record import VisionLanguage
+from raymb.model.tensor_files import trimmed
 from raymb.model.vision import module_name
+from raymb.plan import adapters as planned
 from raymb.run.job import Job
 
 _PREFIX = "base_model.model."
@@ -36,7 +39,7 @@ def write_adapter(hf_bridge: AutoBridge, model: list[Any], adapters: Adapters, j
         model: this rank's model chunks.
         target: a directory that exists.
     """
-    weights = _exported(hf_bridge, model)
+    weights, saved = _exported(hf_bridge, model), _saved(hf_bridge, model, adapters, job)
     with _magnitudes_as_weights(model) as any_magnitude:
         magnitudes = _exported(hf_bridge, model) if any_magnitude else []
     if dist.get_rank() != 0:
@@ -52,12 +55,18 @@ def write_adapter(hf_bridge: AutoBridge, model: list[Any], adapters: Adapters, j
     config = build_adapter_config_dict(adapters, infer_target_modules_from_adapter_weights(modules), parameters)
     whole = float(adapters.alpha).is_integer()  # for PEFT, which has whole numbers there, too
     config["lora_alpha"] = int(adapters.alpha) if whole else adapters.alpha
-    config |= {"base_model_name_or_path": job.base_name, "revision": job.spec.model.hf_revision}
+    config |= {"base_model_name_or_path": job.base_name, "revision": job.base_revision}
     config |= {"use_dora": adapters.kind == "dora", "use_rslora": adapters.rslora}
     if vision := family_of(job.architecture).vision:
         config["target_modules"] = _only_language(vision, infer_target_modules_from_adapter_weights(modules))
         names = {name: _PREFIX + module_name(job.architecture, name.removeprefix(_PREFIX)) for name in state}
         state = {names[name]: one for name, one in state.items()}
+    if saved:
+        tied = unwrap_model(model)[0].share_embeddings_and_output_weights
+        config |= {"modules_to_save": _modules(saved), **({"ensure_weight_tying": True} if tied else {})}
+        state |= {f"{_PREFIX}{name}": tensor for name, tensor in saved.items()}
+        if tied:  # as PEFT writes it
+            state[f"{_PREFIX}{planned.OUTPUT}.weight"] = next(iter(saved.values()))
     # Tensors of fused matrices share memory, which safetensors refuses.
     save_file({name: tensor.clone().contiguous() for name, tensor in state.items()}, target / WEIGHTS)
     (target / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
@@ -67,6 +76,22 @@ def _only_language(vision: VisionLanguage, modules: list[str]) -> str:
     """A pattern: the vision part has modules of the same names."""
     begin = vision.language[1]
     return f"{re.escape(begin)}.*\\.({'|'.join(sorted({module.rpartition('.')[2] for module in modules}))})"
+
+
+def _modules(saved: Iterable[str]) -> list[str]:
+    return [name.removesuffix(".weight").rpartition(".")[2] for name in saved]
+
+
+def _saved(hf_bridge: AutoBridge, model: list[Any], adapters: Adapters, job: Job) -> dict[str, torch.Tensor]:
+    """Hugging Face's name to whole tensor of each module that is trained in full. Collective."""
+    if not adapters.saved:
+        return {}
+    tasks = [task for task in hf_bridge.get_conversion_tasks(model) if task.global_param_name in adapters.saved]
+    exported = hf_bridge.export_hf_weights(
+        model, cpu=True, show_progress=False, conversion_tasks=tasks, merge_adapter_weights=False
+    )
+    found = [(name, trimmed(name, one, job.plan.padded_vocab_size, job.vocab_size)) for name, one in exported]
+    return dict(found[: len(adapters.saved)])  # without a tied output layer that the model's files have, too
 
 
 def _exported(hf_bridge: AutoBridge, model: list[Any]) -> list[Any]:

@@ -11,7 +11,7 @@ from megatron.bridge.models.conversion.model_bridge import _megatron_local_name_
 from raymb.plan.frozen import is_frozen
 from raymb.spec.training import Train
 
-_EMBEDDING, _OUTPUT = "embedding.word_embeddings.weight", "output_layer.weight"
+EMBEDDING, OUTPUT = "embedding.word_embeddings.weight", "output_layer.weight"
 
 
 def freeze(hf_bridge: AutoBridge, train: Train, model: list[Any]) -> list[Any]:
@@ -23,17 +23,25 @@ def freeze(hf_bridge: AutoBridge, train: Train, model: list[Any]) -> list[Any]:
     for stage, chunk in enumerate(model):
         for name, parameter in chunk.named_parameters():
             whole = _megatron_local_name_to_global(model, chunk.config, name, stage)
-            if whole == _OUTPUT and chunk.share_embeddings_and_output_weights:
-                whole = _EMBEDDING  # the last stage's copy
+            whole = source_of(chunk, whole)
             mapping = registry.megatron_to_hf_lookup(whole)
             theirs = mapping.hf_param if mapping else whole
             names = [theirs] if isinstance(theirs, str) else list(theirs.values())
             parameter.requires_grad = not all(is_frozen(one, train) for one in names)
-        if chunk.config.recompute_granularity and (embedding := getattr(chunk, "embedding", None)):
-            embedding.register_forward_hook(_needs_gradient)
+        let_gradients_through(chunk)
     return model
 
 
-def _needs_gradient(embedding: Any, args: Any, output: torch.Tensor) -> torch.Tensor:
+def let_gradients_through(chunk: Any) -> None:
     """What is recomputed has gradients only if its input has: parameters alone do not ask for any."""
+    if chunk.config.recompute_granularity and (embedding := getattr(chunk, "embedding", None)):
+        embedding.register_forward_hook(_needs_gradient)
+
+
+def source_of(chunk: Any, name: str) -> str:
+    """A parameter's name; of the last stage's copy of a tied embedding the embedding's."""
+    return EMBEDDING if name == OUTPUT and chunk.share_embeddings_and_output_weights else name
+
+
+def _needs_gradient(embedding: Any, args: Any, output: torch.Tensor) -> torch.Tensor:
     return output.requires_grad_() if torch.is_grad_enabled() and output.is_leaf else output

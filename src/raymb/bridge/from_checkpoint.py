@@ -50,6 +50,7 @@ def load_model(job: Job) -> tuple[AutoBridge, list[Any]]:
     if adapters is not None:
         hf_bridge.load_hf_weights(model)
         model = adapters(model, training=False)
+        adapters.set_params_to_save(unwrap_model(model))
     if job.load_dir and dist_checkpointing.check_is_distributed_checkpoint(job.load_dir):
         _load_weights(job.load_dir, unwrap_model(model), adapters)
     elif job.load_dir:

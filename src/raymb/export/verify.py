@@ -185,7 +185,8 @@ def _with_adapter(request: VerificationRequest) -> tuple[Any, list[str]]:
     base, _ = _load(request.base, request)
     model: Any = get_peft_model(base, PeftConfig.from_pretrained(request.adapter))
     loaded = model.load_adapter(request.adapter, "default")
-    kinds = {"missing": [name for name in loaded.missing_keys if "lora_" in name], "unknown": loaded.unexpected_keys}
+    missing = [name for name in loaded.missing_keys if "lora_" in name or "modules_to_save" in name]
+    kinds = {"missing": missing, "unknown": loaded.unexpected_keys}
     return model, [f"adapter: {len(names)} {kind} tensors, first {names[0]}" for kind, names in kinds.items() if names]
 
 

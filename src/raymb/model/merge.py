@@ -36,15 +36,21 @@ class Adapter:
             raise RunFailed(f"{directory}: this kind of adapter cannot be merged", "merge it with PEFT")
         rank = self.config["r"]
         self.scaling = self.config["lora_alpha"] / (math.sqrt(rank) if self.config.get("use_rslora") else rank)
-        self.unused = {name for name in self.tensors if name.endswith(".lora_A.weight")}
+        self.unused = {name for name in self.tensors if name.endswith(".lora_A.weight") or ".lora_" not in name}
+        if self.config.get("ensure_weight_tying"):  # the output layer is the embedding, and in no file of many models
+            self.unused = {name for name in self.unused if not name.endswith("lm_head.weight")}
 
     def merged(self, name: str, weight: torch.Tensor) -> torch.Tensor:
-        """W + scaling x B A, or m / |W + scaling x B A| x (W + scaling x B A), in fp32.
+        """W + scaling x B A, or m / |W + scaling x B A| x (W + scaling x B A), in fp32; of modules_to_save the
+        adapter's own.
 
         Args:
             name: of the weight in transformers' model of the base.
             weight: [outputs, inputs].
         """
+        self.unused.discard(_PREFIX + name)
+        if (saved := self.tensors.get(_PREFIX + name)) is not None:
+            return saved
         module = _PREFIX + name.removesuffix(".weight")
         first = self.tensors.get(f"{module}.lora_A.weight")
         if first is None:
@@ -80,7 +86,7 @@ def merge(base: Path, adapter: Path, target: Path, dtype: str = "source") -> Non
         files.add(name, converted(merged, dtype, types[name]))
     files.close()
     if tuned.unused:
-        one = min(tuned.unused).removeprefix(_PREFIX).removesuffix(".lora_A.weight")
+        one = min(tuned.unused).removeprefix(_PREFIX).removesuffix(".weight").removesuffix(".lora_A")
         raise RunFailed(f"{adapter} is no adapter of {base}, which has no {one}", "name the model that it was made of")
 
 

@@ -6,7 +6,7 @@ Megatron-Core 0.19 keeps queries, keys and values in one matrix (linear_qkv), ga
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from raymb.model.families import family_of_type
 from raymb.model.shape import ModelShape
@@ -20,11 +20,13 @@ class Targets:
         split: Megatron-Bridge's names for parts of matrices, each with an adapter of its own.
         whole: names of Megatron's modules with one adapter each.
         hugging_face: names of the projections that they change, as Hugging Face has them.
+        saved: of EMBEDDING and OUTPUT those that are trained in full beside the adapters.
     """
 
     split: list[str]
     whole: list[str]
     hugging_face: list[str]
+    saved: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,8 @@ DOWN = Matrix("linear_fc2", {"down_proj": "linear_fc2"})
 _ROUTER = Matrix("router", {"gate": "router"})
 """Chooses a token's experts; not among all-linear, as for PEFT."""
 ALL = "all-linear"
+EMBEDDING, OUTPUT = "embed_tokens", "lm_head"
+"""What PEFT's modules_to_save may name."""
 
 
 def targets_of(peft: Peft, shape: ModelShape) -> Targets:
@@ -71,7 +75,12 @@ def targets_of(peft: Peft, shape: ModelShape) -> Targets:
         elif parts:
             split += [matrix.parts[part] for part in parts]
         names += parts
-    return Targets(split, whole, names)
+    return Targets(split, whole, names, [name for name in saveable(shape) if name in peft.modules_to_save])
+
+
+def saveable(shape: ModelShape) -> list[str]:
+    """What may be trained in full beside adapters; an output layer that is the embedding goes by its name."""
+    return [EMBEDDING] if shape.tie_word_embeddings else [EMBEDDING, OUTPUT]
 
 
 def matrices_of(shape: ModelShape) -> list[Matrix]:

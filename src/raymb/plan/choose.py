@@ -76,7 +76,7 @@ def choose_layout(spec: RunSpec, shape: ModelShape, backend: str, num_workers: i
 
 def _settings(spec: RunSpec, shape: ModelShape) -> dict[str, Any]:
     """What of a layout is not a size and needs no choice."""
-    adapters = spec.peft.peft != "none"
+    adapters = targets_of(spec.peft, shape) if spec.peft.peft != "none" else None
     return dict(
         recompute="none" if spec.train.recompute == "auto" else spec.train.recompute,
         recompute_method=spec.train.recompute_method or "uniform",
@@ -94,7 +94,8 @@ def _settings(spec: RunSpec, shape: ModelShape) -> dict[str, Any]:
         fp8="fp8" in spec.train.precision,
         cuda_graphs=spec.performance.cuda_graphs,
         lora_rank=spec.peft.lora_rank if adapters else None,
-        adapter_targets=tuple(targets_of(spec.peft, shape).hugging_face) if adapters else (),
+        adapter_targets=tuple(adapters.hugging_face) if adapters else (),
+        saved_modules=tuple(adapters.saved) if adapters else (),
     )
 
 

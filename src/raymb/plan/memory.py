@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from raymb.model.families import family_of_type
 from raymb.model.parameters import expert_parameters
 from raymb.model.shape import ModelShape
+from raymb.plan.adapters import EMBEDDING, OUTPUT
 from raymb.plan.gpus import GIB
 from raymb.plan.recompute import recomputed_layers
 from raymb.plan.sizes import DetailedLayout, layers_per_stage
@@ -77,8 +78,9 @@ def _of_stage(layout: DetailedLayout, shape: ModelShape, stage: int) -> Memory:
     last = stage == layout.pipeline_parallel_size - 1
     layers = layers_per_stage(layout, shape.num_layers)[stage]
     dense, experts = _weights(layout, shape, stage, layers)
-    trained = (dense, experts) if layout.lora_rank is None else (_adapters(layout, shape, layers), 0)
-    adapters = 0 if layout.lora_rank is None else trained[0]
+    adapters = 0 if layout.lora_rank is None else _adapters(layout, shape, layers)
+    beside = adapters + saved_weights(layout, shape, stage)
+    trained = (dense, experts) if layout.lora_rank is None else (beside, 0)
     shares = (
         (layout.data_parallel_size * layout.context_parallel_size, layout.expert_data_parallel_size)
         if layout.distributed_optimizer
@@ -115,7 +117,7 @@ def _of_stage(layout: DetailedLayout, shape: ModelShape, stage: int) -> Memory:
     held, added = _shared_numbers(layout, (dense, experts), shares, layers)
     return Memory(
         weights=int(layout.number_bytes * (held + adapters) + _fp8_copies(layout, shape, layers)),
-        gradients=int(layout.gradient_bytes * (added if layout.lora_rank is None else adapters)),
+        gradients=int(layout.gradient_bytes * (added if layout.lora_rank is None else beside)),
         optimizer=int(moments * (1 - layout.optimizer_offload)),
         activations=int(in_flight * kept),
         logits=int(logits),
@@ -226,6 +228,14 @@ def _adapters(layout: DetailedLayout, shape: ModelShape, layers: int) -> float:
     feed_forward = {name: copies * (hidden + inner) for name in ("gate_proj", "up_proj", "down_proj")}
     numbers = sum({**sizes, **feed_forward}.get(name, 2 * hidden) for name in layout.adapter_targets)
     return layers * (layout.lora_rank or 0) * numbers / layout.tensor_parallel_size
+
+
+def saved_weights(layout: DetailedLayout, shape: ModelShape, stage: int) -> float:
+    """Numbers that a worker of a stage trains in full beside adapters, among the model's own."""
+    last = stage == layout.pipeline_parallel_size - 1
+    first = stage == 0 or (last and shape.tie_word_embeddings)  # with the last stage's copy
+    tables = (EMBEDDING in layout.saved_modules and first) + (OUTPUT in layout.saved_modules and last)
+    return tables * embedding(shape) / layout.tensor_parallel_size
 
 
 def _keys(shape: ModelShape) -> int:

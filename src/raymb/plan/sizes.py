@@ -82,6 +82,7 @@ class DetailedLayout(Layout):
     number_bytes: int = 2
     lora_rank: int | None = None
     adapter_targets: tuple[str, ...] = ()
+    saved_modules: tuple[str, ...] = ()
     asked_data: tuple[int, int] | None = None
     assumed: Literal["", "one", "open"] = ""
 

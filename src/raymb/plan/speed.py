@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 
 from raymb.model.shape import ModelShape
 from raymb.plan.gpus import Gpu
-from raymb.plan.memory import activations_a_token, dense_weights, embedding, expert_weights
+from raymb.plan.memory import activations_a_token, dense_weights, embedding, expert_weights, saved_weights
 from raymb.plan.recompute import recomputed_work
 from raymb.plan.sizes import DetailedLayout, layers_per_stage
 
@@ -124,7 +124,8 @@ def _slowest_stage(layout: DetailedLayout, shape: ModelShape, gpu: Gpu, tokens: 
     of_layer = matrices / (rate * (_FP8 if layout.fp8 else 1.0)) + attention / (_ATTENTION * peak)
     of_layer += traffic / gpu.bandwidth
     numbers = tokens * shape.vocab_size / layout.tensor_parallel_size
-    products = 2 * (2 if layout.lora_rank else 3) * numbers * shape.hidden_size
+    trained = layout.lora_rank is None or saved_weights(layout, shape, layout.pipeline_parallel_size - 1)
+    products = 2 * (3 if trained else 2) * numbers * shape.hidden_size
     logits = products / rate + _LOGITS_TRAFFIC * 2 * numbers / gpu.bandwidth
     seconds, count = max((max(layers) * of_layer, max(layers)), (layers[-1] * of_layer + logits, layers[-1]))
     traffic = _OF_MICRO_BATCH[layout.lora_rank is None] * _local_weights(layout, shape)
@@ -152,18 +153,20 @@ def _local_weights(layout: DetailedLayout, shape: ModelShape) -> float:
     ) / layout.tensor_parallel_size
 
 
-def _held(layout: DetailedLayout, shape: ModelShape) -> tuple[tuple[float, int], tuple[float, int]]:
-    """(weights of a worker, workers that have the same ones), of all but the experts and of the experts."""
+def _trained(layout: DetailedLayout, shape: ModelShape) -> tuple[tuple[float, int], tuple[float, int]]:
+    """(trained weights of a worker, workers that have the same ones), of all but the experts and of the experts.
+    Adapters count as none."""
+    copies = layout.data_parallel_size * layout.context_parallel_size
+    if layout.lora_rank is not None:
+        stages = (0, layout.pipeline_parallel_size - 1)
+        return (max(saved_weights(layout, shape, stage) for stage in stages), copies), (0.0, 1)
     experts = (
         expert_weights(shape)
         / layout.pipeline_parallel_size
         / layout.expert_parallel_size
         / layout.expert_tensor_parallel_size
     )
-    return (_local_weights(layout, shape), layout.data_parallel_size * layout.context_parallel_size), (
-        experts,
-        layout.expert_data_parallel_size,
-    )
+    return (_local_weights(layout, shape), copies), (experts, layout.expert_data_parallel_size)
 
 
 def _passes(layout: DetailedLayout, shape: ModelShape) -> float:
@@ -230,19 +233,15 @@ def _expert(layout: DetailedLayout, shape: ModelShape, gpu: Gpu, per_node: int, 
 
 def _data(layout: DetailedLayout, shape: ModelShape, gpu: Gpu, per_node: int) -> float:
     """Gradients in fp32 are scattered, weights in bf16 gathered; what Megatron-FSDP shares, with every micro-batch."""
-    if layout.lora_rank is not None:
-        return 0.0
     bandwidth = _bandwidth(gpu, layout.num_workers // layout.pipeline_parallel_size, per_node)
     scattered = 4 * (layout.micro_batches if "grads" in layout.megatron_fsdp else 1)
     gathered = 2 * (2 * layout.micro_batches if "params" in layout.megatron_fsdp else 1)
     hooks = _FSDP[layout.megatron_fsdp] * shape.num_layers * layout.micro_batches
     return hooks + sum(
-        (scattered + gathered) * weights * (size - 1) / size / bandwidth for weights, size in _held(layout, shape)
+        (scattered + gathered) * weights * (size - 1) / size / bandwidth for weights, size in _trained(layout, shape)
     )
 
 
 def _optimizer(layout: DetailedLayout, shape: ModelShape, gpu: Gpu) -> float:
-    if layout.lora_rank is not None:
-        return 1e-3
-    mine = sum(weights / size for weights, size in _held(layout, shape))
-    return mine * (30 / gpu.bandwidth + layout.optimizer_offload / _HOST)
+    mine = sum(weights / size for weights, size in _trained(layout, shape))
+    return (0.0 if layout.lora_rank is None else 1e-3) + mine * (30 / gpu.bandwidth + layout.optimizer_offload / _HOST)

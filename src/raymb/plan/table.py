@@ -71,7 +71,8 @@ def plan_rows(plan: Plan, shape: ModelShape, model: str) -> list[tuple[str, str]
         ("training", _training(plan)),
     ]
     if plan.adapters:
-        rows.append(("adapters", f"on {', '.join(plan.adapters.hugging_face)}"))
+        saved = f"; {', '.join(plan.adapters.saved)} in full" if plan.adapters.saved else ""
+        rows.append(("adapters", f"on {', '.join(plan.adapters.hugging_face)}{saved}"))
     if plan.rows:
         packed = "packed " if layout.packing else ""
         rows.append(

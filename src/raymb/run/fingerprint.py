@@ -91,8 +91,8 @@ def differences(before: dict[str, Any], now: Fingerprint) -> list[Difference]:
         before: content of fingerprint.json; also one that has no groups yet.
     """
     former = before if all(isinstance(values, dict) for values in before.values()) else _in_groups(before, now)
-    if former.get("peft") and now.get("peft"):  # a run of before there was this flag
-        former = {**former, "peft": {"use_rslora": False, **former["peft"]}}
+    if former.get("peft") and now.get("peft"):  # a run of before there were these flags
+        former = {**former, "peft": {"use_rslora": False, "modules_to_save": [], **former["peft"]}}
     found: list[Difference] = []
     for group in {**now, **former}:
         was, present = former.get(group, {}), now.get(group, {})

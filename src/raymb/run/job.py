@@ -96,7 +96,12 @@ class Job:
     @property
     def base_name(self) -> str:
         """The model that adapters belong to, as it is found elsewhere: a hub id, or a directory."""
-        return self.spec.model.hf_model_path if self.spec.model.hf_revision else self.model_path
+        return self.spec.model.hf_model_path if self.base_revision else self.model_path
+
+    @property
+    def base_revision(self) -> str | None:
+        """Its commit; None of a directory, which one with more tokens than the hub's model is."""
+        return self.spec.model.hf_revision if self.spec.model.add_tokens is None else None
 
     def with_local_model(self) -> Job:
         """The job with its model as a directory of this machine; a hub model is fetched if it is not in the cache."""

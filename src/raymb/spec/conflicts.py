@@ -155,19 +155,18 @@ def _frozen(spec: RunSpec) -> Iterator[str]:
     flag = next((flag for flag in ("freeze", "unfreeze") if getattr(spec.train, flag)), None)
     if flag and spec.peft.peft != "none":
         yield (
-            f"--{flag} is for training the model itself, and --peft {spec.peft.peft} freezes the whole of it; drop one "
-            f"of them"
+            f"--{flag} is for training the model itself, and --peft {spec.peft.peft} freezes the whole of it (but for "
+            f"--modules_to_save); drop one of them"
         )
     if flag and spec.parallel.fsdp:
         yield (f"--{flag} has not been tried with --megatron_fsdp {spec.parallel.megatron_fsdp}; leave one of them out")
 
 
 def _initial(spec: RunSpec) -> Iterator[str]:
-    asked = {"init random": spec.model.init == "random", "add_tokens": spec.model.add_tokens is not None}
-    for flag in (flag for flag, given in asked.items() if given and spec.peft.peft != "none"):
+    if spec.model.init == "random" and spec.peft.peft != "none":
         yield (
-            f"--{flag} makes weights that only training the whole model can train, and --peft {spec.peft.peft} trains "
-            f"adapters beside frozen weights; drop one of them"
+            f"--init random makes weights that only training the whole model can train, and --peft {spec.peft.peft} "
+            f"trains adapters beside frozen weights; drop one of them"
         )
 
 

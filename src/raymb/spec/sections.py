@@ -49,7 +49,7 @@ class Model(Section):
     and tokenizer are enough)."""
     add_tokens: Path | None = None
     """File of tokens to add to the vocabulary, a token a line; those written <|...|> are special tokens. Their rows of
-    the embedding and the output layer start as the mean of all others."""
+    the embedding and the output layer start as the mean of all others. With --peft name both in --modules_to_save."""
     trust_remote_code: bool = False
     """Run Python code that the model's repository carries. Off unless you say so."""
     recipe: str | None = None

@@ -170,6 +170,9 @@ class Peft(Section):
     lora_target_modules: Names = Field(default=["all-linear"])
     """What gets an adapter: q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj, or all-linear. Megatron's names
     (linear_qkv, linear_proj, linear_fc1, linear_fc2) put one adapter on a whole fused matrix."""
+    modules_to_save: Annotated[list[str], BeforeValidator(comma_words)] = Field(default=[])
+    """Train embed_tokens, lm_head (the embedding, the output layer), or both, in full beside the adapters, and save
+    them with these."""
 
 
 class Optimizer(Section):

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from raymb.model.families import family_of_type
 from raymb.model.shape import ModelShape
-from raymb.plan.adapters import ALL, DOWN, GATE_UP, attention_of, matrices_of, names_of, parts_of
+from raymb.plan.adapters import ALL, DOWN, GATE_UP, OUTPUT, attention_of, matrices_of, names_of, parts_of, saveable
 from raymb.plan.rules.run import Run
 from raymb.plan.sizes import DetailedLayout
 from raymb.spec.training import Peft
@@ -47,6 +47,29 @@ def targets(run: Run) -> Iterator[str]:
     yield from _unknown(peft, shape)
     yield from _fused(peft, shape)
     yield from _experts(peft, shape)
+    yield from _saved(run)
+
+
+def _saved(run: Run) -> Iterator[str]:
+    asked, names = run.spec.peft.modules_to_save, saveable(run.shape)
+    wrong = [name for name in asked if name not in names]
+    if asked and run.shape.tower:
+        yield (
+            f"--modules_to_save {','.join(asked)} is for models of text, and {run.shape.architecture} has a vision "
+            f"part; leave it out"
+        )
+    elif wrong:
+        tied = f" ({OUTPUT} is tied to it, and trained with it)" if OUTPUT in wrong and OUTPUT not in names else ""
+        yield (
+            f"--modules_to_save {','.join(wrong)}: of {run.shape.architecture} {' and '.join(names)} can be trained "
+            f"beside adapters{tied}; name {' or '.join(names)}"
+        )
+    lacking = [name for name in names if name not in asked]
+    if run.spec.model.add_tokens is not None and lacking:
+        yield (
+            f"--add_tokens makes rows that --peft {run.spec.peft.peft} does not train, and that no adapter has; add "
+            f"--modules_to_save {','.join(names)}, or leave one of the two out"
+        )
 
 
 def _unknown(peft: Peft, shape: ModelShape) -> Iterator[str]:
