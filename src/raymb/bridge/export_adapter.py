@@ -83,15 +83,16 @@ def _modules(saved: Iterable[str]) -> list[str]:
 
 
 def _saved(hf_bridge: AutoBridge, model: list[Any], adapters: Adapters, job: Job) -> dict[str, torch.Tensor]:
-    """Hugging Face's name to whole tensor of each module that is trained in full. Collective."""
-    if not adapters.saved:
-        return {}
-    tasks = [task for task in hf_bridge.get_conversion_tasks(model) if task.global_param_name in adapters.saved]
-    exported = hf_bridge.export_hf_weights(
-        model, cpu=True, show_progress=False, conversion_tasks=tasks, merge_adapter_weights=False
-    )
-    found = [(name, trimmed(name, one, job.plan.padded_vocab_size, job.vocab_size)) for name, one in exported]
-    return dict(found[: len(adapters.saved)])  # without a tied output layer that the model's files have, too
+    """Hugging Face's name to whole tensor of each parameter of the model that is trained. Collective."""
+    registry, found = hf_bridge._model_bridge.mapping_registry(), {}
+    here = {name: chunk for chunk in unwrap_model(model) for name, _ in chunk.named_parameters()}
+    for name in adapters.saved:
+        module = here[name].get_submodule(name.rpartition(".")[0]) if name in here else None
+        found |= registry.megatron_to_hf_lookup(name).megatron_to_hf(module and module.weight, module)
+    return {
+        name: trimmed(name, tensor.detach().cpu(), job.plan.padded_vocab_size, job.vocab_size)
+        for name, tensor in found.items()
+    }
 
 
 def _exported(hf_bridge: AutoBridge, model: list[Any]) -> list[Any]:
