@@ -28,7 +28,7 @@ def _adapter(model: Path, out: Path, **kind: Any) -> Path:
     for name, parameter in tuned.named_parameters():
         if parameter.requires_grad:
             parameter.data = torch.rand(parameter.shape, generator=generator) + 0.5 * ("magnitude" in name)
-    tuned.save_pretrained(out)
+    tuned.save_pretrained(str(out))
     return out
 
 

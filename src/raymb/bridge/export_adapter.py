@@ -84,7 +84,8 @@ def _modules(saved: Iterable[str]) -> list[str]:
 
 def _saved(hf_bridge: AutoBridge, model: list[Any], adapters: Adapters, job: Job) -> dict[str, torch.Tensor]:
     """Hugging Face's name to whole tensor of each parameter of the model that is trained. Collective."""
-    registry, found = hf_bridge._model_bridge.mapping_registry(), {}
+    registry: Any = hf_bridge._model_bridge.mapping_registry()
+    found: dict[str, torch.Tensor] = {}
     here = {name: chunk for chunk in unwrap_model(model) for name, _ in chunk.named_parameters()}
     for name in adapters.saved:
         module = here[name].get_submodule(name.rpartition(".")[0]) if name in here else None
