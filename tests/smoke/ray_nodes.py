@@ -3,10 +3,17 @@ key-value client of the cluster that is gone, which ends the process of the test
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
+import pytest
+
+_APART = ["unshare", "--mount", "--uts"] if os.geteuid() == 0 else ["unshare", "--map-root-user", "--mount", "--uts"]
 _SERVE = """
+import os
 import sys
 import time
 from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
@@ -17,6 +24,7 @@ maybe_enable_token_auth_if_token_available(warn_if_disabled=False)  # as `ray st
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": int(sys.argv[1]), "include_dashboard": False})
 nodes = {}
 print(cluster.address, flush=True)
+print(os.environ.get("RAY_AUTH_MODE", "disabled"), flush=True)
 for line in sys.stdin:
     verb, word = line.split()
     if verb == "add":
@@ -52,6 +60,24 @@ class RayNodes:
             text=True,
         )
         self.address = self._answer()
+        self._authentication = self._answer()  # which `ray start` of another node does not find out by itself
+        self._apart: list[subprocess.Popen[bytes]] = []
+
+    def add_apart(self, host: str, place: Path, cpus: int) -> None:
+        """A node with a name of its own and, in this place, a file system of its own; the test is skipped where there
+        can be none."""
+        if not shutil.which("unshare") or subprocess.run([*_APART, "true"], capture_output=True).returncode:
+            pytest.skip("no name spaces of its own for a process here (unshare)")
+        alone = f'hostname {host} && mount -t tmpfs none "$0" && exec "$@"'
+        start = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--address", self.address]
+        self._apart.append(
+            subprocess.Popen(
+                [*_APART, "sh", "-c", alone, str(place), *start, "--num-cpus", str(cpus), "--disable-usage-stats"],
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                env={**os.environ, "RAY_AUTH_MODE": self._authentication},
+            )
+        )
 
     def _answer(self) -> str:
         assert self._process.stdout
@@ -78,6 +104,9 @@ class RayNodes:
 
     def close(self) -> None:
         """All nodes go, and with them their process."""
+        for node in self._apart:
+            node.terminate()
+            node.wait(timeout=30)
         assert self._process.stdin
         self._process.stdin.close()
         assert self._process.wait(timeout=120) == 0

@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,7 +18,6 @@ from tests.smoke.conftest import MAIN_FLAGS, read_metrics, words_of
 from tests.smoke.ray_nodes import RayNodes
 
 pytestmark = [pytest.mark.smoke, pytest.mark.slow, pytest.mark.timeout(900)]
-APART = ["unshare", "--mount", "--uts"] if os.geteuid() == 0 else ["unshare", "--map-root-user", "--mount", "--uts"]
 
 
 class Nodes:
@@ -41,25 +39,15 @@ class Nodes:
 
 @pytest.fixture(scope="module")
 def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
-    if not shutil.which("unshare") or subprocess.run([*APART, "true"], capture_output=True).returncode:
-        pytest.skip("no name spaces of its own for a process here (unshare)")
     place = tmp_path_factory.mktemp("nodes")
     storage, apart = place / "storage", place / "apart"
     storage.mkdir()
     apart.mkdir()
     cluster = RayNodes(2)
     cluster.add(2)
-    alone = 'hostname node-c && mount -t tmpfs none "$0" && exec "$@"'
-    start = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--address", cluster.address]
-    third = subprocess.Popen(
-        [*APART, "sh", "-c", alone, str(apart), *start, "--num-cpus", "2", "--disable-usage-stats"],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    cluster.add_apart("node-c", apart, 2)
     cluster.wait_for(3)
     yield Nodes(cluster.address, storage, apart)
-    third.terminate()
-    third.wait(timeout=30)
     cluster.close()
 
 

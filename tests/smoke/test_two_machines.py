@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -17,7 +16,6 @@ import pytest
 from raymb.storage.remote import Remote, storage_root
 from tests.smoke.conftest import MAIN_FLAGS, curve, words_of
 from tests.smoke.ray_nodes import RayNodes
-from tests.smoke.test_three_nodes import APART
 
 pytestmark = [pytest.mark.smoke, pytest.mark.slow, pytest.mark.timeout(900)]
 FLAGS: dict[str, Any] = {
@@ -36,23 +34,13 @@ FLAGS: dict[str, Any] = {
 @pytest.fixture
 def machines(s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The address of a cluster of two machines with one CPU each, that of the driver and another one."""
-    if not shutil.which("unshare") or subprocess.run([*APART, "true"], capture_output=True).returncode:
-        pytest.skip("no name spaces of its own for a process here (unshare)")
     workspace = tmp_path / "cache"
     workspace.mkdir()
     monkeypatch.setenv("RAYMB_CACHE", str(workspace))
     cluster = RayNodes(1)
-    alone = 'hostname machine-b && mount -t tmpfs none "$0" && exec "$@"'
-    start = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--address", cluster.address]
-    other = subprocess.Popen(
-        [*APART, "sh", "-c", alone, str(workspace), *start, "--num-cpus", "1", "--disable-usage-stats"],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    cluster.add_apart("machine-b", workspace, 1)
     cluster.wait_for(2)
     yield cluster.address
-    other.terminate()
-    other.wait(timeout=30)
     cluster.close()
 
 
