@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -82,6 +83,19 @@ def test_a_server_that_stays_away_is_no_end_of_the_job() -> None:
     with pytest.raises(RaymbError, match=r"has not answered for 0\.05 s") as raised:
         JobOutput(client, "job", patience=0.05).follow()
     assert raised.value.exit_code == 1 and "ray job status job" in raised.value.hint
+
+
+def test_a_server_that_takes_a_question_and_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(job_output, "_SECONDS_TO_ANSWER", 0.05)
+
+    class Mute(Client):
+        def get_job_info(self, identity: str) -> Any:
+            time.sleep(3600)
+
+    start = time.monotonic()
+    with pytest.raises(RaymbError, match="has not answered"):
+        JobOutput(Mute([(1, BROKEN)] * 100, RUNNING), "job", patience=0.1).follow()
+    assert time.monotonic() - start < 30
 
 
 def test_a_cluster_that_has_forgotten_the_job() -> None:

@@ -7,7 +7,6 @@ import contextlib
 import json
 import os
 import re
-import shlex
 import shutil
 import socket
 import subprocess
@@ -74,6 +73,8 @@ def head(tmp_path: Path) -> Iterator[tuple[dict[str, str], str]]:
     place = tempfile.mkdtemp(prefix="rs-", dir="/tmp")  # short: it holds sockets
     settings = environment(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN="a" * 32, RAY_TMPDIR=place)
     words = ["start", "--head", "--block", "--port", str(port), "--dashboard-port", str(server), "--num-cpus", "2"]
+    # Other clusters of this machine have the ports that Ray would take.
+    words += ["--ray-client-server-port", str(free_port()), "--dashboard-agent-listen-port", str(free_port())]
     process = subprocess.Popen(
         [sys.executable, "-m", "ray.scripts.scripts", *words, "--disable-usage-stats"],
         stdout=subprocess.DEVNULL,
@@ -118,7 +119,11 @@ class Line:
             if self.down:
                 near.close()
                 continue
-            far = socket.create_connection(("127.0.0.1", self.to))
+            try:
+                far = socket.create_connection(("127.0.0.1", self.to))
+            except OSError:
+                near.close()
+                continue
             self.sockets += [near, far]
             for pair in ((near, far), (far, near)):
                 threading.Thread(target=self._pass_on, args=pair, daemon=True).start()
@@ -136,32 +141,39 @@ class Line:
         self.sockets.clear()
 
 
-def test_following_a_job_outlives_the_line(
-    head: tuple[dict[str, str], str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from ray.job_submission import JobSubmissionClient
+_FOLLOW = """
+import shlex, sys
+from ray.job_submission import JobSubmissionClient
+from raymb.submit.job_output import JobOutput
 
-    from raymb.submit.job_output import JobOutput
+code = "import time; [(print('line', n, flush=True), time.sleep(0.5)) for n in range(30)]; raise SystemExit(7)"
+client = JobSubmissionClient(sys.argv[1])
+identity = client.submit_job(entrypoint=shlex.join([sys.executable, "-c", code]))
+print(identity, file=sys.stderr, flush=True)
+raise SystemExit(JobOutput(client, identity).follow())
+"""
 
+
+def test_following_a_job_outlives_the_line(head: tuple[dict[str, str], str]) -> None:
     settings, server = head
-    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_TMPDIR"):
-        monkeypatch.setenv(name, settings[name])
     line = Line(int(server.rpartition(":")[2]))
-    code = "import time; [(print('line', n, flush=True), time.sleep(0.5)) for n in range(30)]; raise SystemExit(7)"
-    client = JobSubmissionClient(line.address)
-    identity = client.submit_job(entrypoint=shlex.join([sys.executable, "-c", code]))
-
-    def disturb() -> None:
-        for seconds, down in ((4, False), (4, True), (5, False)):
-            time.sleep(seconds)
-            line.down = down
-            line.cut()
-
-    threading.Thread(target=disturb, daemon=True).start()
-    assert JobOutput(client, identity).follow() == 7
-    said = capsys.readouterr()
-    assert re.findall(r"^line (\d+)$", said.out, re.MULTILINE) == [str(number) for number in range(30)]
-    assert said.err.count("connecting again") >= 2 and said.out.endswith(f"{identity}: FAILED\n")
+    process = subprocess.Popen(
+        [sys.executable, "-c", _FOLLOW, line.address],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=settings,
+    )
+    assert process.stderr
+    identity = process.stderr.readline().strip()
+    for seconds, down in ((4, False), (4, True), (5, False)):
+        time.sleep(seconds)
+        line.down = down
+        line.cut()
+    said, notes = process.communicate(timeout=120)
+    assert process.returncode == 7, notes
+    assert re.findall(r"^line (\d+)$", said, re.MULTILINE) == [str(number) for number in range(30)]
+    assert notes.count("connecting again") >= 2 and said.endswith(f"{identity}: FAILED\n")
 
 
 def test_two_hosts_of_sagemaker(home: Path) -> None:

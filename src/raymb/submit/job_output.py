@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sys
+import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 from raymb.errors import EXIT_FAILED, EXIT_OK, RaymbError, last_line
@@ -12,6 +15,7 @@ from raymb.errors import EXIT_FAILED, EXIT_OK, RaymbError, last_line
 _SECONDS_OF_SILENCE = 60.0
 """After which it is looked whether the stream still lives: one that a network forgets says nothing about it."""
 _SECONDS_BETWEEN_CALLS = 2.0
+_SECONDS_TO_ANSWER = 60.0
 
 
 class JobOutput:
@@ -97,7 +101,7 @@ class JobOutput:
             RaymbError: it knows no such job.
         """
         try:
-            return await asyncio.to_thread(self.client.get_job_info, self.identity)
+            return await _asked(self.client.get_job_info, self.identity)
         except (RuntimeError, OSError) as error:
             if "does not exist" in str(error):
                 raise RaymbError(
@@ -108,7 +112,7 @@ class JobOutput:
     async def _text(self) -> str:
         """All of the output; "" where it is not to be had."""
         try:
-            return await asyncio.to_thread(self.client.get_job_logs, self.identity) or ""
+            return await _asked(self.client.get_job_logs, self.identity) or ""
         except (RuntimeError, OSError):
             return ""
 
@@ -120,6 +124,31 @@ class JobOutput:
             return EXIT_OK
         _note(info.message or "")
         return info.driver_exit_code if (info.driver_exit_code or 0) > 0 else EXIT_FAILED
+
+
+async def _asked(call: Callable[[str], Any], identity: str) -> Any:
+    """In a thread that nobody waits for in the end: the client's requests have no time limit.
+
+    Raises:
+        TimeoutError: no answer; an OSError.
+    """
+    loop = asyncio.get_running_loop()
+    answer: asyncio.Future[Any] = loop.create_future()
+
+    def settle(set_it: Callable[[Any], None], value: Any) -> None:
+        if not answer.done():
+            set_it(value)
+
+    def ask() -> None:
+        try:
+            told = answer.set_result, call(identity)
+        except Exception as error:
+            told = answer.set_exception, error
+        with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
+            loop.call_soon_threadsafe(settle, *told)
+
+    threading.Thread(target=ask, daemon=True).start()
+    return await asyncio.wait_for(answer, _SECONDS_TO_ANSWER)
 
 
 def _note(line: str) -> None:
