@@ -16,7 +16,7 @@ HARD = {
     "prompt_template": "Q \\${{x}} ${{y}}: {question}  \n\n",
     "completion_template": " {answer}\t\u00fc \U0001f600",
     "system_prompt": "one \n  two\n" + "a long line " * 200,
-    "env": {"HOME_OF_IT": "${HOME}", "ODD": "???"},
+    "env": {"NCCL_DEBUG_FILE": "${HOME}", "NCCL_DEBUG": "???"},
 }
 
 
@@ -50,5 +50,5 @@ def test_texts_of_every_kind_come_back_and_stand_in_a_block_literal(tmp_path: Pa
 
 
 def test_a_secret_is_left_out() -> None:
-    text = sparse_yaml(load_spec({"hf_model_path": "m", "env": {"HF_TOKEN": "hidden", "A": "b"}}))
-    assert "hidden" not in text and "A: b" in text
+    text = sparse_yaml(load_spec({"hf_model_path": "m", "env": {"HF_TOKEN": "hidden", "NCCL_DEBUG": "b"}}))
+    assert "hidden" not in text and "NCCL_DEBUG: b" in text

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import yaml
 
 from raymb.cli import main
 from raymb.cli.submit import TARGETS
@@ -108,28 +106,6 @@ def test_the_command_that_is_shown_takes_secrets_from_the_shell(
     assert "this command without --dry_run; `anyscale job submit " in capsys.readouterr().out
     rendered("skypilot", *local, "--accelerator", "H100")
     assert " --secret HF_TOKEN " in capsys.readouterr().out
-
-
-def test_anyscale_gets_secrets_in_a_file_that_is_gone_afterwards(
-    home: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    """With a client that shows its command line, and what it was given."""
-    client = home / "bin" / "anyscale"
-    client.parent.mkdir()
-    client.write_text('#!/bin/sh\ntr "\\0" " " < /proc/$$/cmdline\necho\nls -ld "$(dirname "$4")"\ncat "$4"\n')
-    client.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{client.parent}{os.pathsep}{os.environ['PATH']}")
-    monkeypatch.setenv("HF_TOKEN", "hidden: 'quoted'")
-    words = [*MODEL, *STORED, "--working_dir", ".", "--image", "a/b:1", "--instance_type", "p5.48xlarge"]
-    assert main(["submit", "anyscale", *words, "--pass_env", "HF_TOKEN", "--job_name", "job"]) == 0
-    said = capfd.readouterr().out
-    at = said.index("job submit --config-file ")
-    line, place, *document = said[at:].splitlines()
-    assert "hidden" not in line and place.startswith("drwx------")
-    job = yaml.safe_load("\n".join(document))
-    assert job["env_vars"] == {"HF_TOKEN": "hidden: 'quoted'"} and job["name"] == "job"
-    assert not Path(line.split()[3]).exists()
-    assert "hidden" not in "".join(file.read_text() for file in (home / "raymb-jobs" / "job").iterdir())
 
 
 def test_variables_whose_names_begin_alike_are_told_apart(
