@@ -176,6 +176,32 @@ def test_following_a_job_outlives_the_line(head: tuple[dict[str, str], str]) -> 
     assert notes.count("connecting again") >= 2 and said.endswith(f"{identity}: FAILED\n")
 
 
+def test_a_head_beside_another_one(tmp_path: Path) -> None:
+    """Another job on a node that is shared, or SkyPilot's Ray, has the port of Ray's clients already."""
+    joined = "import ray, time; time.sleep(20); ray.init(); print(ray.cluster_resources()['CPU'])"
+    place = tempfile.mkdtemp(prefix="rs-", dir="/tmp")
+    words = [
+        "--rank",
+        "0",
+        "--head",
+        f"127.0.0.1:{free_port()}",
+        "--ray=--num-cpus=3",
+        "--ray=--include-dashboard=false",
+    ]
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):  # taken: the better
+            stack.enter_context(socket.create_server(("0.0.0.0", 10001)))
+        done = subprocess.run(
+            [sys.executable, "-m", "raymb.submit.node", *words, "--", sys.executable, "-c", joined],
+            capture_output=True,
+            text=True,
+            timeout=200,
+            env=environment(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN="a" * 32, RAY_TMPDIR=place),
+        )
+    shutil.rmtree(place, ignore_errors=True)
+    assert (done.returncode, done.stdout.strip()) == (0, "3.0"), done.stderr[-3000:]
+
+
 def test_two_hosts_of_sagemaker(home: Path) -> None:
     flags = {"image": "a", "role": "arn:aws:iam::123456789012:role/train", "instance_type": "ml.c5.large"}
     flags |= {"hf_model_path": "/opt/ml/input/data/model", "dataset": None, "storage_path": "s3://bucket/runs"}

@@ -67,10 +67,19 @@ def _say_whether_a_token_is_wanted() -> None:
 
 def _start(words: Sequence[str]) -> subprocess.Popen[bytes]:
     """Start Ray in a session of its own, so that the terminal signals only the command. At its end Ray 2.60 would wait
-    30 s for the node to drain, whose work has ended by then."""
-    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats", *words]
+    30 s for the node to drain, whose work has ended by then. A head's server for Ray clients gets a free port: where
+    another head of the machine has 10001 already, the server ends, and `--block` all of Ray with it."""
+    clients = [f"--ray-client-server-port={_free_port()}"] if "--head" in words else []
+    start = ["start", "--block", "--disable-usage-stats", *clients, *words]
+    command = [sys.executable, "-m", "ray.scripts.scripts", *start]
     environment = {**os.environ, "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0"}
     return subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, env=environment)
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("", 0))
+        return free.getsockname()[1]
 
 
 def _stop(ray: subprocess.Popen[bytes]) -> None:
