@@ -299,8 +299,10 @@ MUNGE = {"key-file": "key", "socket": "socket", "pid-file": "pid", "log-file": "
 
 
 def test_a_job_of_slurm_stops_and_resumes(slurm: dict[str, str], home: Path) -> None:
-    """SIGTERM, as before the time limit: a checkpoint, the queue again, and every step once."""
-    words = ["slurm", "--no_exclusive", "--output", "job", "--no_export_hf"]
+    """SIGTERM, as before the time limit: a checkpoint, the queue again, and every step once. In a directory with a
+    space, and from a copy of the code."""
+    home = home.rename(home.with_name("with a space"))
+    words = ["slurm", "--no_exclusive", "--output", "job", "--no_export_hf", "--working_dir", "."]
     flags = {"cpus_per_node": 1, "time_limit": 10, "train_iters": 120}
     said = submit(home, *words, settings=slurm, **flags)
     job = re.findall(r"Submitted batch job (\d+)", said)[0]
@@ -321,4 +323,5 @@ def test_a_job_of_slurm_stops_and_resumes(slurm: dict[str, str], home: Path) -> 
     slurm_says("scontrol", "update", f"jobid={job}", "StartTime=now")  # else a minute or two later
     wait(lambda: "JobState=COMPLETED" in slurm_says("scontrol", "show", "job", job), 200)
     assert "training from step" in (home / "job" / f"{job}.log").read_text()
+    assert not list(Path("/tmp").glob(f"ray-{job}-*"))
     assert [record["step"] for record in read_metrics(home / "runs" / "run")] == list(range(1, 121))

@@ -171,10 +171,10 @@ def test_sagemaker_takes_the_code_along(home: Path, s3: str, tmp_path: Path) -> 
     job = client.describe_training_job(TrainingJobName=summary["TrainingJobName"])
     (channel,) = job["InputDataConfig"]
     source = channel["DataSource"]["S3DataSource"]["S3Uri"]
-    assert (channel["ChannelName"], source) == ("code", f"{s3}/models/{summary['TrainingJobName']}/source")
+    assert (channel["ChannelName"], source) == ("code", f"{s3}/models/{summary['TrainingJobName']}/source/")
     assert job["AlgorithmSpecification"]["ContainerEntrypoint"] == ["bash", "/opt/ml/input/data/code/start.sh"]
     filesystem, root = fsspec.url_to_fs(source)
-    filesystem.get(f"{root}/", f"{tmp_path}/channel/", recursive=True)
+    filesystem.get(f"{root.rstrip('/')}/", f"{tmp_path}/channel/", recursive=True)
     place = install(
         tmp_path / "cluster", python='#!/bin/bash\necho "$PWD $PYTHONPATH $*" > {called}/python; ls > {called}/ls\n'
     )

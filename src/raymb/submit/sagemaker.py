@@ -126,8 +126,8 @@ class Sagemaker(Target):
         return {name: json.dumps(section) for name, section in sections.items()}
 
     def _source(self, name: str) -> str:
-        """Where the code of a job of this name is."""
-        return f"{self.output_s3.rstrip('/')}/{name}/source"
+        """Where the code of a job of this name is, a prefix of whole names."""
+        return f"{self.output_s3.rstrip('/')}/{name}/source/"
 
     def _request(self, job: Submission, name: str) -> dict[str, Any]:
         """Of CreateTrainingJob, with --working_dir in a channel."""
@@ -170,7 +170,7 @@ class Sagemaker(Target):
         archive, place = str(job.directory / ARCHIVE), self._source(job.name)
         pack = ["tar", "-C", str(job.directory), "-czf", archive, *SHIPPED]
         files = [archive, str(job.directory / START)]
-        return [pack, *(["aws", "s3", "cp", file, f"{place}/"] for file in files), create]
+        return [pack, *(["aws", "s3", "cp", file, place] for file in files), create]
 
     def shown_command(self, job: Submission) -> str:
         environment = ",".join(f'{name}="${name}"' for name in job.options.pass_env)
@@ -208,8 +208,8 @@ def _upload(client: Any, directory: Path, to: str) -> None:
             for name in SHIPPED:
                 archive.add(directory / name, arcname=name)
         file.seek(0)
-        client.put_object(Bucket=bucket, Key=f"{prefix}/{ARCHIVE}", Body=file)
-    client.put_object(Bucket=bucket, Key=f"{prefix}/{START}", Body=(directory / START).read_bytes())
+        client.put_object(Bucket=bucket, Key=f"{prefix}{ARCHIVE}", Body=file)
+    client.put_object(Bucket=bucket, Key=f"{prefix}{START}", Body=(directory / START).read_bytes())
 
 
 def _channel(channel: str) -> dict[str, Any]:
