@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from raymb.data.cores import usable_cores
+from raymb.data.cores import usable_cores, usable_cpus
 
 GIB = 1 << 30
 
@@ -57,3 +57,12 @@ def test_limits(own: str, files: dict[str, str], cores: int, tmp_path: Path) -> 
 def test_affinity(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda process: {3})
     assert usable_cores(tmp_path, tmp_path / "none") == 1
+
+
+def test_memory_limits_processes_and_no_cpus(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(16)))
+    (tmp_path / "own").write_text("0::/\n")
+    (tmp_path / "memory.max").write_text(f"{2 * GIB}\n")
+    assert (usable_cpus(tmp_path, tmp_path / "own"), usable_cores(tmp_path, tmp_path / "own")) == (16, 2)
+    (tmp_path / "cpu.max").write_text("250000 100000\n")
+    assert (usable_cpus(tmp_path, tmp_path / "own"), usable_cores(tmp_path, tmp_path / "own")) == (2.5, 2)

@@ -70,6 +70,25 @@ def test_what_was_exported_is_the_root_of_sagemakers_model(
     } == {f"{place}{file}": name for place, name in places.items() for file in ("config.json", "original/params.json")}
 
 
+def test_a_head_waits_until_its_own_name_is_known(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(node, "SECONDS_FOR_THE_HEAD", 1.0)
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    assert node.lead("never.invalid", 6379, [], ["true"]) == 1
+    said = capfd.readouterr().err
+    assert "never.invalid, the head's own name, is not known to DNS here after 1 s" in said
+    known, real = [OSError("not yet"), OSError("not yet")], socket.gethostbyname
+
+    def later(host: str) -> str:
+        if known:
+            raise known.pop()
+        return real("localhost")
+
+    monkeypatch.setattr(node.socket, "gethostbyname", later)
+    assert node._address_of("head-0", 30) == "127.0.0.1" and not known
+
+
 def test_a_node_whose_head_never_comes_gives_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(node, "SECONDS_FOR_THE_HEAD", 0.1)
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")

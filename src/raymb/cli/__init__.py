@@ -29,6 +29,7 @@ from raymb.cli import (
 )
 from raymb.cli.help_text import SectionedCommand
 from raymb.credentials import redacted
+from raymb.driver.ray_start import prepare_environment
 from raymb.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_USER, RaymbError
 from raymb.spec.names import flag_meant
 
@@ -115,6 +116,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         Exception: one that raymb does not raise on purpose keeps its traceback, and the process exits with 1.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
+    prepare_environment()
     try:
         code = typer.main.get_command(app)(args=words, prog_name="raymb", standalone_mode=False)
         return code if isinstance(code, int) else EXIT_OK

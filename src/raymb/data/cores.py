@@ -1,4 +1,5 @@
-"""How many processes this one may start: by its CPU affinity, and by the CPU and memory of its control groups."""
+"""How many CPUs this process may use, and how many processes it may start: by its CPU affinity, and by the CPU and
+memory of its control groups."""
 
 from __future__ import annotations
 
@@ -13,16 +14,21 @@ _OWN = Path("/proc/self/cgroup")
 _NO_LIMIT = 1 << 60  # version 1 writes a number near 2**63
 
 
-def usable_cores(groups: Path = _GROUPS, own: Path = _OWN) -> int:
-    """At least 1. A container's limits are control groups' (versions 1 and 2), which the affinity does not show.
+def usable_cpus(groups: Path = _GROUPS, own: Path = _OWN) -> float:
+    """A container's limits are control groups' (versions 1 and 2), which the affinity does not show.
 
     Args:
         groups: where control groups are mounted.
         own: the file that names this process's groups.
     """
-    cores = float(len(os.sched_getaffinity(0)))
+    return min([float(len(os.sched_getaffinity(0))), *map(_cpus, _places(groups, own))])
+
+
+def usable_cores(groups: Path = _GROUPS, own: Path = _OWN) -> int:
+    """Processes for each of which there are a CPU and memory; at least 1."""
+    cores = usable_cpus(groups, own)
     for place in _places(groups, own):
-        cores = min(cores, _cpus(place), _number(place, "memory.max") / _MEMORY_OF_A_PROCESS)
+        cores = min(cores, _number(place, "memory.max") / _MEMORY_OF_A_PROCESS)
         cores = min(cores, _number(place, "memory.limit_in_bytes") / _MEMORY_OF_A_PROCESS)
     return max(1, math.floor(cores + 0.5))
 

@@ -16,6 +16,7 @@ from raymb.doctor.gpus import check_gpus
 from raymb.doctor.machine import Machine, from_dict
 from raymb.doctor.storage import check_disks
 from raymb.doctor.tested import pinned_versions
+from raymb.driver.ray_address import job_server_problem
 from raymb.errors import last_line
 
 AREA = "cluster"
@@ -51,6 +52,10 @@ def check_cluster(
         seconds: for the nodes' answers.
         parameters: of the model, where one is known.
     """
+    if problem := job_server_problem(address):
+        said, fix = problem
+        yield Finding(AREA, "join", "error", said, fix)
+        return
     yield _token()
     given = json.dumps({"address": address, "storage": storage, "seconds": seconds})
     answer, errors = ask_child("raymb.doctor.nodes", given, seconds + _GRACE, lambda: tell(f"the nodes of {address}"))

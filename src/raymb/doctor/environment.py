@@ -6,9 +6,11 @@ import importlib.metadata
 from collections.abc import Iterator
 from typing import Any
 
+from raymb.data.cores import usable_cpus
 from raymb.doctor.finding import MOST_NAMED, Finding, listed
 from raymb.doctor.machine import Machine
 from raymb.doctor.tested import pinned_versions
+from raymb.driver.ray_start import obstacles, ray_directory
 
 AREA = "environment"
 _TOLD = ("torch", "ray", "megatron-core", "megatron-bridge", "transformers")
@@ -22,6 +24,20 @@ def check_environment(machine: Machine) -> Iterator[Finding]:
     yield from _python(machine)
     yield from _packages(machine)
     yield from check_cuda_packages(machine)
+
+
+def check_ray_start(joins: bool = False) -> Iterator[Finding]:
+    """
+    Args:
+        joins: a cluster will be joined, for which no Ray has to start here.
+    """
+    found = [
+        Finding(AREA, "ray", "warning" if joins and one.of_own else "error", one.what, one.way_out)
+        for one in obstacles()
+    ]
+    yield from found or [
+        Finding(AREA, "ray", "ok", f"can start here, with {usable_cpus():g} CPUs, in {ray_directory()}")
+    ]
 
 
 def _python(machine: Machine) -> Iterator[Finding]:

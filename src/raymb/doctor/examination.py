@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from raymb.doctor.allreduce import check_allreduce
 from raymb.doctor.cluster import check_cluster
-from raymb.doctor.environment import check_environment
+from raymb.doctor.environment import check_environment, check_ray_start
 from raymb.doctor.finding import Finding
 from raymb.doctor.gpus import check_gpus
 from raymb.doctor.hub import check_hub, parameters_of
@@ -54,6 +54,7 @@ def examine(question: Question, tell: Callable[[str], None]) -> Iterator[Finding
     def look() -> Iterator[Finding]:
         machine.append(this_machine(None))  # without the storage, which is what hangs
         yield from check_environment(machine[0])
+        yield from check_ray_start(joins=question.address is not None)
         yield from check_gpus(machine[0])
 
     def look_at_storage() -> Iterator[Finding]:

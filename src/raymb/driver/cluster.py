@@ -20,8 +20,10 @@ from ray.exceptions import RayError
 from rich.console import Console
 
 import raymb
+from raymb.data.cores import usable_cpus
 from raymb.driver.environment import without_secrets_of
 from raymb.driver.ray_address import OWN, check_reachable, find_ray, init_argument, is_connected
+from raymb.driver.ray_start import check_start
 from raymb.errors import ClusterError
 from raymb.plan.gpus import Gpu, gpu_of_device
 from raymb.plan.placement import HINT, room_problem
@@ -105,10 +107,12 @@ class Cluster:
         """Share the CPUs of the cluster among CPU workers unless the user says how many each gets. On a cluster that
         is joined and has none at all, nodes have yet to start: a worker gets one."""
         have = ray.cluster_resources().get("CPU", 0.0) or float(num_workers)
+        share = min(1.0, math.floor(100 * have / num_workers) / 100)
         if backend == "cuda":
-            return Resources(1.0 if cpus == "auto" else float(cpus), 1, 1)
+            whole = 1.0 if self.joined else share  # this machine may have more GPUs than CPUs that the run may use
+            return Resources(whole if cpus == "auto" else float(cpus), 1, 1)
         if cpus == "auto":
-            cpus = min(1.0, math.floor(100 * have / num_workers) / 100)
+            cpus = share
         return Resources(float(cpus), 0, max(1, int(have // num_workers)))
 
 
@@ -136,6 +140,7 @@ def connect(spec: RunSpec, console: Console) -> Iterator[Cluster]:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # leave CUDA_VISIBLE_DEVICES to the user
     # A process for every core of the machine would be started ahead, and stay idle.
     os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
+    check_start(own=not address)
     if address:
         check_reachable(address)
     importing = threading.Thread(target=_import_ray_train, daemon=True)
@@ -145,6 +150,7 @@ def connect(spec: RunSpec, console: Console) -> Iterator[Cluster]:
         options["runtime_env"] = environment
     if not address:
         options["include_dashboard"] = False  # nobody looks at it, and it takes a core for seconds at the start
+        options["num_cpus"] = math.ceil(usable_cpus())  # Ray counts those of the machine
     try:
         # Without RAY_ADDRESS, "local" starts a new cluster even where another one runs on this machine.
         with contextlib.ExitStack() as meanwhile:
@@ -152,7 +158,7 @@ def connect(spec: RunSpec, console: Console) -> Iterator[Cluster]:
                 meanwhile.enter_context(_without_api_server())
                 meanwhile.enter_context(without_secrets_of(spec))
             ray.init(address=init_argument(address) if address else OWN, **options)
-    except (ConnectionError, ValueError, RuntimeError, RayError) as error:
+    except (OSError, ValueError, RuntimeError, RayError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ClusterError(
             f"no Ray cluster answers at {address}: {reason}" if address else f"Ray cannot start here: {reason}",

@@ -11,6 +11,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from raymb.driver.ray_start import ray_directory
 from raymb.errors import ClusterError
 
 OWN = "local"
@@ -66,9 +67,8 @@ def latest_cluster() -> str:
     """Address of the last cluster that `ray start` started on this machine, which may be gone; "" if there is none.
 
     Source: ray/_private/utils.py (read_ray_address) of Ray 2.60."""
-    place = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
     try:
-        return Path(place, "ray", "ray_current_cluster").read_text(encoding="utf-8").strip()
+        return (ray_directory() / "ray_current_cluster").read_text(encoding="utf-8").strip()
     except OSError:
         return ""
 
@@ -91,13 +91,28 @@ def check_reachable(address: str) -> None:
     """Knock at HOST:PORT first: Ray itself keeps trying a dead address for minutes.
 
     Raises:
-        ClusterError: nobody listens there.
+        ClusterError: nobody listens there, or it is a job server's address.
     """
+    if problem := job_server_problem(address):
+        raise ClusterError(*problem)
     if silence := _silence(address, _SECONDS_FOR_A_NAMED_ONE):
         raise ClusterError(
             f"no Ray cluster answers at {address}: {silence}",
             f"check --ray_address (or RAY_ADDRESS); --ray_address {OWN} starts a cluster for this run",
         )
+
+
+def job_server_problem(address: str) -> tuple[str, str] | None:
+    """(what is wrong, the way out) where an address of the form http://HOST:8265 was given, as `ray job submit` takes
+    it."""
+    if not address.startswith(("http://", "https://")):
+        return None
+    host = address.partition("://")[2].partition("/")[0].rpartition(":")[0] or "HOST"
+    return (
+        f"{address} is the address of a job server, which takes jobs and no drivers",
+        f"submit the run as a job: raymb submit ray --address {address} ...; or, where the cluster's port is open, "
+        f"--ray_address {host}:6379 (or RAY_ADDRESS); {OWN} starts a cluster for this run",
+    )
 
 
 def _silence(address: str, seconds: float) -> str:

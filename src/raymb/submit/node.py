@@ -27,7 +27,12 @@ _LOST = 5
 def lead(host: str, port: int, start: Sequence[str], command: Sequence[str]) -> int:
     """Be the head. Returns the exit code of the command."""
     _say_whether_a_token_is_wanted()
-    here = socket.gethostbyname(host)
+    here = _address_of(host, SECONDS_FOR_THE_HEAD)
+    if here is None:
+        print(
+            f"{host}, the head's own name, is not known to DNS here after {SECONDS_FOR_THE_HEAD:g} s", file=sys.stderr
+        )
+        return 1
     # A host that knows itself by a loopback address only (127.0.1.1 on Debian): Ray finds the one that others see.
     own_address = [] if here.startswith("127.") else [f"--node-ip-address={here}"]
     ray = _start(["--head", f"--port={port}", *own_address, *start])
@@ -49,7 +54,8 @@ def follow(host: str, port: int, start: Sequence[str]) -> int:
     if not _answers(host, port, SECONDS_FOR_THE_HEAD):
         print(f"no Ray head answers at {host}:{port}", file=sys.stderr)
         return 1
-    ray = _start([f"--address={socket.gethostbyname(host)}:{port}", *start])
+    there = _address_of(host, SECONDS_FOR_THE_HEAD) or host
+    ray = _start([f"--address={there}:{port}", *start])
     try:
         missed = 0
         while ray.poll() is None and missed < _LOST:
@@ -99,6 +105,18 @@ def _answers(host: str, port: int, seconds: float, ray: subprocess.Popen[bytes] 
             return True
         time.sleep(0.5)
     return False
+
+
+def _address_of(host: str, seconds: float) -> str | None:
+    """The address of a name, which may become known only after the node is up (Kubernetes, clouds)."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            return socket.gethostbyname(host)
+        except OSError:
+            if time.monotonic() >= deadline:
+                return None
+            time.sleep(0.5)
 
 
 def _knock(host: str, port: int) -> bool:
