@@ -21,6 +21,7 @@ from raymb import launch
 from raymb.checkpoints.manifest import describe_files, iteration_dir, write_manifest
 from raymb.driver import cluster
 from raymb.driver.cluster import Cluster
+from raymb.driver.resources import Request
 from raymb.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_STOPPED, RunFailed
 from raymb.run.directory import RunDir
 from raymb.spec import load_spec
@@ -32,9 +33,10 @@ def test_an_elastic_run_waits_for_its_smallest_size_with_shares_of_its_largest(m
     monkeypatch.setattr(cluster.ray, "cluster_resources", lambda: {"CPU": 4.0})
     monkeypatch.setattr(launch, "wait_for", lambda *given: waited.append(given))
     spec = load_spec({"hf_model_path": "m", "num_workers": "2:8", "wait_for_resources": 5})
-    resources = launch._reserved(Cluster(joined=True), "cpu", [2, 4, 8], spec, Console())
+    plan: Any = SimpleNamespace(layout=SimpleNamespace(tensor_parallel_size=2))
+    resources, _ = launch._reserved(Cluster(joined=True), "cpu", [8, 2, 4], plan, spec, Console())
     assert resources.cpus == 0.5
-    assert [given[:3] for given in waited] == [(resources, 2, 5.0)]
+    assert [given[:2] for given in waited] == [(Request({"CPU": 0.5}, [2, 4, 8], 2, "pack"), 5.0)]
 
 
 class Run:

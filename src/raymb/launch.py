@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ from rich.console import Console
 from raymb.checkpoints.format import check_format
 from raymb.checkpoints.remote import RemoteCheckpoints
 from raymb.data.sharing import share_rows
-from raymb.driver.cluster import Cluster, Resources, check_room, connect, start_coordinator
+from raymb.driver.cluster import Cluster, Resources, connect, start_coordinator
 from raymb.driver.nodes import check_nodes
 from raymb.driver.outcome import (
     check_still_owned,
@@ -23,14 +23,15 @@ from raymb.driver.outcome import (
     has_ended,
     has_finished,
     has_worker_failures,
+    raise_refusal,
     reason_of,
     say_how_to_resume,
     where_to_look,
 )
 from raymb.driver.preflight import Preflight, as_packed, fingerprint, local_gpu, run_name, validation_line
 from raymb.driver.resharding import described, reshaping, to_reshape
-from raymb.driver.resources import wait_for
-from raymb.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_STOPPED, RaymbError, RunFailed, UserError
+from raymb.driver.resources import Request, Reservation, wait_for
+from raymb.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_STOPPED, RaymbError, RunFailed
 from raymb.model.initial import model_path, share_model
 from raymb.plan import Plan, usable_plans
 from raymb.plan.table import better_line, estimate_line, graphs_line
@@ -71,7 +72,7 @@ def run(checked: Preflight) -> int:
         cluster.check_profiler(spec.performance.profiler, backend)
         # What kind of GPUs there are is known only when nodes have come: the layout is chosen after that.
         sizes = checked.plan.elastic or [checked.plan.layout.num_workers]
-        resources = _reserved(cluster, backend, sizes, spec, console)
+        resources, held = _reserved(cluster, backend, sizes, checked.plan, spec, console)
         if cluster.joined:
             check_nodes(checked.prepared.path.parent if place.remote is None else None, backend)
         gpu = local_gpu(spec) or cluster.gpu()
@@ -82,26 +83,40 @@ def run(checked: Preflight) -> int:
         notes = [f"warning: {note}" for note in checked.prepared.manifest["notes"]]
         for line in filter(None, [estimate_line(plan), *hints, validation_line(checked), *notes]):
             console.print(line, highlight=False, soft_wrap=True)
-        if list(plans) != sizes:
-            resources = _reserved(cluster, backend, list(plans), spec, console)
-        check_room(resources, plan.layout.tensor_parallel_size, min(plans))
+        if list(plans) != sizes or _groups(plan) != _groups(checked.plan):
+            held.withdraw()
+            resources, held = _reserved(cluster, backend, list(plans), plan, spec, console)
         owned = stack.enter_context(_claimed(place, checked, plan, console))
         with pushing(place, console.print, lost=owned.lost):
             job = job_of(checked, plans, backend, resources, place)
             write_atomically(place.job, job.to_json())
             write_atomically(place.data, json.dumps(_data(checked), indent=2) + "\n")
-            start_coordinator()
-            _reshape(job, cluster, place, console, owned.lost)
-            return _fit(job, _trainer(job, cluster, resources, place), place, console, began, owned.lost)
+            if len(plans) > 1:
+                start_coordinator()
+            if _reshape(job, cluster, place, console, held, owned.lost):
+                resources, held = _reserved(cluster, backend, list(plans), plan, spec, console)
+            trainer = _trainer(job, cluster, resources, place, held)
+            return _fit(job, trainer, place, console, began, owned.lost)
 
 
-def _reserved(cluster: Cluster, backend: str, sizes: list[int], spec: RunSpec, console: Console) -> Resources:
-    """What each worker gets where the run has its largest size, once the cluster has it for the smallest size."""
+def _groups(plan: Plan) -> int:
+    return plan.layout.tensor_parallel_size
+
+
+def _reserved(
+    cluster: Cluster, backend: str, sizes: list[int], plan: Plan, spec: RunSpec, console: Console
+) -> tuple[Resources, Reservation]:
+    """What each worker gets where the run has its largest size, and the places of a size that there is room for, once
+    there is. Whatever ends the driver gives them back."""
     resources = cluster.resources_of_a_worker(backend, spec.cluster.cpus_per_worker, max(sizes))
     chosen = backend == "cuda" and spec.run.backend == "auto"
     way_out = "; --backend cpu trains on CPUs" if chosen else ""
-    wait_for(resources, min(sizes), spec.cluster.wait_for_resources, console, way_out)
-    return resources
+    request = Request(resources.to_dict(), sorted(sizes), plan.layout.tensor_parallel_size, spec.cluster.placement)
+    return resources, wait_for(request, spec.cluster.wait_for_resources, _line(console), way_out)
+
+
+def _line(console: Console) -> Callable[[str], None]:
+    return lambda text: console.print(text, highlight=False, soft_wrap=True)
 
 
 @contextmanager
@@ -159,12 +174,21 @@ def job_of(
     )
 
 
-def _reshape(job: Job, cluster: Cluster, place: directories.RunDir, console: Console, lost: threading.Event) -> None:
-    """Reshard the checkpoint that the run resumes from, if it is of another layout or precision."""
+def _reshape(
+    job: Job,
+    cluster: Cluster,
+    place: directories.RunDir,
+    console: Console,
+    held: Reservation,
+    lost: threading.Event,
+) -> bool:
+    """Reshard the checkpoint that the run resumes from, if it is of another layout or precision: True then. What the
+    training holds is given back for it."""
     check_format(place.checkpoints, job.spec, RemoteCheckpoints.of_run(place))
     directory = to_reshape(job)
     if directory is None:
-        return
+        return False
+    held.withdraw()
     again = reshaping(job, directory)
     workers = again.layout.num_workers
     console.print(
@@ -174,17 +198,18 @@ def _reshape(job: Job, cluster: Cluster, place: directories.RunDir, console: Con
         soft_wrap=True,
     )
     resources = cluster.resources_of_a_worker("cpu", "auto", workers)
-    wait_for(resources, workers, job.spec.cluster.wait_for_resources, console)
     monitor = Monitor((trainer := _trainer(again, cluster, resources, place)).hub, again, place, console, lost)
     interrupts = Interrupts(lambda: False, 0)
     try:
         with interrupts.noted(), interrupts.ending(lost):
             trainer.fit()
     except Exception as error:
+        raise_refusal(error)
         raise RunFailed(f"{directory} cannot be resharded: {reason_of(error)}", where_to_look(place)) from error
     finally:
         monitor.close()
         check_still_owned(place, lost)
+    return True
 
 
 def _fit(
@@ -224,9 +249,7 @@ def _trained(
     finally:
         monitor.close()
     check_still_owned(place, monitor.lost)
-    refused = getattr(failure, "controller_failure", None)  # a callback's, before the training
-    if isinstance(refused, UserError):
-        raise refused
+    raise_refusal(failure)
     if failure is not None and not (interrupts.aborted and not has_worker_failures(failure)):
         raise RunFailed(reason_of(failure), where_to_look(place)) from failure
     if failure is None and has_ended(job, place):
@@ -240,10 +263,16 @@ def _trained(
     return EXIT_OK
 
 
-def _trainer(job: Job, cluster: Cluster, resources: Resources, place: directories.RunDir) -> RaymbTrainer:
+def _trainer(
+    job: Job,
+    cluster: Cluster,
+    resources: Resources,
+    place: directories.RunDir,
+    held: Reservation | None = None,
+) -> RaymbTrainer:
     from raymb.driver.trainer import make_trainer  # imports Ray Train, which a refusal need not wait for
 
-    return make_trainer(job, cluster, resources, place)
+    return make_trainer(job, cluster, resources, place, held)
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from ray.exceptions import ActorDiedError, GetTimeoutError, RayActorError
 from ray.train import ControllerError, FailureConfig, ScalingConfig, WorkerGroupError
 from ray.train.v2._internal.exceptions import (
     UserExceptionWithTraceback,
+    WorkerGroupStartupFailedError,
     WorkerGroupStartupTimeoutError,
     WorkerHealthCheckFailedError,
 )
@@ -18,8 +19,8 @@ from ray.train.v2._internal.execution.failure_handling import FailureDecision
 from ray.train.v2._internal.execution.scaling_policy import NoopDecision, ResizeDecision
 
 from raymb.driver import recovery
-from raymb.driver.recovery import ElasticPolicy, RestartPolicy, first_cause, last_line
-from raymb.errors import BadLoss, DataError, RunFailed, WorkersStopped
+from raymb.driver.recovery import ElasticPolicy, FixedPolicy, RestartPolicy, first_cause, last_line
+from raymb.errors import BadLoss, ClusterError, DataError, RunFailed, WorkersStopped
 
 RETRY, RAISE = FailureDecision.RETRY, FailureDecision.RAISE
 GLOO_RESET = (
@@ -238,8 +239,49 @@ def test_an_error_of_the_controller_has_no_rank(hub: Hub) -> None:
     policy = _policy(hub)
     assert policy.make_decision(ControllerError(WorkerGroupStartupTimeoutError(4))) == RETRY
     assert policy.make_decision(ControllerError(ValueError("a wrong setting"))) == RAISE
+    assert [record["failures"] for record in hub.records] == [1, 1]
     assert [(record["rank"], record["died"], record["workers"]) for record in hub.records] == [(None, False, {})] * 2
     assert hub.records[1]["text"].endswith("a wrong setting")
+
+
+def test_starts_that_fail_count(hub: Hub) -> None:
+    """Ray Train alone would try for ever."""
+    policy = _policy(hub, max_failures=2)
+    failed = ControllerError(WorkerGroupStartupFailedError("At least one of the worker actors failed to initialize."))
+    assert [policy.make_decision(failed) for _ in range(2)] == [RETRY, RETRY]
+    assert policy.make_decision(failed) == RAISE
+    assert [record["failures"] for record in hub.records] == [1, 2, 3]
+    policy = _policy(hub, max_failures=2)
+    assert [policy.make_decision(error) for error in (failed, _workers({1: died()}), failed)] == [RETRY, RETRY, RAISE]
+
+
+def test_what_cannot_be_had_of_the_cluster_is_no_failure(hub: Hub) -> None:
+    policy = _policy(hub)
+    assert policy.make_decision(ControllerError(ClusterError("the cluster has too little", "wait longer"))) == RAISE
+    assert hub.records == [], "the driver says it"
+
+
+@pytest.mark.parametrize(
+    ("failures", "blamed"),
+    [
+        ({0: RuntimeError(GLOO_RESET), 1: died(), 2: RuntimeError(GLOO_CLOSED)}, [1]),
+        ({0: died(), 1: RuntimeError("a fault"), 2: died()}, [1]),
+        ({0: died(), 1: died()}, [0, 1]),
+        ({0: RuntimeError(GLOO_RESET)}, []),
+    ],
+    ids=["death", "exception", "all", "consequences"],
+)
+def test_the_ranks_that_failed_by_themselves_are_told(
+    hub: Hub, failures: dict[int, Exception], blamed: list[int]
+) -> None:
+    told: list[list[int]] = []
+    policy = _policy(hub, max_failures=1)
+    policy.placement = SimpleNamespace(failed_on=told.append)  # type: ignore[assignment]
+    assert policy.make_decision(_workers(failures)) == RETRY
+    assert told == [blamed]
+    policy.make_decision(_workers({0: WorkersStopped("preemption", 3)}))
+    policy.make_decision(_workers({0: died()}))
+    assert told == [blamed], "only of workers that failed and start again"
 
 
 def test_a_hub_that_does_not_answer_changes_no_decision(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -292,56 +334,40 @@ def test_a_rank_that_lost_its_peers_while_leaving_does_not_turn_a_stop_into_a_fa
     assert _policy(hub, max_failures=0).make_decision(_workers(failures)) == RETRY
 
 
-# Elastic sizes
+# Sizes
 
 
-@pytest.fixture(autouse=True)
-def nodes_of_the_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
-    """node-2 has gone."""
-    known = [{"NodeID": f"node-{number}", "Alive": number != 2} for number in range(4)]
-    monkeypatch.setattr("raymb.driver.recovery.ray.nodes", lambda: known)
+class Places:
+    """A placement that has room for so many workers."""
+
+    def __init__(self, room: int | None) -> None:
+        self.room = room
+
+    def look(self) -> int | None:
+        return self.room
+
+    def possible(self) -> int | None:
+        return self.room
 
 
-def _elastic(hub: Hub, sizes: list[int], nodes: list[dict[str, float]], **resources: float) -> ElasticPolicy:
-    """With Ray's answer to what is free, and no question of Ray's."""
-    scaling = ScalingConfig(
-        num_workers=(sizes[0], sizes[-1]), resources_per_worker=resources, use_gpu=resources.get("GPU", 0) > 0
-    )
-    policy = ElasticPolicy(scaling, sizes, hub)
-    free = {f"node-{number}": node for number, node in enumerate(nodes)}
+@pytest.mark.parametrize("elastic", [True, False])
+def test_workers_start_when_there_are_places(hub: Hub, elastic: bool) -> None:
+    scaling = ScalingConfig(num_workers=(2, 8) if elastic else 4, resources_per_worker={"CPU": 1.0})
+    policy: Any = ElasticPolicy(scaling, hub) if elastic else FixedPolicy(scaling)
     policy._maybe_send_resource_request = lambda: None
-    policy._get_reserved_resources = lambda: free
-    return policy
-
-
-@pytest.mark.parametrize(
-    ("nodes", "each", "workers"),
-    [
-        ([{"CPU": 8}], {"CPU": 1}, 8),
-        ([{"CPU": 7}], {"CPU": 1}, 4),  # 5, 6 and 7 are no sizes
-        ([{"CPU": 3}, {"CPU": 3}], {"CPU": 2}, 2),  # a worker is not split over nodes
-        ([{"CPU": 2}, {"CPU": 2}, {"CPU": 4}], {"CPU": 1}, 4),  # what is reserved on a node that has gone
-        ([{"CPU": 1}], {"CPU": 1}, 0),
-        ([], {"CPU": 1}, 0),
-        ([{"CPU": 0.3}, {"CPU": 0.5}], {"CPU": 0.1}, 8),  # 0.3 // 0.1 is 2, and 0.5 // 0.1 is 4
-        ([{"CPU": 64, "GPU": 4}, {"CPU": 2, "GPU": 4}], {"CPU": 1, "GPU": 1}, 4),
-        ([{"CPU": 64}], {"CPU": 1, "GPU": 1}, 0),
-        ([{"CPU": 64}], {"CPU": 1, "GPU": 0}, 8),
-    ],
-)
-def test_as_many_workers_as_there_is_room_for_and_a_layout(
-    hub: Hub, nodes: list[dict[str, float]], each: dict[str, float], workers: int
-) -> None:
-    policy = _elastic(hub, [2, 4, 8], nodes, **each)
+    policy.placement = Places(None)
+    assert isinstance(policy.make_decision_for_non_running_worker_group(), NoopDecision)
+    policy.placement = Places(4)
     decision = policy.make_decision_for_non_running_worker_group()
-    assert isinstance(decision, ResizeDecision if workers else NoopDecision)
-    assert getattr(decision, "num_workers", 0) == workers
+    assert decision == ResizeDecision(4, {"CPU": 1.0})
 
 
-@pytest.mark.parametrize(("free", "running", "asked"), [(8, 4, ["resize"]), (4, 4, []), (6, 4, []), (3, 4, ["resize"])])
+@pytest.mark.parametrize(("free", "running", "asked"), [(8, 4, ["resize"]), (4, 4, []), (0, 4, [])])
 def test_workers_that_train_are_asked_before_they_are_more(hub: Hub, free: int, running: int, asked: list[str]) -> None:
     """They come back with a checkpoint; Ray Train would take them away in the middle of a step."""
-    policy = _elastic(hub, [2, 4, 8], [{"CPU": free}], CPU=1)
+    policy: Any = ElasticPolicy(ScalingConfig(num_workers=(2, 8), resources_per_worker={"CPU": 1.0}), hub)
+    policy._maybe_send_resource_request = lambda: None
+    policy.placement = Places(free)
     state: Any = SimpleNamespace(start_time=float("-inf"), num_workers=running)
     decision = policy.make_decision_for_running_worker_group(
         worker_group_state=state, worker_group_status=SimpleNamespace()

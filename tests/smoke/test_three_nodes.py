@@ -82,21 +82,14 @@ def test_a_run_is_refused_where_a_node_does_not_see_the_storage(nodes: Nodes, ti
     assert "not one place for all nodes; not seen by\n  node-c (" in done.stderr and "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize(
-    ("num_workers", "said"),
-    [
-        (6, "1 of 3 tensor parallel groups of 2 lie on more than one node, the first being ranks 2 to 3"),
-        (8, "--num_workers 8 are 4 tensor parallel groups of 2, and nodes that hold 3, 3, 3 workers have room for 3"),
-    ],
-    ids=["as placed", "no room"],
-)
-def test_groups_that_would_straddle_are_refused(
-    nodes: Nodes, tiny_qwen2: Path, rows: Path, num_workers: int, said: str, tmp_path: Path
+def test_groups_that_no_placement_keeps_whole_are_refused(
+    nodes: Nodes, tiny_qwen2: Path, rows: Path, tmp_path: Path
 ) -> None:
-    """Nodes that hold 3 workers each: Ray fills one before the next."""
-    flags = {"num_workers": num_workers, "tensor_parallel_size": 2, "cpus_per_worker": 0.66, "global_batch_size": 24}
+    """Nodes that hold 3 workers, and so one group, each."""
+    flags = {"num_workers": 8, "tensor_parallel_size": 2, "cpus_per_worker": 0.66, "global_batch_size": 24}
     done = nodes.raymb(*words(tiny_qwen2, rows, tmp_path, **flags))
     assert done.returncode == 2, done.stderr
+    said = "--num_workers 8 are 4 tensor parallel groups of 2, and nodes that hold 3, 3, 3 workers have room for 3"
     assert said in done.stderr and "--cpus_per_worker" in done.stderr
     assert "importing Megatron" not in done.stderr and "Traceback" not in done.stderr
 
@@ -104,7 +97,8 @@ def test_groups_that_would_straddle_are_refused(
 def test_tensor_parallel_inside_a_node_and_pipeline_parallel_across(
     nodes: Nodes, tiny_qwen2: Path, rows: Path, tmp_path: Path
 ) -> None:
-    flags = {"num_workers": 6, "tensor_parallel_size": 2, "cpus_per_worker": 1, "train_iters": 3}
+    """Nodes that hold 3 workers each: filled one after the other, they would tear a group apart."""
+    flags = {"num_workers": 6, "tensor_parallel_size": 2, "cpus_per_worker": 0.66, "train_iters": 3}
     flags |= {"pipeline_parallel_size": 3, "num_layers_in_first_stage": 1, "num_layers_in_last_stage": 1}
     done = nodes.raymb(*words(tiny_qwen2, rows, tmp_path, **flags))
     print(done.stderr)

@@ -26,7 +26,6 @@ from raymb.driver.ray_address import OWN, check_reachable, find_ray, init_argume
 from raymb.driver.ray_start import check_start
 from raymb.errors import ClusterError
 from raymb.plan.gpus import Gpu, gpu_of_device
-from raymb.plan.placement import HINT, room_problem
 from raymb.runtime import ray_internals
 from raymb.spec import RunSpec
 from raymb.telemetry.ray_messages import keep_what_ray_says
@@ -206,29 +205,9 @@ def _without_api_server() -> Iterator[None]:
         ray_internals.replace("start_api_server", original)
 
 
-def check_room(worker: Resources, tensor: int, num_workers: int) -> None:
-    """Refuse what no placement can make good; what Ray then does is looked at when the workers are there
-    (raymb.driver.placement).
-
-    Args:
-        tensor: size of a tensor parallel group.
-
-    Raises:
-        ClusterError: the nodes have room for the workers, but not for their tensor parallel groups.
-    """
-    need = worker.to_dict()
-    rooms = [
-        int(min(node["Resources"].get(name, 0.0) / each for name, each in need.items()) + 1e-6)
-        for node in ray.nodes()
-        if node["Alive"]
-    ]
-    if problem := room_problem(tensor, num_workers, rooms):
-        raise ClusterError(problem, HINT)
-
-
 def start_coordinator() -> None:
-    """Start the actor that Ray Train's controller asks for resources first (3 CPU seconds of imports, during which the
-    controller would wait), while the controller itself starts. Nothing is lost where Ray has no such actor."""
+    """Start the actor that the controller of an elastic run asks for more nodes first (3 CPU seconds of imports, during
+    which it would wait), while the controller itself starts. Nothing is lost where Ray has no such actor."""
     with contextlib.suppress(ImportError):
         from raymb.runtime.ray_internals import get_or_create_autoscaling_coordinator
 

@@ -44,8 +44,7 @@ def export(request: ExportRequest, console: Console) -> Findings:
 def _on_ray(job: Job, request: ExportRequest, console: Console) -> Findings:
     """The same by CPU workers of a Ray cluster, in the checkpoint's layout: no process has the whole model."""
     from raymb.driver.cluster import connect
-    from raymb.driver.outcome import reason_of
-    from raymb.driver.resources import wait_for
+    from raymb.driver.outcome import raise_refusal, reason_of
     from raymb.driver.trainer import make_trainer
     from raymb.telemetry.monitor import Monitor
 
@@ -62,13 +61,13 @@ def _on_ray(job: Job, request: ExportRequest, console: Console) -> Findings:
     )
     with connect(job.spec, console) as cluster:
         resources = cluster.resources_of_a_worker("cpu", job.spec.cluster.cpus_per_worker, job.layout.num_workers)
-        wait_for(resources, job.layout.num_workers, job.spec.cluster.wait_for_resources, console)
         home.logs.mkdir(parents=True, exist_ok=True)
         trainer = make_trainer(job, cluster, resources, home)
         monitor = Monitor(trainer.hub, job, home, console)
         try:
             trainer.fit()
         except Exception as error:
+            raise_refusal(error)
             raise RunFailed(reason_of(error), f"the workers' logs: {home.logs}") from error
         finally:
             monitor.close()

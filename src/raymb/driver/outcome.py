@@ -13,7 +13,7 @@ from raymb.checkpoints import manifest as checkpoint
 from raymb.checkpoints.manifest import best_of, iteration_dir
 from raymb.checkpoints.remote import RemoteCheckpoints, manifest_of
 from raymb.driver.preflight import Preflight
-from raymb.errors import RunFailed, last_line
+from raymb.errors import RunFailed, UserError, last_line
 from raymb.export.model_card import CARD, CURVE, write_card
 from raymb.rank.early_stopping import has_stalled
 from raymb.run.directory import RunDir
@@ -102,6 +102,16 @@ def reason_of(error: BaseException) -> str:
         return last_line(error)
     rank, cause = first_cause(failures)
     return f"worker {rank} failed: {type(cause).__name__}: {last_line(cause)}"
+
+
+def raise_refusal(error: BaseException | None) -> None:
+    """
+    Raises:
+        UserError: what the controller of Ray Train found to be impossible before the workers trained.
+    """
+    refused = getattr(error, "controller_failure", None)
+    if isinstance(refused, UserError):
+        raise refused from None
 
 
 def where_to_look(place: RunDir) -> str:

@@ -2,6 +2,7 @@
 
 Preemptions, which are nobody's fault, have a budget of their own, and a resize costs nothing. An error that would come
 again is not tried again: one in the user's input or in the program, or the same one twice without a checkpoint between.
+That there are no resources is no failure: the controller waits for them (raymb.driver.placement).
 """
 
 from __future__ import annotations
@@ -15,11 +16,13 @@ import ray
 from ray.exceptions import RayError
 from ray.train import FailureConfig
 
+from raymb.driver.placement import Placement
 from raymb.errors import BadLoss, RaymbError, StorageError, WorkersStopped, last_line
 from raymb.runtime.ray_internals import (
     DefaultFailurePolicy,
     ElasticScalingPolicy,
     FailureDecision,
+    FixedScalingPolicy,
     NoopDecision,
     ResizeDecision,
 )
@@ -57,19 +60,31 @@ class RestartPolicy(DefaultFailurePolicy):
         super().__init__(failure_config)
         self.hub, self.rollback, self.environment = hub, rollback, environment
         self.before: tuple[Any, ...] | None = None
+        self.placement: Placement | None = None
 
     def make_decision(self, training_failed_error: Any) -> FailureDecision:
         failures = dict(getattr(training_failed_error, "worker_failures", None) or {})
         if not failures:
-            decision = super().make_decision(training_failed_error)
-            why = "" if decision == FailureDecision.RETRY else "Ray Train cannot start the workers"
-            return self._decided(decision, {}, _text(training_failed_error), why)
+            return self._without_workers(training_failed_error)
         rank, cause = first_cause(failures)
         if isinstance(cause, WorkersStopped):
             return self._start_again_after(cause)
         futile = self._why_futile(rank, cause)
         decision = FailureDecision.RAISE if futile else super().make_decision(training_failed_error)
+        if self.placement is not None and decision == FailureDecision.RETRY:
+            self.placement.failed_on(_causes(failures))
         return self._decided(decision, failures, _text(cause), futile or self._used_up(decision))
+
+    def _without_workers(self, error: Any) -> FailureDecision:
+        """Of the controller: a start that failed counts as a failure, anything else ends the run."""
+        cause = getattr(error, "controller_failure", error)
+        if isinstance(cause, RaymbError):  # what is asked of the cluster cannot be had: the driver says it
+            return FailureDecision.RAISE
+        if not self._is_retryable_error(error):
+            return self._decided(FailureDecision.RAISE, {}, _text(error), "Ray Train cannot start the workers")
+        self._worker_group_failures += 1
+        enough = self._worker_group_failures > self.failure_config.max_failures
+        return self._decided(FailureDecision.RAISE if enough else FailureDecision.RETRY, {}, _text(cause), "")
 
     def _start_again_after(self, stopped: WorkersStopped) -> FailureDecision:
         with contextlib.suppress(RayError):
@@ -123,29 +138,44 @@ class RestartPolicy(DefaultFailurePolicy):
         return decision
 
 
+class FixedPolicy(FixedScalingPolicy):
+    """One size. What the autoscaler sees is the placement group that is waited for: nothing else asks for resources."""
+
+    placement: Placement
+
+    def after_controller_start(self, train_run_context: Any) -> None:
+        pass
+
+    def make_decision_for_non_running_worker_group(self) -> Any:
+        return _size_now(self)
+
+    def make_decision_for_running_worker_group(self, *state: Any, **named: Any) -> Any:
+        return NoopDecision()
+
+
 class ElasticPolicy(ElasticScalingPolicy):
     """Only sizes that the layout can use, and no step lost for growing: the workers are asked for a checkpoint first.
 
     Args:
-        sizes: the sizes that the plan allows, ascending.
         hub: the actor through which the workers are asked.
     """
 
-    def __init__(self, scaling_config: Any, sizes: list[int], hub: Any):
+    placement: Placement
+
+    def __init__(self, scaling_config: Any, hub: Any):
         super().__init__(scaling_config)
-        self.sizes, self.hub = sizes, hub
+        self.hub = hub
+
+    def _get_reserved_resources(self) -> Any:
+        """Nothing that anybody has to be asked for: Ray Train counts what the cluster has, in use or not."""
+        return {}
 
     def _count_possible_workers(self, reserved_resources: Any) -> int:
-        """Count living nodes only: one that has just gone is still among the reserved resources. Ray counts whole
-        workers a node with floor division, by which 1.0 // 0.1 is 9."""
-        alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
-        need = {name: each for name, each in dict(self.scaling_config._resources_per_worker_not_none).items() if each}
-        room = sum(
-            int(min(node.get(resource, 0.0) / each for resource, each in need.items()) + 1e-6)
-            for name, node in reserved_resources.items()
-            if name in alive
-        )
-        return max((size for size in self.sizes if size <= room), default=0)
+        return self.placement.possible()
+
+    def make_decision_for_non_running_worker_group(self) -> Any:
+        self._maybe_send_resource_request()
+        return _size_now(self)
 
     def make_decision_for_running_worker_group(self, *state: Any, **named: Any) -> Any:
         decision = super().make_decision_for_running_worker_group(*state, **named)
@@ -155,13 +185,33 @@ class ElasticPolicy(ElasticScalingPolicy):
         return NoopDecision()
 
 
+def _size_now(policy: FixedPolicy | ElasticPolicy) -> Any:
+    """The places that there are for workers that do not run; nothing while they are waited for."""
+    count = policy.placement.look()
+    if count is None:
+        return NoopDecision()
+    return ResizeDecision(count, policy.scaling_config._resources_per_worker_not_none)
+
+
 def first_cause(failures: dict[int, Any]) -> tuple[int, Any]:
     """(rank, exception) of the worker failure that caused the others: a peer's closed connection is a consequence, and
     a process that died has died of itself."""
+    raised, dead, items = _sorted_out(failures)
+    return next(iter([*raised, *dead, *items]))
+
+
+def _causes(failures: dict[int, Any]) -> list[int]:
+    """The ranks that failed by themselves."""
+    raised, dead, _ = _sorted_out(failures)
+    return [rank for rank, _ in raised or dead]
+
+
+def _sorted_out(failures: dict[int, Any]) -> tuple[list[tuple[int, Any]], ...]:
+    """(rank, exception) of those that raised by themselves, of those whose process is gone, and of all."""
     items = [(rank, getattr(failures[rank], "_base_exc", failures[rank])) for rank in sorted(failures)]
     dead = [item for item in items if _died(item[1])]
-    causes = [item for item in items if not _died(item[1]) and not _is_consequence(item[1])]
-    return next(iter([*causes, *dead, *items]))
+    raised = [item for item in items if not _died(item[1]) and not _is_consequence(item[1])]
+    return raised, dead, items
 
 
 def _is_consequence(error: Any) -> bool:

@@ -13,22 +13,29 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 import socket
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
+from ray.train.v2.api import data_parallel_trainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raymb.credentials import secret
 from raymb.driver.cluster import Cluster, Resources
+from raymb.driver.controller import Controller
 from raymb.driver.environment import given_variables, worker_environment
-from raymb.driver.placement import PlacementCallback
+from raymb.driver.placement import Placement
 from raymb.driver.process_group import ProcessGroupConfig, SigtermCallback
-from raymb.driver.recovery import ElasticPolicy, RestartPolicy
+from raymb.driver.recovery import ElasticPolicy, FixedPolicy, RestartPolicy
+from raymb.driver.resources import Request, Reservation
+from raymb.errors import EXIT_INTERRUPTED
 from raymb.rank.accelerator import ACCELERATORS
 from raymb.run.directory import RunDir
 from raymb.run.job import Job
@@ -39,6 +46,7 @@ from raymb.telemetry.hub import Hub
 from raymb.worker import train_under_ray
 
 _SECONDS_TO_ANSWER = 2.0
+_SECONDS_TO_ABORT = 10.0
 SECONDS_BETWEEN_RESIZES = 30.0
 """How often an elastic run asks for more workers. A resize costs a start of the workers."""
 
@@ -78,11 +86,29 @@ class RaymbTrainer(TorchTrainer):
 
     def _initialize_and_run_controller(self, **settings: Any) -> Any:
         with _environment(self.settings):
+            data_parallel_trainer.TrainController = Controller  # the name that Ray Train starts
             return super()._initialize_and_run_controller(**{**settings, **self.policies})
 
+    def _register_sigint_handler(self, controller: Any) -> None:
+        """As Ray Train's, which waits for ever for a controller that does not answer."""
 
-def make_trainer(job: Job, cluster: Cluster, resources: Resources, place: RunDir) -> RaymbTrainer:
-    """The trainer whose fit() runs a job with these resources for each worker."""
+        def abort(number: int, frame: Any) -> None:
+            with contextlib.suppress(RayError):
+                ray.get(controller.abort.remote(), timeout=_SECONDS_TO_ABORT)
+            ray.kill(controller)
+            sys.exit(EXIT_INTERRUPTED)
+
+        signal.signal(signal.SIGINT, abort)
+
+
+def make_trainer(
+    job: Job, cluster: Cluster, resources: Resources, place: RunDir, held: Reservation | None = None
+) -> RaymbTrainer:
+    """The trainer whose fit() runs a job with these resources for each worker.
+
+    Args:
+        held: places that have been waited for.
+    """
     logging.getLogger("ray.train").setLevel(logging.WARNING)
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     hub = Hub.options(scheduling_strategy=here).remote()  # it must outlive the workers' nodes
@@ -94,8 +120,8 @@ def make_trainer(job: Job, cluster: Cluster, resources: Resources, place: RunDir
             failures, hub, job.spec.resilience.bad_loss == "rollback", environment=Carried(variables)
         )
     }
-    if len(job.plans) > 1:
-        policies["scaling_policy"] = ElasticPolicy(scaling, _sizes(job), hub)
+    policies["scaling_policy"] = ElasticPolicy(scaling, hub) if len(job.plans) > 1 else FixedPolicy(scaling)
+    placement = Placement(request_of(job, resources), job.spec.cluster.wait_for_resources, hub, held)
     cleaned = cluster.joined and _has_api_server()
     remote = Remote.of(job.spec.run.storage_path)
     filesystem, storage_path = remote.for_ray() if remote is not None else (None, str(place.path.parent))
@@ -115,7 +141,7 @@ def make_trainer(job: Job, cluster: Cluster, resources: Resources, place: RunDir
             storage_path=storage_path,
             storage_filesystem=filesystem,
             failure_config=failures,
-            callbacks=[SigtermCallback(), PlacementCallback(_group(job), hub)],  # type: ignore[list-item]
+            callbacks=[SigtermCallback(), placement],  # type: ignore[list-item]
             worker_runtime_env={"env_vars": worker_environment(job), **_under_nsys(job)},
         ),
     )
@@ -133,13 +159,11 @@ def _has_api_server() -> bool:
     return True
 
 
-def _group(job: Job) -> int:
-    """Ranks that belong on one node; a job that only rewrites a checkpoint may have its ranks anywhere."""
-    return job.layout.tensor_parallel_size if job.task == "train" else 1
-
-
-def _sizes(job: Job) -> list[int]:
-    return sorted(job.plans)
+def request_of(job: Job, resources: Resources) -> Request:
+    """What a job's workers need; one that only rewrites a checkpoint may have its ranks anywhere."""
+    tensor = job.layout.tensor_parallel_size if job.task == "train" else 1
+    sizes = sorted(job.plans) or [job.layout.num_workers]
+    return Request(resources.to_dict(), sizes, tensor, job.spec.cluster.placement)
 
 
 def _failures(job: Job) -> FailureConfig:
@@ -151,12 +175,11 @@ def _failures(job: Job) -> FailureConfig:
 
 
 def _scaling(job: Job, resources: Resources) -> ScalingConfig:
-    sizes = _sizes(job)
+    sizes = sorted(job.plans)
     return ScalingConfig(
         num_workers=(sizes[0], sizes[-1]) if len(sizes) > 1 else job.layout.num_workers,
         use_gpu=resources.gpus > 0,
         resources_per_worker=resources.to_dict(),
-        placement_strategy=job.spec.cluster.placement.upper(),
         elastic_resize_monitor_interval_s=SECONDS_BETWEEN_RESIZES,
     )
 
@@ -166,9 +189,8 @@ def _settings(job: Job) -> dict[str, str]:
     settings = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1"}  # a health check costs a worker 10 ms of Python
     if timeout := job.spec.resilience.hang_timeout:  # a worker whose whole process is stopped answers nobody
         settings["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(min(600.0, max(60.0, timeout)))
-    if len(job.plans) > 1:
-        # A size that there is no room for after all (a node has gone meanwhile) is given up sooner than in a minute.
-        settings["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = "20"
+    # The places are there; only a node that has gone just now can take them away again.
+    settings["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = "20"
     return settings
 
 

@@ -48,27 +48,11 @@ def room_problem(tensor: int, num_workers: int, rooms: Sequence[int]) -> str:
     )
 
 
-def placed_problem(tensor: int, nodes: Sequence[str]) -> str:
-    """What is wrong with workers that have been placed; "" where nothing is, or a group is larger than every node.
-
-    Args:
-        nodes: a name for each rank's node.
-    """
-    if tensor > max(map(list(nodes).count, set(nodes))) or not (broken := straddling(nodes, tensor)):
-        return ""
-    counts = {node: list(nodes).count(node) for node in dict.fromkeys(nodes)}
-    lying = ", ".join(f"{count} on {node}" for node, count in counts.items())
-    return (
-        f"{len(broken)} of {len(nodes) // tensor} tensor parallel groups of {tensor} lie on more than one node, the "
-        f"first being ranks {_first_to_last(broken[0])}, with workers placed as {lying}: {_RULE}"
-    )
-
-
 HINT = (
     "change --tensor_parallel_size or --num_workers, have each node hold a multiple of --tensor_parallel_size workers "
     "(--cpus_per_worker on CPUs), or free the GPUs that others use"
 )
-"""What to do about the last two."""
+"""What to do about it."""
 
 
 def ranks_of_nodes(nodes: Sequence[str]) -> str:

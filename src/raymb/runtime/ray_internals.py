@@ -18,7 +18,7 @@ if TYPE_CHECKING:
         KV_NAMESPACE_DASHBOARD,
     )
     from ray._private.services import start_api_server
-    from ray._private.state import state
+    from ray._private.state import available_resources_per_node, state
     from ray._private.worker import print_to_stdstream
     from ray._raylet import GcsClient  # pyright: ignore[reportAttributeAccessIssue]
     from ray.core.generated.autoscaler_pb2 import (
@@ -31,8 +31,16 @@ if TYPE_CHECKING:
     from ray.train._internal.utils import get_address_and_port
     from ray.train.v2._internal.execution.callback import WorkerCallback, WorkerGroupCallback
     from ray.train.v2._internal.execution.context import get_train_context
+    from ray.train.v2._internal.execution.controller import TrainController
     from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
-    from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy, NoopDecision, ResizeDecision
+    from ray.train.v2._internal.execution.scaling_policy import (
+        ElasticScalingPolicy,
+        FixedScalingPolicy,
+        NoopDecision,
+        ResizeDecision,
+    )
+    from ray.train.v2._internal.execution.worker_group.placement_group_handle import DefaultPlacementGroupHandle
+    from ray.train.v2._internal.execution.worker_group.worker_group import WorkerGroup
     from ray.train.v2._internal.util import TrainingFramework
 
 __all__ = [
@@ -40,16 +48,21 @@ __all__ = [
     "DEBUG_AUTOSCALING_STATUS",
     "KV_NAMESPACE_DASHBOARD",
     "DefaultFailurePolicy",
+    "DefaultPlacementGroupHandle",
     "ElasticScalingPolicy",
     "FailureDecision",
+    "FixedScalingPolicy",
     "GcsClient",
     "GetClusterStatusReply",
     "NoopDecision",
     "ResizeDecision",
+    "TrainController",
     "TrainingFramework",
     "WorkerCallback",
+    "WorkerGroup",
     "WorkerGroupCallback",
     "_internal_kv_get",
+    "available_resources_per_node",
     "get_address_and_port",
     "get_or_create_autoscaling_coordinator",
     "get_train_context",
@@ -125,6 +138,12 @@ NAMES = (
         ("get_max_resources_from_cluster_config",),
     ),
     Name(
+        "ray._private.state",
+        "available_resources_per_node",
+        "what is free on each node: how many workers of a tensor parallel group there is room for on one",
+        _NO_RUN,
+    ),
+    Name(
         "ray._raylet",
         "GcsClient",
         "asks the GCS what Ray's second autoscaler (KubeRay, `ray up`) reports",
@@ -139,7 +158,7 @@ NAMES = (
     Name(
         "ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator",
         "get_or_create_autoscaling_coordinator",
-        "starts the actor that Ray Train's controller asks for resources while the controller itself starts",
+        "starts the actor that the controller of an elastic run asks for more nodes while the controller starts",
         "the controller waits for it, 3 CPU seconds",
     ),
     Name(
@@ -147,7 +166,7 @@ NAMES = (
         "DefaultFailurePolicy",
         "the base of raymb.driver.recovery.RestartPolicy: preemptions have a budget of their own",
         _NO_RUN,
-        ("make_decision", "_worker_group_failures", "_preemption_failures"),
+        ("make_decision", "_is_retryable_error", "_worker_group_failures", "_preemption_failures"),
     ),
     Name(
         f"{_TRAIN}.execution.failure_handling",
@@ -159,26 +178,64 @@ NAMES = (
     Name(
         f"{_TRAIN}.execution.scaling_policy",
         "ElasticScalingPolicy",
-        "the base of raymb.driver.recovery.ElasticPolicy: only sizes that the layout can use",
+        "the base of raymb.driver.recovery.ElasticPolicy: only sizes that the layout can use and there is room for",
         _NO_RUN,
-        ("_count_possible_workers", "make_decision_for_running_worker_group"),
+        (
+            "_count_possible_workers",
+            "_get_reserved_resources",
+            "_maybe_send_resource_request",
+            "make_decision_for_non_running_worker_group",
+            "make_decision_for_running_worker_group",
+        ),
+    ),
+    Name(
+        f"{_TRAIN}.execution.scaling_policy",
+        "FixedScalingPolicy",
+        "the base of raymb.driver.recovery.FixedPolicy: waits for the workers' places",
+        _NO_RUN,
+        (
+            "after_controller_start",
+            "make_decision_for_non_running_worker_group",
+            "make_decision_for_running_worker_group",
+        ),
     ),
     Name(
         f"{_TRAIN}.execution.scaling_policy",
         "NoopDecision",
-        "what ElasticPolicy returns while the workers run: they leave with a checkpoint by themselves",
+        "what the policies return while the places are waited for, and while the workers run",
         _NO_RUN,
     ),
     Name(
         f"{_TRAIN}.execution.scaling_policy",
         "ResizeDecision",
-        "what Ray's policy returns when there is room for more workers",
+        "what the policies return when there are places, and Ray's when there is room for more workers",
         _NO_RUN,
+    ),
+    Name(
+        f"{_TRAIN}.execution.controller",
+        "TrainController",
+        "the base of raymb.driver.controller.Controller, which hears of an abort while it waits for resources",
+        _NO_RUN,
+        ("_step", "_shutdown", "_shutdown_worker_group", "abort", "get_state", "get_worker_group", "worker_group_cls"),
+    ),
+    Name(
+        f"{_TRAIN}.execution.worker_group.worker_group",
+        "WorkerGroup",
+        "the base of raymb.driver.controller.Workers, which start in places that have been waited for",
+        _NO_RUN,
+        ("_callbacks", "_create_placement_group", "_create_workers"),
+    ),
+    Name(
+        f"{_TRAIN}.execution.worker_group.placement_group_handle",
+        "DefaultPlacementGroupHandle",
+        "the base of raymb.driver.controller.Places, which outlive workers that failed",
+        _NO_RUN,
+        ("shutdown",),
     ),
     Name(
         f"{_TRAIN}.execution.callback",
         "WorkerGroupCallback",
-        "the base of PlacementCallback: looks where Ray has placed the workers before they import Megatron",
+        "the base of Placement, which keeps where Ray has placed the workers",
         _NO_RUN,
         ("after_worker_group_start",),
     ),
@@ -217,7 +274,13 @@ MEMBERS = (
         "TorchTrainer",
         "overridden: the callbacks that a run does not use are left out, and the controller gets raymb's policies",
         "Ray Train's own callbacks and policies are used: slower starts, and restarts that --max_failures alone counts",
-        ("_create_default_callbacks", "_initialize_and_run_controller"),
+        ("_create_default_callbacks", "_initialize_and_run_controller", "_register_sigint_handler"),
+    ),
+    Name(
+        "ray.train.v2.api.data_parallel_trainer",
+        "TrainController",
+        "replaced by raymb.driver.controller.Controller: which controller TorchTrainer starts",
+        "no run starts: the policies wait for a Placement that only that controller gives them",
     ),
     Name(
         "ray.train",

@@ -234,7 +234,7 @@ class Cluster(Section):
     """Workers that a node holds, for the plan; Ray places the workers. Default: 8, or all workers if there are less."""
     placement: Literal["pack", "spread"] = "pack"
     """How Ray places the workers: on as few nodes as have room for them, or on as many as there are. The ranks of a
-    tensor parallel group must come onto one node either way."""
+    tensor parallel group come onto one node either way."""
     omp_num_threads: Size | None = None
     """OMP_NUM_THREADS of a worker; default: the CPUs of the machine shared among its workers (CPU), 1 (CUDA)."""
     wait_for_resources: Annotated[float, Field(ge=0)] | Auto = "auto"
