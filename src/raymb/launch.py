@@ -235,7 +235,12 @@ def _trained(
     job: Job, trainer: RaymbTrainer, place: directories.RunDir, console: Console, began: float, monitor: Monitor
 ) -> int:
     resilience = job.spec.resilience
-    interrupts = Interrupts(lambda: monitor.ask_to_stop("interrupted"), resilience.grace_time)
+
+    def ask() -> bool:
+        interrupts.grace = resilience.grace(monitor.seconds_of_a_save)
+        return monitor.ask_to_stop("interrupted")
+
+    interrupts = Interrupts(ask, resilience.grace_time)
     failure: BaseException | None = None
     try:
         with (

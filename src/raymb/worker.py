@@ -50,7 +50,7 @@ def train(job: Job, progress: Progress, emit: Emit, register: Callable[[str, int
     keep_loss = spikes.parts.append if job.spec.resilience.loss_spike else None
     forward_step, counter = counting_forward_step(job, progress.beat, keep_loss)
     callbacks = make_callbacks(job, counter, spikes, emit, saving, stop)
-    exporting, exports = HuggingFaceExport(job, hf_bridge, emit), None
+    exporting, exports = HuggingFaceExport(job, hf_bridge, emit, progress), None
     if job.spec.checkpoint.export_hf:
         callbacks.append(exporting)
         saving.exports = exports = Exports(job, emit, progress.beat) if dist.get_rank() == 0 else None
@@ -87,7 +87,7 @@ def export(job: Job, progress: Progress, emit: Emit) -> None:
     hf_bridge, model = load_model(job)
     progress.enter("exporting")
     emit({"kind": "phase", "text": "writing and verifying the export"})
-    written = write_results(hf_bridge, model, job)
+    written = write_results(hf_bridge, model, job, progress)
     del model
     if dist.get_rank() == 0:
         findings = finish(written, progress.beat)
@@ -165,7 +165,7 @@ def train_under_ray(config: dict[str, Any]) -> None:
     _log_to(Path(job.log_dir, f"worker-{rank:05d}.log"))
     progress = Progress()
     accelerator = ACCELERATORS[job.backend]
-    join_process_group(accelerator.distributed_backend, accelerator.device())
+    join_process_group(accelerator.distributed_backend, accelerator.device(), job.spec.resilience.nccl_timeout)
     sender = Sender(config["hub"], _status(rank, progress), listens=rank == 0, ranks=context.get_world_size())
     progress.listeners.append(sender.wake)
     stop = make_stop()
@@ -182,9 +182,10 @@ def train_under_ray(config: dict[str, Any]) -> None:
         lambda others: sender.emit({"kind": "hang", "rank": rank, "in": progress.describe(), "others": others}),
     )
     emit = sender.emit if rank == 0 else _only_measurements(sender.emit)
-    fetch_rows(Path(job.data_dir).name, job.spec.run.storage_path)
-    fetch_model(job.model_path, job.spec.run.storage_path)
-    job = _with_local_model(job, context)
+    with progress.waiting():  # one downloads for its machine, whose transfers have times of their own
+        fetch_rows(Path(job.data_dir).name, job.spec.run.storage_path)
+        fetch_model(job.model_path, job.spec.run.storage_path)
+    job = _with_local_model(job, context, progress)
     try:
         register = _register if Path(job.checkpoint_dir).is_relative_to(job.run_dir) else _mention
         if job.task == "export":
@@ -200,7 +201,7 @@ def train_under_ray(config: dict[str, Any]) -> None:
         raise WorkersStopped(stop.reason, progress.step)
 
 
-def _with_local_model(job: Job, context: Any) -> Job:
+def _with_local_model(job: Job, context: Any, progress: Progress) -> Job:
     """The job with its model as a directory of this machine: one rank of each machine asks the hub, the others wait."""
     from torch.distributed.distributed_c10d import _get_default_store
 
@@ -211,7 +212,8 @@ def _with_local_model(job: Job, context: Any) -> Job:
     if context.get_local_rank() == 0:
         job = job.with_local_model()
         store.set(key, job.model_path)
-    store.wait([key], timedelta(days=1))
+    with progress.waiting():
+        store.wait([key], timedelta(days=1))
     return replace(job, model_path=store.get(key).decode())
 
 
@@ -226,12 +228,16 @@ def make_stop() -> Any:
     return StopTogether(store.clone(), dist.get_rank(), dist.get_world_size())
 
 
-def join_process_group(backend: str, device: Any) -> None:
-    """Bridge skips its own init, device choice and barrier when the group exists."""
+def join_process_group(backend: str, device: Any, timeout: float) -> None:
+    """Bridge skips its own init, device choice and barrier when the group exists.
+
+    Args:
+        timeout: seconds after which a collective fails that some rank has not joined.
+    """
     import torch.distributed as dist
 
     if not dist.is_initialized():
-        dist.init_process_group(backend, timeout=timedelta(minutes=30))
+        dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
     dist.barrier(device_ids=[device.index] if device.type == "cuda" else None)
 
 

@@ -323,6 +323,14 @@ def test_a_node_that_was_taken_away_at_once_is_a_preemption_too(hub: Hub) -> Non
     assert policy.make_decision(taken) == RAISE, "both are counted together"
 
 
+@pytest.mark.parametrize(("asked", "took", "seconds"), [(30, 0, 30), (30, 10, 30), (30, 400, 800), (0, 400, 0)])
+def test_a_node_that_is_taken_away_leaves_as_long_as_a_save_takes(
+    hub: Hub, asked: float, took: float, seconds: float
+) -> None:
+    hub.last_save = SimpleNamespace(remote=lambda: took)
+    assert _policy(hub).grace(asked) == seconds
+
+
 def test_a_resize_costs_nothing(hub: Hub) -> None:
     policy = _policy(hub, max_failures=0, max_preemptions=0)
     assert policy.make_decision(_workers({0: WorkersStopped("resize", 12), 1: WorkersStopped("resize", 12)})) == RETRY

@@ -20,7 +20,7 @@ from raymb.rank import hang
 from raymb.rank.hang import HangWatch
 from raymb.rank.progress import Progress
 
-SOURCES = Path(__file__).parents[1] / "src"
+SOURCES = Path(__file__).parents[2] / "src"
 WATCHED = """
 import ctypes, faulthandler, json, sys, threading, time
 from pathlib import Path
@@ -111,6 +111,9 @@ def test_a_peer_that_continues_in_time_is_not_killed(tmp_path: Path, sleeper: Ca
 PROGRESS = {
     "forward passes": "for _ in range(15):\n    time.sleep(0.2)\n    progress.beat()",
     "steps": "for step in range(15):\n    time.sleep(0.2)\n    progress.finished(step)",
+    "a written file": "for _ in range(15):\n    time.sleep(0.2)\n    open('/dev/null', 'wb').write(b'.' * 400000)",
+    "a read file": "for _ in range(15):\n    time.sleep(0.2)\n    open('/dev/zero', 'rb').read(400000)",
+    "another rank that is waited for": "with progress.waiting():\n    time.sleep(3)",
     "phases": "for number in range(15):\n    time.sleep(0.2)\n    progress.enter(('saving', 'step')[number % 2])",
 }
 
@@ -120,6 +123,19 @@ def test_a_rank_that_makes_progress_lives_on(program: str, tmp_path: Path) -> No
     done = _run(program, tmp_path, 1)
     assert done.returncode == 0, done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_rank_that_moves_bytes_slower_than_any_transfer_may_be_is_none_that_makes_progress(tmp_path: Path) -> None:
+    """Logs, and the pipes of other threads."""
+    program = "for _ in range(50):\n    time.sleep(0.2)\n    open('/dev/null', 'wb').write(bytes(100000))"
+    assert _run(program, tmp_path, 1).returncode == -signal.SIGKILL
+
+
+def test_a_wait_that_is_over_counts_from_its_end(tmp_path: Path) -> None:
+    program = "with progress.waiting():\n    time.sleep(2)\nwaits_for_nobody()"
+    began = time.monotonic()
+    assert _run(program, tmp_path, 1).returncode == -signal.SIGKILL
+    assert time.monotonic() - began > 3
 
 
 def test_after_close_it_watches_no_more(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from raymb.run.job import Job
 def main() -> None:
     job, out = Job.from_json(Path(sys.argv[1]).read_text()), Path(sys.argv[2])
     accelerator = ACCELERATORS[job.backend]
-    worker.join_process_group(accelerator.distributed_backend, accelerator.device())
+    worker.join_process_group(accelerator.distributed_backend, accelerator.device(), job.spec.resilience.nccl_timeout)
     prepare = worker.prepare
     callbacks: list[Any] = []
 

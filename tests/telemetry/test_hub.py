@@ -233,7 +233,9 @@ def test_hub_answers_with_the_drivers_request_until_it_is_taken_back() -> None:
 def test_hub_knows_the_newest_checkpoint_when_the_records_are_gone() -> None:
     actor = _hub()
     assert actor.newest_checkpoint() == 0
-    actor.push([{"kind": "checkpoint", "step": 10}, {"kind": "part", "step": 11}, {"kind": "checkpoint", "step": 20}])
+    actor.push([{"kind": "checkpoint", "step": 10}, {"kind": "part", "step": 11}])
+    actor.push([{"kind": "checkpoint", "step": 20, "seconds": 7.5}])
+    assert actor.last_save() == 7.5
     actor.take(3)
     assert actor.newest_checkpoint() == 20
 

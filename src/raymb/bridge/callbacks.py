@@ -301,10 +301,11 @@ class HuggingFaceExport(Callback):
     last_step: of a training that has come to its end, else None; written: what of it is to be verified.
     """
 
-    def __init__(self, job: Job, hf_bridge: AutoBridge, emit: Emit):
+    def __init__(self, job: Job, hf_bridge: AutoBridge, emit: Emit, progress: Progress):
         self.job = job
         self.hf_bridge = hf_bridge
         self.emit = emit
+        self.progress = progress
         self.last_step: int | None = None
         self.written: UnverifiedExport | None = None
 
@@ -315,4 +316,4 @@ class HuggingFaceExport(Callback):
         if torch.distributed.get_rank() == 0:
             what = "model" if self.job.plan.adapters is None else "adapter"
             self.emit({"kind": "phase", "text": f"writing the Hugging Face {what}"})
-        self.written = export.write_results(self.hf_bridge, context.model, self.job)
+        self.written = export.write_results(self.hf_bridge, context.model, self.job, self.progress)

@@ -42,7 +42,7 @@ class Manager(DefaultCheckpointManager):
                 f"the training waited {waited:.0f} s for the checkpoint before to be written: --save_interval "
                 f"{saving.job.spec.checkpoint.save_interval} is too short for this storage"
             )
-        step = ctx.state.train_state.step
+        step, saving.begun = ctx.state.train_state.step, time.monotonic()
         saving.clear(step)
         writes.begin(step, saving.metric(step))
         if saving.job.spec.parallel.fsdp:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -89,7 +90,7 @@ def build_config(
         tokenizer=_tokenizer(job),
         checkpoint=_checkpoint(job, load_dir, load_random_state),
         rng=RNGConfig(seed=job.spec.train.seed, te_rng_tracker=job.spec.performance.cuda_graphs),
-        dist=DistributedInitConfig(),
+        dist=DistributedInitConfig(distributed_timeout_minutes=math.ceil(job.spec.resilience.nccl_timeout / 60)),
         peft=adapters,
         mixed_precision=_mixed_precision(job, precision),
     )

@@ -13,6 +13,7 @@ from megatron.bridge.models.conversion.auto_bridge import AutoBridge
 from safetensors import SafetensorError
 
 from raymb.bridge.adapters import make_adapters
+from raymb.bridge.collectives import wait_for_first
 from raymb.bridge.export_adapter import write_adapter
 from raymb.bridge.reference import write_reference
 from raymb.bridge.rounding import as_written
@@ -30,16 +31,18 @@ from raymb.model.tensor_files import (
     type_to_write,
 )
 from raymb.rank.accelerator import precision_of
+from raymb.rank.progress import Progress
 from raymb.run.job import Job
 from raymb.run.unverified import UnverifiedExport, VerificationRequest
 
 
-def write_results(hf_bridge: AutoBridge, model: list[Any], job: Job) -> UnverifiedExport:
+def write_results(hf_bridge: AutoBridge, model: list[Any], job: Job, progress: Progress) -> UnverifiedExport:
     """Write what a run is for beside where it is to be: the model, or its adapters (and with --merge the model that
     they make). Collective, called on every rank.
 
     Args:
         model: this rank's model chunks.
+        progress: is told of each tensor.
 
     Raises:
         RunFailed: the file system does not take it; nothing is left then.
@@ -59,7 +62,7 @@ def write_results(hf_bridge: AutoBridge, model: list[Any], job: Job) -> Unverifi
         rounding = as_written(hf_bridge, model, job) if whole else contextlib.nullcontext(False)
         write_reference(model, job, reference, rounding)
         if whole:
-            _write_model(hf_bridge, model, job, first)
+            _write_model(hf_bridge, model, job, first, progress)
         else:
             _write_adapter(hf_bridge, model, job, *directories.values())
         if dist.get_rank() == 0:
@@ -67,7 +70,7 @@ def write_results(hf_bridge: AutoBridge, model: list[Any], job: Job) -> Unverifi
             trained = (read_manifest(Path(job.data_dir)) or {}).get("stop_tokens", [])
             for partial in directories.values():
                 add_stop_tokens(partial, Path(job.model_path), trained)
-        dist.barrier()
+        wait_for_first(progress)
     request = VerificationRequest(
         base=job.model_path,
         model=str(directories.get(Path(job.hf_dir), "")),
@@ -113,7 +116,7 @@ def _write_small_files(hf_bridge: AutoBridge, job: Job, directories: dict[Path, 
             name_tokenizer_class(partial, type(hf_bridge.hf_pretrained.tokenizer).__name__)
 
 
-def _write_model(hf_bridge: AutoBridge, model: list[Any], job: Job, partial: Path) -> None:
+def _write_model(hf_bridge: AutoBridge, model: list[Any], job: Job, partial: Path, progress: Progress) -> None:
     """A tensor at a time: rank 0 holds no more than a file, the others no more than a tensor. Layers of multi-token
     prediction, which are not trained, are the source's."""
     files = TensorFiles(partial) if dist.get_rank() == 0 else None
@@ -121,6 +124,7 @@ def _write_model(hf_bridge: AutoBridge, model: list[Any], job: Job, partial: Pat
     types = tensor_types(source)
     untrained = set(prediction_tensors(types, sum(job.plan.layers_per_stage)))
     for name, tensor in hf_bridge.export_hf_weights(model, cpu=True, show_progress=False):
+        progress.beat()
         if files is not None and name not in untrained:  # GLM-4.7-Flash's bridge writes the output layer there, too
             whole = trimmed(name, tensor, job.plan.padded_vocab_size, job.vocab_size)
             files.add(name, converted(whole, asked, types.get(name)))

@@ -59,6 +59,7 @@ class Saving:
         self.warned = False
         self.written: int | None = None
         self.parts: list[str] = []  # of it, the files that ranks have uploaded themselves
+        self.begun = time.monotonic()
         self.before: Callable[[Any], None] = lambda context: None
         self.train_loss: Callable[[], float] = lambda: float("-inf")
         self.remote = RemoteCheckpoints.of(job)
@@ -179,7 +180,7 @@ class Saving:
             self.warn(f"the checkpoint of step {step} could not be published: {last_line(error)}")
             return
         if not again:
-            self.emit({"kind": "checkpoint", "step": step})
+            self.emit({"kind": "checkpoint", "step": step, "seconds": round(time.monotonic() - self.begun, 1)})
         try:
             if self.exports is not None and not again:
                 self.exports.saved(step)

@@ -26,6 +26,7 @@ from raymb.runtime.ray_internals import (
     NoopDecision,
     ResizeDecision,
 )
+from raymb.spec.sections import Resilience
 from raymb.telemetry.records import Failed
 
 _WOULD_COME_AGAIN = (
@@ -74,6 +75,17 @@ class RestartPolicy(DefaultFailurePolicy):
         if self.placement is not None and decision == FailureDecision.RETRY:
             self.placement.failed_on(_causes(failures))
         return self._decided(decision, failures, _text(cause), futile or self._used_up(decision))
+
+    def grace(self, asked: float) -> float:
+        """Seconds that the workers which stay have for a last checkpoint when a node is taken away.
+
+        Args:
+            asked: --grace_time.
+        """
+        seconds = 0.0
+        with contextlib.suppress(RayError):
+            seconds = ray.get(self.hub.last_save.remote(), timeout=10)
+        return Resilience(grace_time=asked).grace(seconds)
 
     def _without_workers(self, error: Any) -> FailureDecision:
         """Of the controller: a start that failed counts as a failure, anything else ends the run."""

@@ -170,6 +170,7 @@ def _failures(job: Job) -> FailureConfig:
     resilience = job.spec.resilience
     return FailureConfig(
         max_failures=resilience.max_failures,
+        preemption_grace_s=resilience.grace_time,
         max_preemption_failures=-1 if resilience.max_preemptions is None else resilience.max_preemptions,
     )
 

@@ -22,6 +22,7 @@ from raymb.export.model_card import write_card
 from raymb.model.remote_code import check_remote_code
 from raymb.model.shape import read_model_shape
 from raymb.model.tensor_files import tensor_types
+from raymb.rank.progress import Progress
 from raymb.run import directory as run_dir
 from raymb.run.fingerprint import described, differences, model_group
 from raymb.run.job import Job
@@ -85,7 +86,7 @@ def _write_alone(job: Job) -> UnverifiedExport:
         from raymb.bridge.from_checkpoint import load_model
 
         hf_bridge, model = load_model(job)
-        return write_results(hf_bridge, model, job)
+        return write_results(hf_bridge, model, job, Progress())
 
 
 def main() -> None:

@@ -13,16 +13,19 @@ from pathlib import Path
 from typing import IO
 
 from raymb.rank.progress import Progress
+from raymb.storage.transfer import SLOWEST
 
 _BEFORE_THE_FIRST_STEP = 900.0  # seconds at least: imports, loading and compiling are one long beat each
 _SECONDS_FOR_OTHERS = 3.0  # every rank writes its stacks before the first one ends
 
 
 class HangWatch:
-    """Watches this process' own progress.
+    """Watches this process' own progress. Whatever reads, hashes, writes or downloads files makes some, as long as it
+    is not slower than a transfer may be.
 
     Args:
-        timeout: seconds without a forward pass or a new phase, once the first step is done.
+        timeout: seconds without a forward pass, a new phase, an exported tensor or bytes that move, once the first step
+            is done.
         file: where the stacks of all threads go; made when there are some.
         peers: rank to process number of the ranks on this host.
         tell: called with the ranks on this host that are stopped or gone, before the process ends.
@@ -49,15 +52,17 @@ class HangWatch:
         faulthandler.cancel_dump_traceback_later()
 
     def _run(self) -> None:
-        last, since = -1, time.monotonic()
+        last, since, moved = -1, time.monotonic(), bytes_moved()
         interval = min(1.0, self.timeout / 10)
         while not self.closed.wait(interval):
-            if self.progress.beats != last:
-                last, since = self.progress.beats, time.monotonic()
+            now, seconds = bytes_moved(), time.monotonic() - since
+            moves = now - moved >= SLOWEST * max(1.0, seconds)
+            if self.progress.beats != last or self.progress.waits or moves:
+                last, since, moved = self.progress.beats, time.monotonic(), now
                 # If code in C holds the interpreter, this thread will not run again: a timer in C then writes the
                 # stacks to the worker's log and ends the process.
                 faulthandler.dump_traceback_later(self._limit() + 60, exit=True, file=2)
-            elif time.monotonic() - since >= self._limit():
+            elif seconds >= self._limit():
                 self._end()
 
     def _limit(self) -> float:
@@ -81,6 +86,17 @@ class HangWatch:
         file.write(f"no progress for {self.timeout:g} s in {self.progress.describe()}\n\n")
         file.flush()
         faulthandler.dump_traceback(file=file, all_threads=True)
+
+
+def bytes_moved() -> int:
+    """What this process has read and written so far: by calls, and by files that it has mapped. Sockets hardly count,
+    but what a download brings is written. 0 where the system does not tell."""
+    try:
+        text = Path("/proc/self/io").read_text(encoding="ascii")
+    except OSError:
+        return 0
+    counts = dict(line.split(": ") for line in text.splitlines())
+    return sum(int(counts[name]) for name in ("rchar", "wchar", "read_bytes"))
 
 
 def _state(pid: int) -> str:

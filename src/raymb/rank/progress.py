@@ -5,7 +5,8 @@ The training thread writes plain attributes and never waits; other threads read 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 
 
 class Progress:
@@ -13,13 +14,16 @@ class Progress:
 
     phase: importing, loading, first step, step, saving, validating, testing or exporting.
     step: the last finished step.
-    beats: grows with every phase and every forward pass; when it stands still, the rank does.
+    beats: grows with every phase, forward pass and exported tensor; when it stands still and no bytes move, the rank
+        does.
+    waits: for another rank, however long that one takes.
     """
 
     def __init__(self) -> None:
         self.phase = "importing"
         self.step = 0
         self.beats = 0
+        self.waits = False
         self.listeners: list[Callable[[], None]] = []
 
     def enter(self, phase: str) -> None:
@@ -29,6 +33,16 @@ class Progress:
             self.phase = phase
             for listener in self.listeners:
                 listener()
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """For another rank, which has a long piece of work for all and is watched itself."""
+        self.waits = True
+        try:
+            yield
+        finally:
+            self.beats += 1
+            self.waits = False
 
     def beat(self) -> None:
         self.beats += 1

@@ -287,7 +287,7 @@ _LEFT_OUT = {
     "logger.": "metrics are raymb's",
     "ddp.average_in_collective": "the loss is the mean over the global batch's trained tokens, in every layout",
     "ddp.grad_reduce_in_fp32": "",  # see _precision
-    "dist.distributed_timeout_minutes": "raymb joins the workers; see --hang_timeout",
+    "dist.distributed_timeout_minutes": "raymb joins the workers; see --nccl_timeout",
     "model.mtp_num_layers": "layers of multi-token prediction are not trained, but exported as they are",
     "dataset.": "",
     "ddp.check_for_": "--bad_loss looks at losses and gradients",

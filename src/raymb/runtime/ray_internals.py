@@ -216,7 +216,17 @@ NAMES = (
         "TrainController",
         "the base of raymb.driver.controller.Controller, which hears of an abort while it waits for resources",
         _NO_RUN,
-        ("_step", "_shutdown", "_shutdown_worker_group", "abort", "get_state", "get_worker_group", "worker_group_cls"),
+        (
+            "_failure_policy",
+            "_is_preemption_deadline_exceeded",
+            "_shutdown",
+            "_shutdown_worker_group",
+            "_step",
+            "abort",
+            "get_state",
+            "get_worker_group",
+            "worker_group_cls",
+        ),
     ),
     Name(
         f"{_TRAIN}.execution.worker_group.worker_group",

@@ -179,17 +179,26 @@ class Resilience(Section):
     max_preemptions: int | None = Field(default=None, ge=0)
     """Restarts after preempted nodes; default: no limit."""
     grace_time: float = Field(default=30.0, ge=0)
-    """Seconds that Ctrl-C, SIGTERM or a preemption leave for a last checkpoint; 0 for none."""
+    """Seconds that Ctrl-C, SIGTERM or a preemption leave for a last checkpoint, or twice what the one before took, if
+    that is more; 0 for none."""
     max_time: str | None = Field(default=None, pattern=r"^(\d+(\.\d+)?[smhd]?|(\d+-)?\d+:\d\d(:\d\d)?)$")
     """Stop with a checkpoint after this time: seconds, 90m, 2h, 1d, or [DAYS-]HH:MM[:SS]. The same command resumes."""
     hang_timeout: float = Field(default=1800.0, ge=0)
-    """Seconds without progress after which a rank's stacks are written and the workers restart; 0 for never."""
+    """Seconds without progress after which a rank's stacks are written and the workers restart; 0 for never. Files that
+    are read, written or downloaded are progress, at 1 MiB/s or more."""
+    nccl_timeout: float = bridge("dist.distributed_timeout_minutes", default=1800.0, gt=0)
+    """Seconds after which a collective that some rank has not joined fails, on GPUs (NCCL) and CPUs (gloo); those of
+    Megatron's groups in whole minutes, rounded up. A rank that has work for all meanwhile needs more."""
     bad_loss: Literal["fail", "skip", "rollback"] = bridge("train.iterations_to_skip", default="fail")
     """What a NaN (or --loss_spike) does: end the run; leave the step's update out; or go back to the newest checkpoint
     and leave the step's batch out."""
     loss_spike: float | None = Field(default=None, gt=1)
     """A loss of more than this many times the median of the last 32 steps counts as bad, too. One more collective a
     step."""
+
+    def grace(self, last_save: float) -> float:
+        """Seconds for a last checkpoint, where the one before took so many."""
+        return self.grace_time and max(self.grace_time, 2 * last_save)
 
 
 class Run(Section):
@@ -239,7 +248,7 @@ class Cluster(Section):
     """OMP_NUM_THREADS of a worker; default: the CPUs of the machine shared among its workers (CPU), 1 (CUDA)."""
     wait_for_resources: Annotated[float, Field(ge=0)] | Auto = "auto"
     """Seconds to wait for the cluster to have the resources that the plan needs, and to have them free. auto: 60, or
-    900 where an autoscaler can bring nodes."""
+    900 where an autoscaler can bring nodes, or a run that has trained waits for a node to come back."""
     working_dir: Path | None = None
     """Directory to upload to the cluster: the workers start in a copy of it, and have this raymb, too; their other
     packages must be there. For `.`, leave large files out with .gitignore."""

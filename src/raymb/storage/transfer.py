@@ -20,7 +20,8 @@ from typing import Any
 _AT_ONCE = 4  # files; s3fs moves as many parts of a large one at once, each held in memory
 _PAUSES = (1.0, 4.0)  # seconds before something is tried again
 _SECONDS_FOR_AN_ANSWER = 20.0
-_SLOWEST = 1 << 20  # bytes a second of one file, below which a transfer counts as stuck
+SLOWEST = 1 << 20
+"""Bytes a second, below which a transfer counts as stuck."""
 
 
 class WrongSize(OSError):
@@ -55,7 +56,7 @@ def ask(
         seconds: for an answer without them.
         pauses: seconds before each further try.
     """
-    limit = (_SECONDS_FOR_AN_ANSWER if seconds is None else seconds) + size / _SLOWEST
+    limit = (_SECONDS_FOR_AN_ANSWER if seconds is None else seconds) + size / SLOWEST
     pauses = _PAUSES if pauses is None else pauses
     for pause in (*pauses, None):
         try:

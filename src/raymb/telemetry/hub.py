@@ -37,13 +37,14 @@ class Hub:
         self.delivered = 0
         self.command = ""
         self.checkpoint = 0
+        self.seconds_of_a_save = 0.0
 
     def push(self, records: list[Record]) -> str:
         """Take records; answer with what the ranks are asked to do, "" for nothing."""
         self.records += records
         for record in records:
             if record["kind"] == "checkpoint":
-                self.checkpoint = record["step"]
+                self.checkpoint, self.seconds_of_a_save = record["step"], record.get("seconds", 0.0)
         return self.command
 
     def ask(self, command: str) -> None:
@@ -54,6 +55,10 @@ class Hub:
         """The ranks have done what they were asked, unless they are asked for something else by now."""
         if self.command == command:
             self.command = ""
+
+    def last_save(self) -> float:
+        """Seconds that the newest checkpoint took, 0 for none."""
+        return self.seconds_of_a_save
 
     def newest_checkpoint(self) -> int:
         """The step of the newest checkpoint that was written in this job, 0 for none."""

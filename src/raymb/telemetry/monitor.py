@@ -69,6 +69,7 @@ class Monitor:
         self.failures = Failures(place.failures, place.logs, RAY_SAID)
         self.hub = hub
         self.trains = False
+        self.seconds_of_a_save = 0.0
         self.terminal = Terminal(console, job.train_iters)
         self.terminal.phase(f"starting {job.layout.num_workers} {job.backend} workers")
         self.events = Events(place.events) if job.task == "train" else None
@@ -151,6 +152,7 @@ class Monitor:
 
     def _saved(self, record: Saved) -> None:
         self._note("checkpoint", step=record["step"])
+        self.seconds_of_a_save = record.get("seconds", 0.0)
         self.terminal.checkpoint(record["step"])
 
     def _exported(self, record: Export) -> None:

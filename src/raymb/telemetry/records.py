@@ -87,10 +87,11 @@ class HeldOutLoss(TypedDict):
 
 
 class Saved(TypedDict):
-    """A checkpoint is whole."""
+    """A checkpoint is whole, so many seconds after it was begun."""
 
     kind: Literal["checkpoint"]
     step: int
+    seconds: NotRequired[float]
 
 
 class Findings(TypedDict):
