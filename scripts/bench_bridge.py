@@ -26,7 +26,7 @@ def main() -> None:
     for file in sys.argv[1:]:
         job = Job.from_json(Path(file).read_text(encoding="utf-8"))
         accelerator = ACCELERATORS[job.backend]
-        join_process_group(accelerator.distributed_backend, accelerator.device())
+        join_process_group(accelerator.distributed_backend, accelerator.device(), job.spec.resilience.nccl_timeout)
         config, _, _ = prepare(job, Progress(), lambda record: None)
         config.checkpoint.save, config.checkpoint.async_save = None, False
         torch.cuda.reset_peak_memory_stats()
