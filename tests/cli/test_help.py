@@ -160,10 +160,11 @@ def rows_file(directory: Path) -> Path:
     return file
 
 
-def test_dry_run_prints_a_spec_that_repeats_it_and_makes_rows_only(shape_only_model_dir, tmp_path, capsys):
+def test_dry_run_prints_a_spec_that_repeats_it_and_makes_rows_only(shape_only_model_dir, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "sesame")
     storage = tmp_path / "runs"
     words = ["--hf_model_path", str(shape_only_model_dir), "--dataset", str(rows_file(tmp_path)), "--backend", "cpu"]
-    words += ["--storage_path", str(storage), "--env", "HF_TOKEN=sesame", "--env", "NCCL_DEBUG=INFO", "--num_workers=2"]
+    words += ["--storage_path", str(storage), "--env", "HF_TOKEN", "--env", "NCCL_DEBUG=INFO", "--num_workers=2"]
     assert main(["finetune", "--dry_run", *words]) == 0
     text = capsys.readouterr().out
     assert "19 rows to train on, 1 for validation" in text
