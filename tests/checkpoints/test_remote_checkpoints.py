@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from tests.s3 import s3_environment
 
+from raymb.checkpoints.fetching import fetch_what_is_read
 from raymb.checkpoints.manifest import (
     MANIFEST,
     best_of,
@@ -206,3 +207,35 @@ def test_one_machine_can_have_all_of_it(run: Run) -> None:
     fresh = RemoteCheckpoints(run.there, run.home / "0" / "run")
     with pytest.raises(StorageError, match=r"iter_0000010 is not whole: __1_0\.distcp has another"):
         fresh.fetch_here(directory)
+
+
+def test_torchs_own_reader_reads_what_is_not_here_and_no_other_file(
+    s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+    from torch.distributed import checkpoint as dcp
+    from torch.distributed.checkpoint.api import CheckpointException
+    from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+
+    monkeypatch.setattr(FileSystemReader, "read_data", FileSystemReader.read_data)  # is put back at the end
+    remote = RemoteCheckpoints(Remote(f"{s3}/run"), tmp_path / "run")
+    directory = Path(iteration_dir(tmp_path / "run" / "checkpoints", 10))
+    state = {name: torch.full((1000,), float(number)) for number, name in enumerate(("weight", "exp_avg"))}
+    dcp.save(state, storage_writer=FileSystemWriter(directory, thread_count=2), no_dist=True)
+    parts = sorted(path.name for path in directory.glob("__*"))
+    assert len(parts) == 2
+    write_manifest(directory, describe_files(directory.iterdir()), {"step": 10})
+    remote.finish(directory, [])
+    shutil.rmtree(directory)
+    remote.begin(str(directory))
+    files = (read_manifest(directory) or {})["files"]
+    assert remote.have(str(directory), {".metadata": files[".metadata"]}) == ""
+    fetch_what_is_read(remote)
+    wanted = {"exp_avg": torch.zeros(1000)}
+    dcp.load(wanted, storage_reader=FileSystemReader(directory), no_dist=True)
+    assert torch.equal(wanted["exp_avg"], state["exp_avg"])
+    assert len(list(directory.glob("__*"))) == 1, "the other tensor's file is not read"
+    for part in parts:
+        remote.remote.write_text(f"checkpoints/iter_0000010/{part}", "x" * files[part]["bytes"])
+    with pytest.raises(CheckpointException, match="has another checksum"):
+        dcp.load({"weight": torch.zeros(1000)}, storage_reader=FileSystemReader(directory), no_dist=True)
