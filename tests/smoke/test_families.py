@@ -100,7 +100,7 @@ def test_experts_on_two_ranks(family: str, tmp_path: Path, rows: Path) -> None:
     from tests.smoke import oracle
 
     flags = {"hf_model_path": make_model(family, tmp_path / "model"), "dataset": rows, "train_iters": STEPS}
-    flags |= {"moe_aux_loss_coeff": 0, "expert_parallel_size": 2, **layout(family)}
+    flags |= {"moe_aux_loss_coeff": 0, "expert_parallel_size": 2, "expert_tensor_parallel_size": 1, **layout(family)}
     steps = train_variant(tmp_path, 4, *overrides_of(family), **flags)
     batches = batches_of(tmp_path / "run")[:STEPS]
     worst = worst_deviation(steps, oracle.train(flags["hf_model_path"], batches, MAIN_FLAGS["learning_rate"]))

@@ -6,6 +6,7 @@ import importlib
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from raymb.bridge.patches.patch import Patch, text_of, upstream
 from raymb.model.positions import complete_rotary
@@ -16,6 +17,7 @@ _HY3 = "megatron.bridge.models.hy_v3.hy_v3_bridge:HYV3Bridge.provider_bridge"
 _GLM5 = "megatron.bridge.models.glm_moe_dsa.glm5_bridge:GLM5Bridge.provider_bridge"
 _KWARGS = "megatron.bridge.models.conversion.model_bridge:MegatronModelBridge.hf_config_to_provider_kwargs"
 _MINIMAX = "megatron.bridge.models.minimax_m2.minimax_m2_bridge:_FullDimQKNormMapping"
+_FULL_NORM = "megatron.bridge.models.minimax_m2.minimax_m2_provider:_FullDimRMSNorm"
 _GEMMA4 = "megatron.bridge.models.gemma.gemma4_provider:Gemma4DenseProvider.build"
 _ASKED = {
     "HYV3ForCausalLM": {"first_k_dense_replace": 0},
@@ -88,6 +90,40 @@ def load_norms_of_minimax_m2_where_they_are() -> None:
     cls.hf_to_megatron = load
 
 
+class _SumOverHeads(torch.autograd.Function):
+    """Over all tensor parallel workers, each of which goes on with the sum: so its gradient is their sum, too."""
+
+    @staticmethod
+    def forward(ctx: Any, part: torch.Tensor, group: Any) -> torch.Tensor:
+        ctx.group = group
+        total = part.clone()
+        dist.all_reduce(total, group=group)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:  # type: ignore[override]
+        total = gradient.clone()
+        dist.all_reduce(total, group=ctx.group)
+        return total, None
+
+
+def give_norms_of_minimax_m2_their_gradient() -> None:
+    """Whole, with tensor parallel workers."""
+
+    def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
+        """x [sequence, batch, heads of this worker, head]"""
+        flat = x.reshape(*x.shape[:2], -1)
+        wide, group = flat.to(torch.float32), self._tp_group_getter()
+        squares = wide.pow(2).sum(-1, keepdim=True)
+        if group is not None and dist.get_world_size(group) > 1:
+            # With fewer key-value groups than workers several have the same ones.
+            squares = _SumOverHeads.apply(squares, group) * (self.shard_world_size / dist.get_world_size(group))
+        normed = wide * torch.rsqrt(squares / self.global_dim + self.eps)
+        return (self.weight * normed.to(flat.dtype)).reshape(x.shape)
+
+    upstream(_FULL_NORM).forward = forward
+
+
 def pad_vocabulary_of_gemma4_once(provider: Any) -> None:
     """The plan has padded it."""
     if hasattr(provider, "global_kv_channels"):  # the provider of models without experts
@@ -102,6 +138,7 @@ def mend(hf_config: Any, provider: Any, architecture: str) -> None:
         give_exaone4_attention_of_transformer_engine(provider)
     if architecture == "MiniMaxM2ForCausalLM":
         load_norms_of_minimax_m2_where_they_are()
+        give_norms_of_minimax_m2_their_gradient()
     if architecture == "Gemma4ForCausalLM":
         pad_vocabulary_of_gemma4_once(provider)
 
@@ -123,6 +160,11 @@ def _has_no_output_layer() -> bool:
 def _loads_norms_on_gpus_only() -> bool:
     importlib.import_module("megatron.bridge.models.conversion.auto_bridge")  # first: it is part of a circle
     return 'torch.device("cuda", torch.cuda.current_device())' in text_of(f"{_MINIMAX}.hf_to_megatron")
+
+
+def _sums_without_a_gradient() -> bool:
+    importlib.import_module("megatron.bridge.models.conversion.auto_bridge")  # first: it is part of a circle
+    return "dist.all_reduce(local_ss, op=dist.ReduceOp.SUM, group=tp_group)" in text_of(f"{_FULL_NORM}.forward")
 
 
 def _pads_the_vocabulary() -> bool:
@@ -190,5 +232,14 @@ PATCHES = (
         "asks for a CUDA device by number: with tensor parallel workers on CPUs loading ends in a TypeError",
         _loads_norms_on_gpus_only,
         load_norms_of_minimax_m2_where_they_are,
+    ),
+    Patch(
+        "gradient of MiniMax-M2's norms",
+        "megatron-bridge",
+        "0.6.2",
+        f"{_FULL_NORM}.forward",
+        "adds up squares over tensor parallel workers by a collective without a gradient: gradients are off by 0.3 %",
+        _sums_without_a_gradient,
+        give_norms_of_minimax_m2_their_gradient,
     ),
 )
