@@ -12,7 +12,7 @@ from tests.families import make_model
 from tests.smoke.conftest import MAIN_FLAGS, batches_of, read_metrics, worst_deviation
 
 pytestmark = [pytest.mark.smoke, pytest.mark.timeout(400)]
-DENSE, MOE = "Qwen2", "Qwen3-MoE"
+DENSE, MOE, ODD = "Qwen2", "Qwen3-MoE", "Qwen2 with 305 tokens"
 
 
 class Case(NamedTuple):
@@ -27,6 +27,7 @@ CASES = {
     "tp1": Case(1, {}, slow=True),
     "tp2-without-sequence-parallel": Case(2, {"tensor_parallel_size": 2, "sequence_parallel": "false"}, slow=True),
     "tp2": Case(2, {"tensor_parallel_size": 2}, slow=True),  # sequence parallel is auto's choice
+    "tp2-odd-vocabulary": Case(2, {"tensor_parallel_size": 2}, ODD, slow=True),  # padded to 306
     "pp2": Case(2, {"pipeline_parallel_size": 2}, slow=True),
     "dp2": Case(2, {}, slow=True),
     "tp2-pp2": Case(4, {"tensor_parallel_size": 2, "pipeline_parallel_size": 2}),
@@ -50,7 +51,9 @@ CASES = {
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory, tiny_qwen2: Path) -> dict[str, Path]:
-    return {DENSE: tiny_qwen2, MOE: make_model(MOE, tmp_path_factory.mktemp("models") / "tiny-qwen3-moe")}
+    place = tmp_path_factory.mktemp("models")
+    odd = make_model("Qwen2", place / "odd-vocabulary", vocab_size=305)
+    return {DENSE: tiny_qwen2, MOE: make_model(MOE, place / "tiny-qwen3-moe"), ODD: odd}
 
 
 @pytest.fixture(scope="module")

@@ -31,6 +31,7 @@ from raymb.bridge.moe import moe_settings
 from raymb.bridge.overrides import apply_overrides, set_field
 from raymb.bridge.patches import collectives, families, models, positions, routing
 from raymb.bridge.patches.attention import check_attention, leave_attention_to_transformer_engine
+from raymb.bridge.vocabulary import leave_out_padding
 from raymb.model.vision import vision_architecture
 from raymb.plan.layout import evaluation_batches
 from raymb.rank.accelerator import ACCELERATORS, Accelerator, precision_of
@@ -152,6 +153,8 @@ def _model(job: Job, hf_bridge: AutoBridge, accelerator: Accelerator, precision:
         settings["moe_router_bias_update_rate"] = 0.0  # part of the model, which is frozen and not exported
     for name, value in settings.items():
         setattr(provider, name, value)
+    if job.plan.padded_vocab_size > job.vocab_size:
+        provider.register_pre_wrap_hook(partial(leave_out_padding, job.vocab_size))
     if job.spec.train.freezes:
         provider.register_pre_wrap_hook(partial(freeze, hf_bridge, job.spec.train))
     return provider
