@@ -39,11 +39,11 @@ def add_before_norm(wrapper: Any) -> Any:
 
 def _adds_after_norms() -> bool:
     norms_within = "return self.post_layernorm(output), bias" in text_of(_NORMED)
-    sums = ("return linear_output + adapter_output, bias", "mag_norm_scale * (linear_output + adapter_output)")
-    texts = (text_of(_LORA), text_of(_DORA))
-    return norms_within and all(
-        total in text and "norm(" not in text.partition(total)[2] for total, text in zip(sums, texts, strict=True)
-    )
+    sums = {
+        _LORA: "return linear_output + adapter_output, bias",
+        _DORA: "return mag_norm_scale * (linear_output + adapter_output) + dropout_correction, bias",
+    }
+    return norms_within and all(total in text_of(symbol) for symbol, total in sums.items())
 
 
 PATCHES = (
