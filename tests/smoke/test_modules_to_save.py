@@ -37,7 +37,7 @@ def test_trained_as_peft_trains_them(
     """Qwen2's output layer is its embedding. No worker has as many rows as the next: 305 do not divide by 2."""
     model = make_model(family, tmp_path / "model", vocab_size=305)
     sizes = {"tensor_parallel_size": tensor, "pipeline_parallel_size": pipeline, "num_workers": tensor * pipeline}
-    given = {"modules_to_save": saved, "train_iters": 5, "dataset": rows, **sizes, **flags}
+    given = {"modules_to_save": saved, "train_iters": 5, "learning_rate": 1e-3, "dataset": rows, **sizes, **flags}
     kind = given.pop("peft", "lora")
     train_as_peft(tmp_path, model, kind, ALL, **given)
     config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
