@@ -20,14 +20,18 @@ from tests.conftest import resolved_job
 from tests.smoke.ray_nodes import RayNodes
 
 _RESERVE = """
-import json, sys
+import json, sys, time
 import ray
+from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
 from ray.util.placement_group import placement_group_table
 from raymb.driver.resources import Request, Reservation
 
+maybe_enable_token_auth_if_token_available(warn_if_disabled=False)  # the nodes do, too
 ray.init(sys.argv[1], log_to_driver=False)
 found = []
 for fields in json.loads(sys.argv[2]):
+    while ray.available_resources().get("CPU", 0) < 4:  # both nodes are there, and free again
+        time.sleep(0.1)
     places = Reservation(Request(**fields), 2, 1)
     assert places.is_there(60)
     found.append(len(set(placement_group_table(places.group)["bundles_to_node_id"].values())))
