@@ -49,7 +49,9 @@ class Run:
         self.place.logs.mkdir(parents=True)
         self.job: Any = SimpleNamespace(spec=spec, train_iters=40)
         self.said, self.asked = io.StringIO(), []
-        self.monitor: Any = SimpleNamespace(lost=threading.Event(), close=lambda: None, ask_to_stop=self._ask)
+        self.monitor: Any = SimpleNamespace(
+            lost=threading.Event(), close=lambda: None, ask_to_stop=self._ask, seconds_of_a_save=0.0
+        )
 
     def _ask(self, reason: str) -> bool:
         self.asked.append(reason)
@@ -69,7 +71,7 @@ class Run:
             for one in does:
                 one()
             signal.signal(signal.SIGINT, before)
-            return SimpleNamespace(error=None)
+            return SimpleNamespace(error=None, return_value=None)
 
         trainer: Any = SimpleNamespace(fit=fit)
         console = Console(file=self.said, width=300)

@@ -15,7 +15,9 @@ from rich.console import Console
 from raymb.checkpoints.format import check_format
 from raymb.checkpoints.remote import RemoteCheckpoints
 from raymb.data.sharing import share_rows
+from raymb.driver.after_training import finish_exports
 from raymb.driver.cluster import Cluster, Resources, connect, start_coordinator
+from raymb.driver.host_memory import memory_of_a_resharding_worker
 from raymb.driver.nodes import check_nodes
 from raymb.driver.outcome import (
     check_still_owned,
@@ -198,6 +200,7 @@ def _reshape(
         soft_wrap=True,
     )
     resources = cluster.resources_of_a_worker("cpu", "auto", workers)
+    resources = resources.with_memory(memory_of_a_resharding_worker(again, directory))
     monitor = Monitor((trainer := _trainer(again, cluster, resources, place)).hub, again, place, console, lost)
     interrupts = Interrupts(lambda: False, 0)
     try:
@@ -240,7 +243,7 @@ def _trained(
         interrupts.grace = resilience.grace(monitor.seconds_of_a_save)
         return monitor.ask_to_stop("interrupted")
 
-    interrupts = Interrupts(ask, resilience.grace_time)
+    interrupts, exporting = Interrupts(ask, resilience.grace_time), Interrupts(lambda: False, 0)
     failure: BaseException | None = None
     try:
         with (
@@ -248,13 +251,21 @@ def _trained(
             interrupts.ending(monitor.lost),
             _asking_at(resilience.max_time, began, monitor) as out_of_time,
         ):
-            failure = trainer.fit().error
+            result = trainer.fit()
+            failure = result.error
+        if failure is None and result.return_value and not monitor.lost.is_set():
+            with exporting.noted(), exporting.ending(monitor.lost):
+                finish_exports(result.return_value, job, monitor.hub, monitor.terminal.phase)
     except (Exception, SystemExit, KeyboardInterrupt) as error:  # Ray Train's own SIGINT handler exits
         failure = error
     finally:
         monitor.close()
     check_still_owned(place, monitor.lost)
     raise_refusal(failure)
+    if isinstance(failure, RunFailed):
+        raise failure
+    if exporting.received:
+        return say_how_to_resume("interrupted", EXIT_INTERRUPTED, job, place, console)
     if failure is not None and not (interrupts.aborted and not has_worker_failures(failure)):
         raise RunFailed(reason_of(failure), where_to_look(place)) from failure
     if failure is None and has_ended(job, place):

@@ -20,10 +20,13 @@ from raymb.rank import interrupt
 from raymb.rank.accelerator import ACCELERATORS
 from raymb.rank.progress import Progress
 from raymb.run.job import Job
+from raymb.run.unverified import LeftToExport
 from raymb.telemetry.records import Emit, RankStatus
 
 
-def train(job: Job, progress: Progress, emit: Emit, register: Callable[[str, int], None], stop: Any) -> None:
+def train(
+    job: Job, progress: Progress, emit: Emit, register: Callable[[str, int], None], stop: Any
+) -> LeftToExport | None:
     """Fine-tune with Bridge's own pretrain(), in a process group that exists.
 
     Args:
@@ -32,6 +35,9 @@ def train(job: Job, progress: Progress, emit: Emit, register: Callable[[str, int
         emit: takes one metrics record (a dict of plain values) and returns at once.
         register: called on every rank with (iteration directory, step) after a checkpoint is whole.
         stop: the StopTogether of this rank.
+
+    Returns:
+        on rank 0 of a training that has come to its end, what is left to do for its exports (Exports.conclude).
     """
     config, hf_bridge, losses = prepare(job, progress, emit)
     import torch.distributed as dist
@@ -62,12 +68,11 @@ def train(job: Job, progress: Progress, emit: Emit, register: Callable[[str, int
     finally:
         stop.close()
         saving.close()
-        if exports is not None and exporting.last_step is None:
-            exports.close()
+        if exports is not None:
+            exports.close()  # of its checkpoints those that are not there are made after the training, without its GPUs
     saving.check_published()
-    if exports is not None and exporting.last_step is not None:
-        progress.enter("verifying the export")
-        exports.conclude(exporting.last_step, exporting.written)
+    ended = exports is not None and exporting.last_step is not None
+    return LeftToExport(exporting.last_step or 0, exporting.written) if ended else None
 
 
 def export(job: Job, progress: Progress, emit: Emit) -> None:
@@ -146,12 +151,16 @@ def _read_ahead(job: Job) -> None:
         read_ahead(Path(job.model_path))
 
 
-def train_under_ray(config: dict[str, Any]) -> None:
+def train_under_ray(config: dict[str, Any]) -> dict[str, Any] | None:
     """Ray Train's per-worker function.
+
+    Returns:
+        what raymb.driver.after_training is to do for the exports, and where.
 
     Raises:
         WorkersStopped: all ranks have left with a checkpoint, for Ray Train to start them again.
     """
+    import ray
     import ray.train
 
     from raymb.data.sharing import fetch_rows
@@ -188,10 +197,7 @@ def train_under_ray(config: dict[str, Any]) -> None:
     job = _with_local_model(job, context, progress)
     try:
         register = _register if Path(job.checkpoint_dir).is_relative_to(job.run_dir) else _mention
-        if job.task == "export":
-            export(job, progress, emit)
-        else:
-            train(job, progress, emit, register, stop)
+        left = train(job, progress, emit, register, stop) if job.task != "export" else export(job, progress, emit)
     finally:
         interrupt.on_sigterm = None
         watch.close()
@@ -199,6 +205,7 @@ def train_under_ray(config: dict[str, Any]) -> None:
         _push_log(job, rank)
     if stop.left and stop.reason in ("preemption", "resize"):
         raise WorkersStopped(stop.reason, progress.step)
+    return left and {"job": job.to_json(), "left": left, "node": ray.get_runtime_context().get_node_id()}
 
 
 def _with_local_model(job: Job, context: Any, progress: Progress) -> Job:

@@ -122,3 +122,13 @@ def test_nsys_is_asked_for_before_workers_start(
     with pytest.raises(ClusterError, match=text) as caught:
         cluster.check_profiler("nsys", backend)
     assert "--profiler torch" in caught.value.hint
+
+
+def test_memory_is_asked_for_up_to_what_the_largest_node_has(
+    have: dict[str, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = Resources(1.0, 0, 1)
+    assert worker.to_dict() == {"CPU": 1.0}
+    _nodes(monkeypatch, {"CPU": 4.0, "memory": 4e9}, {"CPU": 4.0, "memory": 8e9})
+    assert worker.with_memory(1 << 30).to_dict() == {"CPU": 1.0, "memory": 1 << 30}
+    assert worker.with_memory(1 << 40).memory == 8_000_000_000

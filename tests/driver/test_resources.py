@@ -76,7 +76,7 @@ def table(monkeypatch: pytest.MonkeyPatch) -> Table:
             return there
 
     def total(nodes: dict[str, dict[str, float]]) -> dict[str, float]:
-        return {key: sum(node.get(key, 0) for node in nodes.values()) for key in ("CPU", "GPU")}
+        return {key: sum(node.get(key, 0) for node in nodes.values()) for key in ("CPU", "GPU", "memory")}
 
     monkeypatch.setattr(waiting, "placement_group", Group)
     monkeypatch.setattr(waiting, "remove_placement_group", lambda group: table.asked.append([]))
@@ -152,6 +152,15 @@ def test_workers_of_a_tensor_parallel_group_need_room_on_one_node(table: Table, 
         "room for workers, of which 2 must be on one node: 1 of 2 on host-0 (node-0), 1 of 2 on host-1 (node-1)"
     )
     assert table.asked == [[{"CPU": 2.0}], []], "one bundle a group"
+
+
+def test_memory_is_told_in_gib(table: Table) -> None:
+    table.__init__({"CPU": 8.0, "memory": 12.0 * 2**30})  # type: ignore[misc]
+    take(table, memory=2.0 * 2**30)
+    with pytest.raises(ClusterError) as caught:
+        wait(Resources(1.0, 0, 1, memory=4 << 30), 2, 0)
+    text = "8 GiB of memory asked (4 for each worker), 12 there, 2 of them free"
+    assert f"after 1 s: {text} (room for workers: 0 of 3 on host-0 (node-0))" in caught.value.message
 
 
 def test_a_group_that_is_larger_than_every_node_lies_on_several(table: Table) -> None:

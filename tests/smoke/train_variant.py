@@ -10,6 +10,7 @@ from typing import Any
 
 from raymb import worker
 from raymb.bridge.patches import imports
+from raymb.export.during import Exports
 from raymb.rank.accelerator import ACCELERATORS
 from raymb.rank.progress import Progress
 from raymb.run.job import Job
@@ -38,7 +39,9 @@ def main() -> None:
         if "grad_norm" in record:
             steps.append(record)
 
-    worker.train(job, Progress(), emit, lambda *args: None, worker.make_stop())
+    left = worker.train(job, Progress(), emit, lambda *args: None, worker.make_stop())
+    if left is not None:
+        Exports(job, emit, lambda: None).conclude(left)
     if steps:
         (out / "steps.json").write_text(json.dumps(steps))
 

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 from megatron.bridge.models.conversion.auto_bridge import AutoBridge
-from safetensors import SafetensorError
 
-from raymb.bridge.adapters import make_adapters
+from raymb.bridge.adapters import Adapters, make_adapters
 from raymb.bridge.collectives import wait_for_first
 from raymb.bridge.export_adapter import write_adapter
 from raymb.bridge.reference import write_reference
 from raymb.bridge.rounding import as_written
 from raymb.data.store import read_manifest
-from raymb.errors import RunFailed
-from raymb.model.merge import merge, tensors_of
+from raymb.model.merge import tensors_of
 from raymb.model.source_files import name_tokenizer_class, write_source_files
 from raymb.model.stop_tokens import add_stop_tokens
 from raymb.model.tensor_files import (
@@ -33,12 +30,12 @@ from raymb.model.tensor_files import (
 from raymb.rank.accelerator import precision_of
 from raymb.rank.progress import Progress
 from raymb.run.job import Job
-from raymb.run.unverified import UnverifiedExport, VerificationRequest
+from raymb.run.unverified import UnverifiedExport, VerificationRequest, or_nothing
 
 
 def write_results(hf_bridge: AutoBridge, model: list[Any], job: Job, progress: Progress) -> UnverifiedExport:
-    """Write what a run is for beside where it is to be: the model, or its adapters (and with --merge the model that
-    they make). Collective, called on every rank.
+    """Write what a run is for beside where it is to be: the model, or its adapters (and with --merge all but the
+    tensors of the model that they make, for which no rank is needed). Collective, called on every rank.
 
     Args:
         model: this rank's model chunks.
@@ -53,7 +50,7 @@ def write_results(hf_bridge: AutoBridge, model: list[Any], job: Job, progress: P
     first = next(iter(directories.values()))
     reference = first.with_name(f"{first.name}.reference.safetensors")
     template = _template(job)
-    with _or_nothing([*directories.values(), reference]):
+    with or_nothing([*directories.values(), reference]):
         if dist.get_rank() == 0:
             for partial in directories.values():
                 shutil.rmtree(partial, ignore_errors=True)
@@ -64,7 +61,7 @@ def write_results(hf_bridge: AutoBridge, model: list[Any], job: Job, progress: P
         if whole:
             _write_model(hf_bridge, model, job, first, progress)
         else:
-            _write_adapter(hf_bridge, model, job, *directories.values())
+            write_adapter(hf_bridge, model, _adapters(job), job, first)
         if dist.get_rank() == 0:
             _write_small_files(hf_bridge, job, directories, template)
             trained = (read_manifest(Path(job.data_dir)) or {}).get("stop_tokens", [])
@@ -80,29 +77,14 @@ def write_results(hf_bridge: AutoBridge, model: list[Any], job: Job, progress: P
         trust_remote_code=job.spec.model.trust_remote_code,
         chat_template=template,
     )
-    return UnverifiedExport(directories, request, job.threads)
+    merged = not whole and job.spec.checkpoint.merge
+    return UnverifiedExport(directories, request, job.threads, job.spec.checkpoint.export_dtype if merged else None)
 
 
-@contextlib.contextmanager
-def _or_nothing(paths: list[Path]) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        for path in paths:
-            shutil.rmtree(path, ignore_errors=True)
-            path.unlink(missing_ok=True)
-        raise RunFailed(
-            f"the export cannot be written to {paths[0].parent}: {error}",
-            "make room there, or take another place (raymb export RUN --to DIR); checkpoints and former exports stay",
-        ) from error
-
-
-def _write_adapter(hf_bridge: AutoBridge, model: list[Any], job: Job, target: Path, merged: Path | None = None) -> None:
+def _adapters(job: Job) -> Adapters:
     adapters = make_adapters(job)
     assert adapters is not None
-    write_adapter(hf_bridge, model, adapters, job, target)
-    if dist.get_rank() == 0 and merged is not None:
-        merge(Path(job.model_path), target, merged, job.spec.checkpoint.export_dtype)
+    return adapters
 
 
 def _write_small_files(hf_bridge: AutoBridge, job: Job, directories: dict[Path, Path], template: str | None) -> None:

@@ -11,7 +11,7 @@ import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,14 +39,22 @@ class Resources:
         cpus: CPUs that Ray reserves (may be a fraction: CPU workers may outnumber cores).
         gpus: 1 or 0.
         threads: OMP_NUM_THREADS.
+        memory: bytes, 0 to ask for none: of a training, whose weights are on GPUs.
     """
 
     cpus: float
     gpus: int
     threads: int
+    memory: int = 0
 
     def to_dict(self) -> dict[str, float]:
-        return {"CPU": self.cpus, **({"GPU": self.gpus} if self.gpus else {})}
+        asked = {"CPU": self.cpus, "GPU": self.gpus, "memory": self.memory}
+        return {name: amount for name, amount in asked.items() if amount or name == "CPU"}
+
+    def with_memory(self, size: int) -> Resources:
+        """The same with so much memory, or as much as the largest machine has."""
+        most = max((node["Resources"].get("memory", 0) for node in ray.nodes() if node["Alive"]), default=0)
+        return replace(self, memory=int(min(size, most)))
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,7 @@ def export(request: ExportRequest, console: Console) -> Findings:
 def _on_ray(job: Job, request: ExportRequest, console: Console) -> Findings:
     """The same by CPU workers of a Ray cluster, in the checkpoint's layout: no process has the whole model."""
     from raymb.driver.cluster import connect
+    from raymb.driver.host_memory import memory_of_an_exporting_worker
     from raymb.driver.outcome import raise_refusal, reason_of
     from raymb.driver.trainer import make_trainer
     from raymb.telemetry.monitor import Monitor
@@ -61,6 +62,7 @@ def _on_ray(job: Job, request: ExportRequest, console: Console) -> Findings:
     )
     with connect(job.spec, console) as cluster:
         resources = cluster.resources_of_a_worker("cpu", job.spec.cluster.cpus_per_worker, job.layout.num_workers)
+        resources = resources.with_memory(memory_of_an_exporting_worker(job))
         home.logs.mkdir(parents=True, exist_ok=True)
         trainer = make_trainer(job, cluster, resources, home)
         monitor = Monitor(trainer.hub, job, home, console)

@@ -83,15 +83,17 @@ class Request:
         have, free, count = ray.cluster_resources(), ray.available_resources(), self.sizes[0]
         short = []
         for name, each in self.worker.items():
-            asked = f"{each * count:g} {name}s asked ({each:g} for each worker), {have.get(name, 0):g} there"
-            if each * count > have.get(name, 0) + 1e-6:
+            there, left = have.get(name, 0), free.get(name, 0)
+            asked, one = _amount(name, each * count), _amount(name, each, unit=False)
+            asked = f"{asked} asked ({one} for each worker), {_amount(name, there, unit=False)} there"
+            if each * count > there + 1e-6:
                 short.append(asked)
-            elif each * count > free.get(name, 0) + 1e-6:
-                short.append(f"{asked}, {free.get(name, 0):g} of them free")
+            elif each * count > left + 1e-6:
+                short.append(f"{asked}, {_amount(name, left, unit=False)} of them free")
         where = self._where_free(together)
         if short:
             return ", ".join(short) + (f" ({where})" if where and any("free" in line for line in short) else "")
-        need = ", ".join(f"{each * together:g} {name}" for name, each in self.worker.items())
+        need = ", ".join(_amount(name, each * together, plural="") for name, each in self.worker.items())
         return f"{count // together} x ({need}) do not fit into what is free on each node" + (where and f": {where}")
 
     def _where_free(self, together: int) -> str:
@@ -102,6 +104,13 @@ class Request:
         more = f", and {len(nodes) - _NODES_NAMED} nodes more" if len(nodes) > _NODES_NAMED else ""
         group = f", of which {together} must be on one node" if together > 1 else ""
         return f"room for workers{group}: {', '.join(nodes[:_NODES_NAMED])}{more}" if nodes else ""
+
+
+def _amount(name: str, amount: float, unit: bool = True, plural: str = "s") -> str:
+    """4 GPUs; 12.5 GiB of memory."""
+    if name == "memory":
+        return f"{amount / 2**30:.3g}" + (" GiB of memory" if unit else "")
+    return f"{amount:g}" + (f" {name}{plural}" if unit else "")
 
 
 class Reservation:

@@ -160,10 +160,12 @@ def _has_api_server() -> bool:
 
 
 def request_of(job: Job, resources: Resources) -> Request:
-    """What a job's workers need; one that only rewrites a checkpoint may have its ranks anywhere."""
+    """What a job's workers need; one that only rewrites a checkpoint has its ranks on all machines,
+    for their memory."""
     tensor = job.layout.tensor_parallel_size if job.task == "train" else 1
     sizes = sorted(job.plans) or [job.layout.num_workers]
-    return Request(resources.to_dict(), sizes, tensor, job.spec.cluster.placement)
+    placement = job.spec.cluster.placement if job.task == "train" else "spread"
+    return Request(resources.to_dict(), sizes, tensor, placement)
 
 
 def _failures(job: Job) -> FailureConfig:

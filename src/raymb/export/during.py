@@ -14,7 +14,7 @@ from raymb.checkpoints.remote import RemoteCheckpoints
 from raymb.errors import RaymbError, RunFailed, last_line
 from raymb.export.finishing import finish
 from raymb.run.job import Job
-from raymb.run.unverified import UnverifiedExport
+from raymb.run.unverified import LeftToExport
 from raymb.runtime.child import Child
 from raymb.telemetry.records import Emit, Findings
 
@@ -59,16 +59,14 @@ class Exports:
             self.in_use.add(step)
             self.waiting.put(step)
 
-    def conclude(self, step: int, written: UnverifiedExport | None) -> None:
-        """The training has ended: wait for the others, then make the run's own.
-
-        Args:
-            step: the last one.
-            written: what the workers have written of it; None to export a checkpoint.
+    def conclude(self, left: LeftToExport) -> None:
+        """The training has ended: make the exports of its checkpoints that are not there, then the run's own. No worker
+        is needed for it, and no process group.
 
         Raises:
             RunFailed: it cannot be written, or is not what it should be.
         """
+        step, written = left.step, left.written
         self.waiting.put(None)
         while self.thread.is_alive():
             self.thread.join(1.0)

@@ -9,7 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from raymb.errors import RunFailed, last_line
-from raymb.run.unverified import UnverifiedExport
+from raymb.model.merge import merge
+from raymb.run.unverified import UnverifiedExport, or_nothing
 from raymb.runtime.child import Child
 from raymb.telemetry.records import Findings
 
@@ -17,7 +18,8 @@ FAILED = "VERIFICATION_FAILED.txt"
 
 
 def finish(written: UnverifiedExport, beat: Callable[[], None]) -> Findings:
-    """Verify in a fresh process, and put the directories into their places, where they replace older ones.
+    """Merge what is to be merged, verify in a fresh process, and put the directories into their places, where they
+    replace older ones.
 
     Args:
         beat: called while it runs.
@@ -26,9 +28,13 @@ def finish(written: UnverifiedExport, beat: Callable[[], None]) -> Findings:
         raymb.export.verify.check's findings, with `seconds` and the `directories`.
 
     Raises:
-        RunFailed: they are not what they should be, and are left, marked, as DIRECTORY-failed.
+        RunFailed: they are not what they should be, and are left, marked, as DIRECTORY-failed; or the merged model
+            cannot be written, and nothing is left.
     """
     began = time.monotonic()
+    if written.merge is not None:
+        with or_nothing([*written.directories.values(), Path(written.request.reference)]):
+            merge(Path(written.request.base), Path(written.request.adapter), Path(written.request.model), written.merge)
     verifying = Child("raymb.export.verify", {"OMP_NUM_THREADS": str(written.threads)})
     findings, errors = verifying.result(written.request.to_json(), beat)
     problems = findings["problems"] if findings else [f"it cannot be loaded: {last_line(errors)}"]
