@@ -63,8 +63,10 @@ def finish_exports(left: dict[str, Any], job: Job, hub: Any, say: Callable[[str]
         raise cause if isinstance(cause, RaymbError) else RunFailed(last_line(error), _LATER) from None
     except RayError as error:
         raise RunFailed(f"the export is not finished: {last_line(error)}", _LATER) from None
+    except BaseException:  # a signal: the driver leaves before it has ended
+        ray.cancel(running, force=True)  # of one that has ended just now, it would end Ray's core here
+        raise
     finally:
-        ray.cancel(running, force=True)  # where the driver leaves before it has ended
         held.withdraw()
 
 
