@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from raymb.errors import RunFailed
-from raymb.export import verify
+from raymb.export import finishing, verify
 from raymb.export.finishing import FAILED, finish
 from raymb.export.reference import Reference
 from raymb.export.verify import check
@@ -152,6 +152,46 @@ def test_a_merged_model_is_what_peft_makes(
     _swap_layers(Path(exported.model))
     (problem,) = check(request)["problems"]
     assert problem.startswith("model: its logits differ from PEFT's merged model's by")
+
+
+def test_what_is_to_be_merged_is_merged_before_it_is_verified(
+    exported: VerificationRequest, tiny_qwen2: Path, tmp_path: Path
+) -> None:
+    """The workers have written the adapter, and of the model all but its tensors."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    base = AutoModelForCausalLM.from_pretrained(tiny_qwen2, dtype=torch.float32)
+    tuned = get_peft_model(base, LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False))
+    adapter = tmp_path / ".adapter.partial"
+    tuned.save_pretrained(adapter)
+    AutoTokenizer.from_pretrained(tiny_qwen2).save_pretrained(adapter)
+    before = Reference.read(Path(exported.reference))
+    save_file({**load_file(exported.reference), "logits": before.logits_of(tuned)}, exported.reference)
+    shutil.rmtree(exported.model)
+    Path(exported.model).mkdir()
+    write_source_files(tiny_qwen2, Path(exported.model))
+    request = replace(exported, adapter=str(adapter))
+    places = {tmp_path / "adapter": adapter, tmp_path / "hf": Path(exported.model)}
+    findings = finish(UnverifiedExport(places, request, 1, merge="fp32"), lambda: None)
+    assert findings["directories"] == list(map(str, places)) and findings["error"] <= 1e-4
+    merged = load_file(tmp_path / "hf" / "model.safetensors")
+    theirs = tuned.merge_and_unload().state_dict()
+    name = "model.layers.0.self_attn.q_proj.weight"
+    assert torch.allclose(merged[name], theirs[name], atol=1e-6)
+
+
+def test_a_merged_model_that_cannot_be_written_leaves_nothing(
+    exported: VerificationRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*given: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(finishing, "merge", full)
+    written = UnverifiedExport({tmp_path / "hf": Path(exported.model)}, exported, 1, merge="source")
+    with pytest.raises(RunFailed, match=r"the export cannot be written to .*No space left"):
+        finish(written, lambda: None)
+    assert not Path(exported.model).exists() and not Path(exported.reference).exists()
 
 
 def test_a_type_that_loses_much_is_said() -> None:
