@@ -1,0 +1,1 @@
+"""Kernels that are written in Triton, and here in plain torch."""
