@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from tests.hybrids import HYBRIDS
+
 _COMMON: dict[str, Any] = {
     "vocab_size": 304,
     "hidden_size": 64,
@@ -188,6 +190,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
             "moe_intermediate_size": 32,
         },
     ),
+    **HYBRIDS,
 }
 """Family to (prefix of its transformers classes, settings beside the common ones)."""
 
@@ -210,9 +213,9 @@ def make_model(family: str, directory: Path, **more: Any) -> Path:
     prefix, settings = FAMILIES[family]
     implementation = settings.get("attn_implementation")
     given = {name: value for name, value in settings.items() if name != "attn_implementation"} | more
-    # Gemma 3's text model has a configuration of its own beside the multimodal one.
-    config_class = getattr(transformers, f"{prefix}TextConfig", None) if prefix in ("Gemma3", "Gemma4") else None
-    config = (config_class or getattr(transformers, f"{prefix}Config"))(**{**_COMMON, **given})
+    # The text models of Gemma 3, Gemma 4 and Qwen3.5 have a configuration of their own beside the multimodal one.
+    config_class = getattr(transformers, f"{prefix}TextConfig", None) or getattr(transformers, f"{prefix}Config")
+    config = config_class(**{**_COMMON, **given})
     torch.manual_seed(0)
     model = getattr(transformers, architecture(family))._from_config(config, attn_implementation=implementation)
     model = model.float()
@@ -220,6 +223,9 @@ def make_model(family: str, directory: Path, **more: Any) -> Path:
         for parameter in model.parameters():
             if parameter.dim() == 1 or not parameter.any():  # of ERNIE 4.5 the router
                 parameter.add_(torch.randn_like(parameter) * 0.1)
+        for name, parameter in model.named_parameters():
+            if name.endswith("A_log"):  # states that fade slowly: else nearby numbers are differences of large ones
+                parameter.mul_(0.1)
         for name, tensor in model.state_dict().items():  # of experts: a buffer, or a matrix of one row
             if name.endswith("e_score_correction_bias"):
                 tensor.add_(torch.randn_like(tensor) * 0.1)

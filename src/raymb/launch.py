@@ -18,7 +18,7 @@ from raymb.data.sharing import share_rows
 from raymb.driver.after_training import finish_exports
 from raymb.driver.cluster import Cluster, Resources, connect, start_coordinator
 from raymb.driver.host_memory import memory_of_a_resharding_worker
-from raymb.driver.nodes import check_nodes
+from raymb.driver.nodes import check_nodes, check_packages
 from raymb.driver.outcome import (
     check_still_owned,
     conclude,
@@ -34,6 +34,7 @@ from raymb.driver.preflight import Preflight, as_packed, fingerprint, local_gpu,
 from raymb.driver.resharding import described, reshaping, to_reshape
 from raymb.driver.resources import Request, Reservation, wait_for
 from raymb.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_STOPPED, RaymbError, RunFailed
+from raymb.model.families import family_of
 from raymb.model.initial import model_path, share_model
 from raymb.plan import Plan, usable_plans
 from raymb.plan.table import better_line, estimate_line, graphs_line
@@ -75,8 +76,11 @@ def run(checked: Preflight) -> int:
         # What kind of GPUs there are is known only when nodes have come: the layout is chosen after that.
         sizes = checked.plan.elastic or [checked.plan.layout.num_workers]
         resources, held = _reserved(cluster, backend, sizes, checked.plan, spec, console)
+        kernels = family_of(checked.shape.architecture).kernels if backend == "cuda" else {}
         if cluster.joined:
-            check_nodes(checked.prepared.path.parent if place.remote is None else None, backend)
+            check_nodes(checked.prepared.path.parent if place.remote is None else None, backend, kernels)
+        else:
+            check_packages(kernels)
         gpu = local_gpu(spec) or cluster.gpu()
         fixed = as_packed(spec, checked.plan)
         plans = usable_plans(fixed, checked.shape, rows=checked.prepared.rows("train"), backend=backend, gpu=gpu)

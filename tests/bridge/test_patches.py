@@ -28,7 +28,13 @@ from raymb.bridge.patches.patch import upstream
 
 imports.install()
 cpu.activate()
-for architecture in ("LlamaForCausalLM", "Gemma3ForCausalLM", "Qwen2_5_VLForConditionalGeneration"):
+for architecture in (
+    "LlamaForCausalLM",
+    "Gemma3ForCausalLM",
+    "NemotronHForCausalLM",
+    "FalconH1ForCausalLM",
+    "Qwen2_5_VLForConditionalGeneration",
+):
     imports.load_family(architecture)
 
 def asked(patch):

@@ -45,3 +45,16 @@ def test_the_rotary_part_of_a_published_minimax_m2_is_not_left_out(tmp_path: Pat
         untouched = AutoModelForCausalLM.from_pretrained(published).eval()(tokens).logits
     assert torch.equal(*logits)
     assert not torch.allclose(untouched, logits[0], atol=1e-3), "transformers reads it: drop complete_rotary"
+
+
+def test_time_steps_of_nemotron_h_are_as_short_as_with_kernels(tmp_path: Path) -> None:
+    """Of two models with the same weights: without what transformers does here, the second one's steps are 0.5."""
+    tokens = torch.arange(1, 40)[None]
+    results = []
+    for least in (1e-6, 0.5):
+        directory = make_model("Nemotron-H", tmp_path / str(least))
+        config = json.loads((directory / "config.json").read_text())
+        (directory / "config.json").write_text(json.dumps(config | {"time_step_min": least}))
+        with torch.no_grad():
+            results.append(load_hf_model(str(directory)).eval()(input_ids=tokens).logits)
+    torch.testing.assert_close(*results)

@@ -43,12 +43,12 @@ def test_every_name_belongs_to_one_family() -> None:
 def test_a_family_without_a_record() -> None:
     assert family_of("NobodysForCausalLM") is family_of("") is OTHER
     assert family_of_type("nobodys") is family_of_type("None") is OTHER
-    assert family_of_type("qwen3_5_text") is family_of_type("phi3") is OTHER_UNTIED
+    assert family_of_type("qwen2_audio") is family_of_type("phi3") is OTHER_UNTIED
     for other in (OTHER, OTHER_UNTIED):
         assert other.gated and not other.must_be_one and other.vision is None
         assert not (other.qkv_bias or other.qk_norm or other.exact_count or other.peft_loads_experts)
         assert not (other.cuda_graphs or other.no_packing)
-    for model_type, tied in (("nobodys", True), ("qwen3_5_text", False)):
+    for model_type, tied in (("nobodys", True), ("qwen2_audio", False)):
         config = {**QWEN2_4_LAYERS, "model_type": model_type}
         del config["tie_word_embeddings"]
         assert ModelShape.from_config(config).tie_word_embeddings == tied

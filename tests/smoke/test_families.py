@@ -16,6 +16,7 @@ from raymb.model.families import family_of
 from raymb.run.job import Job
 from tests import positions
 from tests.families import FAMILIES, MOE_FAMILIES, architecture, make_model
+from tests.hybrids import NOTES as OF_HYBRIDS
 from tests.smoke.conftest import MAIN_FLAGS, batches_of, read_metrics, train_variant, worst_deviation
 
 pytestmark = [pytest.mark.smoke, pytest.mark.slow, pytest.mark.timeout(600)]
@@ -218,6 +219,8 @@ NOTES = [
     "GLM-4.7-Flash and GLM-5: transformers 5.12.1 gives the two norms inside its latent attention their default",
     "epsilon of 1e-6 instead of the model's 1e-5 (`Glm4MoeLiteAttention`, `GlmMoeDsaAttention`), Megatron the",
     "model's: hence their larger difference.",
+    "",
+    *OF_HYBRIDS,
     "",
     "`raymb models` lists every architecture that the installed Bridge loads, and what each can have; others",
     "(Mixtral, GPT-2, Phi) are refused before a worker starts, with the nearest one.",

@@ -25,6 +25,7 @@ def _apply_patches() -> None:
         checkpoint_writing,
         collectives,
         fusions,
+        hybrids,
         loaders,
         models,
         startup,
@@ -36,6 +37,8 @@ def _apply_patches() -> None:
     weights.read_only_the_models_files()
     checkpoint_writing.keep_write_results_in_process()
     models.give_post_norms_their_epsilon()
+    hybrids.find_embeddings_by_either_name()
+    hybrids.save_norms_of_falcon_once()
     checkpoint_writing.build_config_text_once()
     collectives.give_every_rank_the_whole_list_of_state()
     attention.record_layers_without_masks()

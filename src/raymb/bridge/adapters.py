@@ -22,6 +22,7 @@ from torch import nn
 from raymb.bridge.freezing import EMBEDDING, OUTPUT, let_gradients_through, source_of
 from raymb.bridge.patches.adapter_norms import add_before_norm
 from raymb.bridge.patches.adapters import has_experts, initialize, mended, tensor_group
+from raymb.bridge.patches.gated_queries import counting_gates
 from raymb.plan import adapters as planned
 from raymb.run.job import Job
 
@@ -74,7 +75,8 @@ class Adapters(PEFT):
 
     def transform(self, module: nn.Module, name: str | None = None, prefix: str | None = None) -> nn.Module:
         for maker in self._makers:
-            made = maker.transform(module, name, prefix)
+            with counting_gates(module, name):
+                made = maker.transform(module, name, prefix)
             if made is not module:
                 return add_before_norm(mended(made))
         return module

@@ -29,7 +29,7 @@ from raymb.bridge.freezing import freeze
 from raymb.bridge.fusions import fusion_settings
 from raymb.bridge.moe import moe_settings
 from raymb.bridge.overrides import apply_overrides, set_field
-from raymb.bridge.patches import collectives, families, models, positions, routing
+from raymb.bridge.patches import collectives, families, hybrids, models, positions, routing
 from raymb.bridge.patches.attention import check_attention, leave_attention_to_transformer_engine
 from raymb.bridge.vocabulary import leave_out_padding
 from raymb.model.vision import vision_architecture
@@ -114,6 +114,8 @@ def _model(job: Job, hf_bridge: AutoBridge, accelerator: Accelerator, precision:
     positions.give_rotary_frequencies(hf_config, provider, job.architecture)
     positions.give_windows(hf_config, provider, job.architecture, job.spec.data.seq_length)
     leave_attention_to_transformer_engine(provider)
+    hybrids.leave_out_what_is_not_loaded(provider)
+    hybrids.give_gated_norms_their_epsilon(provider)
     if vision_architecture(job.architecture):
         models.pass_on_mrope_sections(hf_config, provider)
         collectives.lay_out_embeddings()

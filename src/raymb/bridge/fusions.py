@@ -24,7 +24,8 @@ def fusion_settings(provider: Any, performance: Performance, precision: str, fsd
     rope = rope and not getattr(provider, "yarn_mscale", None)
     swiglu = provider.activation_func is functional.silu and provider.gated_linear_unit
     clamped = getattr(provider, "activation_func_clamp_value", None) is not None  # the fused SwiGLU would not clamp
-    activation = provider.bias_activation_fusion or (swiglu and not clamped)
+    scaled = hasattr(provider, "mlp_multipliers")  # Falcon-H1's scales within its activation
+    activation = provider.bias_activation_fusion or (swiglu and not clamped and not scaled)
     return {
         "apply_rope_fusion": performance.fused_rope and rope,
         "bias_activation_fusion": performance.fused_activation and activation,

@@ -1,6 +1,7 @@
 """The CUDA-only packages on a machine without CUDA.
 
-- Transformer Engine is the stand-in under cpu/packages, which computes.
+- Transformer Engine, flash-linear-attention, mamba-ssm and causal-conv1d are the stand-ins under cpu/packages, which
+  compute. transformers does without them, as on any machine without CUDA.
 - nvidia_resiliency_ext is hidden while Megatron-Core is imported, which asks for it, and a name only when Bridge 0.6.2
   imports nvidia_resiliency_ext.inprocess (training/pretrain) without asking.
 - TorchDynamo is disabled on the CPU: importing it would only take time.
@@ -27,6 +28,7 @@ def install(distributed_tensors: bool = False) -> None:
     if not distributed_tensors:
         _leave_out_compiler()
     sys.path.insert(0, str(_PACKAGES))
+    _keep_transformers_from_kernels()
     stand_in.hide("nvidia_resiliency_ext")
     import megatron.core.models.gpt.gpt_layer_specs
     import megatron.core.optimizer  # noqa: F401
@@ -53,6 +55,14 @@ def _leave_out_compiler() -> None:
 def _leave_alone(function: Any = None, *args: Any, **kwargs: Any) -> Any:
     """torch._dynamo.disable and the like, as a call or as a decorator with arguments."""
     return function if function is not None else _leave_alone
+
+
+def _keep_transformers_from_kernels() -> None:
+    """It asks torch.cuda, which has a face here, whether its models can have CUDA kernels, and imports more of their
+    packages than training calls."""
+    from transformers.utils import import_utils
+
+    import_utils.is_torch_cuda_available = lambda: False
 
 
 def _use_cpu_generator() -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import shutil
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import ray
@@ -29,18 +31,19 @@ def name_of(node: Node) -> str:
     return f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']}, node {node['NodeID'][-8:]})"
 
 
-def check_nodes(directory: Path | None, backend: str) -> None:
+def check_nodes(directory: Path | None, backend: str, packages: Mapping[str, str] = MappingProxyType({})) -> None:
     """Whether the nodes can run this run's workers.
 
     Args:
         directory: that all must see; None where the storage is at a URI.
         backend: cuda or cpu; CPU workers take no GPU.
+        packages: that a worker needs besides, the name that is imported to the name that is installed.
 
     Raises:
         ClusterError: naming the nodes, for the first kind of trouble that there is.
     """
     nodes = working_nodes()
-    answers = ask_nodes(_what_is_there, nodes, _SECONDS)
+    answers = ask_nodes(_what_is_there, nodes, _SECONDS, list(packages))
     said = {name_of(node): answers[node["NodeID"]] for node in nodes}
     _refuse(
         {name: answer for name, answer in said.items() if isinstance(answer, str)},
@@ -64,6 +67,11 @@ def check_nodes(directory: Path | None, backend: str) -> None:
         "see that `nvidia-smi` works there (driver loaded, container started with its GPUs), or start Ray there with "
         "the right --num-gpus; --backend cpu trains on CPUs",
     )
+    _refuse(
+        {name: ", ".join(answer["absent"]) for name, answer in said.items() if answer["absent"]},
+        "the model's layers need CUDA kernels that nodes do not have",
+        how_to_install(packages),
+    )
     if directory is not None:
         without_storage = nodes_without(directory, nodes, _SECONDS)
         _refuse(
@@ -71,6 +79,22 @@ def check_nodes(directory: Path | None, backend: str) -> None:
             f"--storage_path {directory} is not one place for all nodes; not seen by",
             "give a --storage_path on storage that every node mounts",
         )
+
+
+def check_packages(packages: Mapping[str, str]) -> None:
+    """The same question to this machine.
+
+    Raises:
+        ClusterError: some are not there.
+    """
+    absent = [name for name in packages if find_spec(name) is None]
+    if absent:
+        what = f"the model's layers need CUDA kernels that this machine does not have: {', '.join(absent)}"
+        raise ClusterError(what, how_to_install(packages))
+
+
+def how_to_install(packages: Mapping[str, str]) -> str:
+    return f"pip install {' '.join(packages.values())}; --backend cpu trains on CPUs, without them"
 
 
 def _refuse(troubles: dict[str, str], what: str, hint: str) -> None:
@@ -112,11 +136,12 @@ def _answer(reference: Any) -> Any:
         return last_line(error)[:300]
 
 
-def _what_is_there() -> Callable[[], dict[str, Any]]:
-    def look() -> dict[str, Any]:
-        """{"raymb": why it cannot be imported, "" if it can; "gpus": how many CUDA finds}."""
+def _what_is_there() -> Callable[[list[str]], dict[str, Any]]:
+    def look(packages: list[str]) -> dict[str, Any]:
+        """{"raymb": why it cannot be imported, "" if it can; "gpus": how many CUDA finds; "absent": packages}."""
         import ctypes
         import os
+        from importlib.util import find_spec
 
         trouble, count = "", ctypes.c_int(0)
         try:
@@ -130,7 +155,11 @@ def _what_is_there() -> Callable[[], dict[str, Any]]:
                 cuda.cuDeviceGetCount(ctypes.byref(count))
         except OSError:  # no driver
             pass
-        return {"raymb": trouble, "gpus": count.value}
+        return {
+            "raymb": trouble,
+            "gpus": count.value,
+            "absent": [name for name in packages if find_spec(name) is None],
+        }
 
     return look
 

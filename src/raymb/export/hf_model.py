@@ -34,7 +34,17 @@ def load_hf_model(path: str, *, trust_remote_code: bool = False, **settings: Any
     model = loaded[0] if settings.get("output_loading_info") else loaded
     if config.model_type == "deepseek_v2":
         _scale_scores_of_yarn(model, config.rope_parameters)
+    if config.model_type == "nemotron_h":
+        _keep_short_time_steps(model)
     return loaded
+
+
+def _keep_short_time_steps(model: Any) -> None:
+    """transformers 5.12.1 makes Nemotron-H's time steps longer where they are shorter than those that it was made with,
+    but only where it has no CUDA kernels, and not with Falcon-H1."""
+    for module in model.modules():
+        if type(module).__name__ == "NemotronHMamba2Mixer":
+            module.time_step_min = module.time_step_limit[0]
 
 
 def _scale_scores_of_yarn(model: Any, rope: dict[str, Any]) -> None:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from raymb.model.families import family_of_type
+from raymb.model.layers import MixerSizes, delta_rule_sizes, mamba_sizes, parts_of_layer
 from raymb.model.positions import indexers_of
 from raymb.model.sizes import Sizes
-
-_HYBRID = {"M": "mamba", "*": "attention", "-": "mlp", "E": "experts"}
-"""Letters of `hybrid_override_pattern`: a layer has one part then, not two."""
 
 
 def parameter_count(shape: Sizes, config: Mapping[str, Any]) -> int:
@@ -24,18 +22,17 @@ def parameter_count(shape: Sizes, config: Mapping[str, Any]) -> int:
     embedding = shape.vocab_size * hidden
     total = embedding * (1 if shape.tie_word_embeddings else 2) + hidden
     total += _indexers(shape, config) + _of_gemma4(shape, config)
-    total += sum(
-        _part(part, shape, config) for layer in range(shape.num_layers) for part in _parts(shape, config, layer)
-    )
-    return total
+    return total + sum(_part(part, shape, config) for parts in layers_of(shape, config) for part in parts)
 
 
 def prediction_parameters(shape: Sizes, config: Mapping[str, Any]) -> int:
     """Elements of the layers of multi-token prediction that config.json names, without copies of the model's embedding
     and output layer."""
-    # Each has a projection of two hidden states, and three norms, besides.
+    # Each has a projection of two hidden states, and three norms, besides; and attention, whatever the other layers
+    # have.
     beside = 2 * shape.hidden_size * shape.hidden_size + 3 * shape.hidden_size
-    layer = beside + sum(_part(part, shape, config) for part in _parts(shape, config, shape.num_layers))
+    _, forward = parts_of_layer(config, shape.num_layers, shape.num_experts)
+    layer = beside + sum(_part(part, shape, config) for part in ("attention", forward))
     return int(config.get("num_nextn_predict_layers") or 0) * layer
 
 
@@ -56,9 +53,9 @@ def tower_parameters(tower: Mapping[str, Any], shape: Sizes) -> int:
     return int(tower.get("in_channels") or tower.get("in_chans") or 3) * frames * patch**2 * hidden + layers + merger
 
 
-def sparse_layers(shape: Sizes, config: Mapping[str, Any]) -> int:
-    """Layers with experts."""
-    return sum("experts" in _parts(shape, config, layer) for layer in range(shape.num_layers))
+def layers_of(shape: Sizes, config: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """The parts of each layer."""
+    return [parts_of_layer(config, layer, shape.num_experts) for layer in range(shape.num_layers)]
 
 
 def shared_experts_size(shape: Sizes, config: Mapping[str, Any]) -> int:
@@ -82,18 +79,10 @@ def _matrices(shape: Sizes) -> int:
     return 3 if family_of_type(shape.model_type).gated else 2
 
 
-def _parts(shape: Sizes, config: Mapping[str, Any], layer: int) -> Iterable[str]:
-    """What a layer (counted from 0) is made of; each part has a norm."""
-    pattern = config.get("hybrid_override_pattern")
-    if isinstance(pattern, str) and layer < len(pattern):
-        return (_HYBRID.get(pattern[layer], "attention"),)
-    attention = "linear_attention" if _is_linear(config, layer) else "attention"
-    return attention, "experts" if _is_sparse(shape, config, layer) else "mlp"
-
-
 def _part(part: str, shape: Sizes, config: Mapping[str, Any]) -> int:
     count = {
         "attention": _attention,
+        "attention_and_mamba": _attention_and_mamba,
         "linear_attention": _linear_attention,
         "mamba": _mamba,
         "mlp": _dense_mlp,
@@ -179,22 +168,25 @@ def latent_sizes(config: Mapping[str, Any]) -> tuple[int, int, int]:
 
 
 def _linear_attention(shape: Sizes, config: Mapping[str, Any]) -> int:
-    """Qwen3-Next's gated delta rule."""
-    key_heads, value_heads = int(config["linear_num_key_heads"]), int(config["linear_num_value_heads"])
-    keys, values = key_heads * int(config["linear_key_head_dim"]), value_heads * int(config["linear_value_head_dim"])
-    projections = shape.hidden_size * (2 * keys + 2 * values + 2 * value_heads) + values * shape.hidden_size
-    convolution = (2 * keys + values) * int(config["linear_conv_kernel_dim"])
-    return projections + convolution + 2 * value_heads + int(config["linear_value_head_dim"])
+    """The gated delta rule of Qwen3-Next and Qwen3.5: beside its matrices a fading and a step a head."""
+    sizes = delta_rule_sizes(config)
+    return _mixer(shape, sizes) + 2 * sizes.heads
 
 
 def _mamba(shape: Sizes, config: Mapping[str, Any]) -> int:
-    """A Mamba 2 layer, as Nemotron-H has it."""
-    heads = int(config["mamba_num_heads"])
-    inner = heads * int(config["mamba_head_dim"])
-    convolved = inner + 2 * int(config["n_groups"]) * int(config["ssm_state_size"])
-    projections = shape.hidden_size * (inner + convolved + heads) + inner * shape.hidden_size
-    convolution = convolved * (int(config["conv_kernel"]) + bool(config.get("use_conv_bias", True)))
-    return projections + convolution + 3 * heads + inner
+    """A Mamba 2 layer, as Nemotron-H and Falcon-H1 have it: and what a head's input adds to its output."""
+    sizes = mamba_sizes(config)
+    has_bias = config.get("use_conv_bias", config.get("mamba_conv_bias", True))
+    return _mixer(shape, sizes) + 3 * sizes.heads + (sizes.convolved if has_bias else 0)
+
+
+def _mixer(shape: Sizes, sizes: MixerSizes) -> int:
+    """Projections, convolution and norm of a layer with states."""
+    return shape.hidden_size * (sizes.projected + sizes.inner) + sizes.convolved * sizes.width + sizes.norm
+
+
+def _attention_and_mamba(shape: Sizes, config: Mapping[str, Any]) -> int:
+    return _attention(shape, config) + _mamba(shape, config)
 
 
 def _dense_mlp(shape: Sizes, config: Mapping[str, Any]) -> int:
@@ -210,25 +202,3 @@ def _experts(shape: Sizes, config: Mapping[str, Any]) -> int:
         gates += hidden
     shared = _matrices(shape) * hidden * shared_experts_size(shape, config)
     return gates + experts * expert_parameters(shape) + shared
-
-
-def _is_linear(config: Mapping[str, Any], layer: int) -> bool:
-    """Whether this layer has linear attention in place of softmax attention."""
-    kinds, interval = config.get("layer_types"), config.get("full_attention_interval")
-    if isinstance(kinds, list) and layer < len(kinds):
-        return kinds[layer] == "linear_attention"
-    return bool(interval) and bool(config.get("linear_num_value_heads")) and (layer + 1) % int(interval or 1) != 0
-
-
-def _is_sparse(shape: Sizes, config: Mapping[str, Any], layer: int) -> bool:
-    """Whether this layer (counted from 0) has experts instead of a dense feed-forward network."""
-    if not shape.num_experts or layer in (config.get("mlp_only_layers") or ()):
-        return False
-    kinds = config.get("mlp_layer_types")
-    if isinstance(kinds, list) and layer < len(kinds):
-        return kinds[layer] == "sparse"
-    first = int(config.get("first_k_dense_replace") or config.get("moe_layer_start_index") or 0)
-    last = int(config.get("moe_layer_end_index") or -1)
-    if layer < first or -1 < last < layer:
-        return False
-    return (layer + 1) % int(config.get("decoder_sparse_step") or config.get("moe_layer_interval") or 1) == 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,13 @@ from raymb.errors import ModelError
 from raymb.model.directory import Needs
 from raymb.model.families import family_of, family_of_type
 from raymb.model.files import ModelFiles
+from raymb.model.layers import WITH_ATTENTION, States, pattern_of, states_of
 from raymb.model.parameters import (
     latent_sizes,
+    layers_of,
     parameter_count,
     prediction_parameters,
     shared_experts_size,
-    sparse_layers,
     tower_parameters,
 )
 from raymb.model.positions import (
@@ -46,6 +47,14 @@ class ModelShape(Sizes):
 
     sparse_layers: int = 0
     """Layers with experts."""
+    dense_layers: int = 0
+    """Layers with a dense feed-forward network."""
+    attention_layers: int = 0
+    """Layers with softmax attention."""
+    states: States = field(default_factory=States)
+    """Layers with states."""
+    norms: int = 0
+    """Norms before the parts of all layers."""
     prediction_parameters: int = 0
     """How many parameters config.json's layers of multi-token prediction have, which are not loaded."""
     shared_experts_size: int = 0
@@ -88,7 +97,8 @@ class ModelShape(Sizes):
         """
         text = language_part(config)
         read = _Reader(text, source)
-        layers = read.needed("num_hidden_layers", "n_layer", "num_layers", "n_layers")
+        pattern = pattern_of(text)
+        layers = len(pattern or ()) or read.needed("num_hidden_layers", "n_layer", "num_layers", "n_layers")
         hidden = read.needed("hidden_size", "n_embd", "d_model", "dim")
         heads = read.needed("num_attention_heads", "n_head", "n_heads", "num_heads")
         vocab = read.needed("vocab_size", "padded_vocab_size")
@@ -103,6 +113,8 @@ class ModelShape(Sizes):
         # First: beside it, transformers 5.12.1 writes a num_experts of 256 for every GLM-5.
         experts = read.first("n_routed_experts", "num_local_experts", "num_experts", "moe_num_experts")
         if text.get("enable_moe_block") is False:  # Gemma 4
+            experts = None
+        if pattern and "experts" not in pattern:  # transformers writes a number into every Nemotron-H's config.json
             experts = None
         architectures = config.get("architectures") or text.get("architectures") or [UNNAMED]
         tower = next((name for name in _TOWERS if isinstance(config.get(name), Mapping)), "")
@@ -140,10 +152,15 @@ class ModelShape(Sizes):
             other_settings=_other_settings(text, str(architectures[0]), bool(experts and experts > 1)),
         )
         beside = tower_parameters(config[tower], shape) if tower else 0
+        parts = layers_of(shape, text)
         return replace(
             shape,
             tower_parameters=beside,
-            sparse_layers=sparse_layers(shape, text),
+            sparse_layers=sum("experts" in one for one in parts),
+            dense_layers=sum("mlp" in one for one in parts),
+            attention_layers=sum(part in WITH_ATTENTION for one in parts for part in one),
+            states=states_of(text, parts),
+            norms=sum(map(len, parts)),
             shared_experts_size=shared_experts_size(shape, text) if shape.num_experts else 0,
             parameter_count=parameter_count(shape, text) + beside,
             prediction_parameters=prediction_parameters(shape, text),

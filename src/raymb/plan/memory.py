@@ -27,6 +27,9 @@ _NORMS = 3.25
 _GATED, _PLAIN = {True: 3, False: 5}, {True: 2, False: 2}
 """Activations of feed-forward size that a layer keeps a token: what enters the activation function, twice as wide where
 it is gated, and what leaves it; unfused also what the gate is made of. Fused and unfused."""
+_STATES = 3
+"""What a layer with states keeps a token, in widths of its projection: what that makes, the convolution's results, and
+what its heads make of them. By what the kernels save; not measured."""
 _LOGITS = {True: 2.0, False: 4.8}
 """Tensors of vocabulary size a token. With fused cross entropy: logits and their gradient; without it their fp32 copy
 and its gradient, too."""
@@ -224,8 +227,17 @@ def _adapters(layout: DetailedLayout, shape: ModelShape, layers: int) -> float:
     inner, copies = shape.intermediate_size, 1.0
     if shape.num_experts:
         inner, copies = shape.moe_intermediate_size or inner, shape.num_experts / layout.expert_parallel_size
-    sizes = {"q_proj": hidden + query, "k_proj": hidden + keys, "v_proj": hidden + keys, "o_proj": query + hidden}
-    feed_forward = {name: copies * (hidden + inner) for name in ("gate_proj", "up_proj", "down_proj")}
+    gated = family_of_type(shape.model_type).gated_attention
+    attention = {
+        "q_proj": hidden + query * (2 if gated else 1),
+        "k_proj": hidden + keys,
+        "v_proj": hidden + keys,
+        "o_proj": query + hidden,
+    }
+    share = shape.attention_layers / shape.num_layers
+    sizes = {name: share * size for name, size in attention.items()}
+    forward = (shape.sparse_layers + shape.dense_layers) / shape.num_layers * copies * (hidden + inner)
+    feed_forward = dict.fromkeys(("gate_proj", "up_proj", "down_proj"), forward)
     numbers = sum({**sizes, **feed_forward}.get(name, 2 * hidden) for name in layout.adapter_targets)
     return layers * (layout.lora_rank or 0) * numbers / layout.tensor_parallel_size
 
@@ -256,7 +268,7 @@ def _saved_a_token(layout: DetailedLayout, shape: ModelShape) -> float:
     shared = units * sparse * shape.shared_experts_size / layout.tensor_parallel_size
     saved = {
         "layernorm": sparse * shape.hidden_size / _norm_share(layout),
-        "mlp": units * (1 - sparse) * shape.intermediate_size / layout.tensor_parallel_size,
+        "mlp": units * shape.dense_layers / shape.num_layers * shape.intermediate_size / layout.tensor_parallel_size,
         "shared_experts": shared,
         "moe_act": sparse * copies * inner,
         "moe": sparse * copies * (2 * shape.hidden_size + units * inner) + shared,
@@ -277,17 +289,21 @@ def activations_a_token(layout: DetailedLayout, shape: ModelShape) -> float:
     if shape.attention == "mla":
         keys, values = query, shape.num_attention_heads * shape.value_head_dim
         given = values
-    # Joint projection, its rotated queries and keys, attention's output.
-    attention = (query + keys + values) + (query + keys) + given
-    sparse = shape.sparse_layers / shape.num_layers
-    per_unit = (_GATED if family_of_type(shape.model_type).gated else _PLAIN)[layout.fused_activation]
-    dense = per_unit * ((1 - sparse) * shape.intermediate_size + sparse * shape.shared_experts_size)
+    family, count = family_of_type(shape.model_type), shape.num_layers
+    # Joint projection (with gates), its rotated queries and keys, attention's output.
+    gates = query if family.gated_attention else 0
+    attention = (query + gates + keys + values) + (query + keys) + given
+    attention = (shape.attention_layers * attention + shape.states.layers * _STATES * shape.states.width) / count
+    sparse = shape.sparse_layers / count
+    per_unit = (_GATED if family.gated else _PLAIN)[layout.fused_activation]
+    dense = per_unit * (shape.dense_layers / count * shape.intermediate_size + sparse * shape.shared_experts_size)
     tensor_parallel = (attention + dense) / layout.tensor_parallel_size
     if layout.fp8 and layout.lora_rank is None:  # inputs of matrices are kept in FP8; adapters want them as they are
-        tensor_parallel -= (given + dense / per_unit) / 2 / layout.tensor_parallel_size
+        tensor_parallel -= (shape.attention_layers / count * given + dense / per_unit) / 2 / layout.tensor_parallel_size
     copies, inner = _routed(layout, shape)
     routed = sparse * copies * (2 * hidden + per_unit * inner)
-    return layout.number_bytes * (_NORMS * hidden / _norm_share(layout) + tensor_parallel + routed)
+    norms = _NORMS * shape.norms / (2 * count) * hidden / _norm_share(layout)
+    return layout.number_bytes * (norms + tensor_parallel + routed)
 
 
 def _routed(layout: DetailedLayout, shape: ModelShape) -> tuple[float, float]:

@@ -116,6 +116,7 @@ def _slowest_stage(layout: DetailedLayout, shape: ModelShape, gpu: Gpu, tokens: 
         2 * _passes(layout, shape) * tokens * _active_weights(shape) / shape.num_layers / layout.tensor_parallel_size
     )
     query = shape.num_attention_heads * shape.head_dim / layout.tensor_parallel_size
+    query *= shape.attention_layers / shape.num_layers  # what layers with states take grows with their width alone
     attention_again = recomputed_work(layout, shape) if layout.recompute == "full" else 0
     attention = (3.5 + attention_again) * 2 * layout.seq_length * query * tokens
     passes = _TRAFFIC[layout.fused_activation] + (_ADAPTER_TRAFFIC if layout.lora_rank else 0.0)

@@ -7,6 +7,7 @@ from operator import attrgetter
 from typing import TYPE_CHECKING
 
 from raymb.errors import PlanError
+from raymb.model.families import family_of
 from raymb.model.shape import ModelShape
 from raymb.plan.automatic import described, searched, with_auto
 from raymb.plan.gpus import GIB, gpu_named
@@ -80,6 +81,8 @@ def plan_rows(plan: Plan, shape: ModelShape, model: str) -> list[tuple[str, str]
         )
     rows += _estimates(plan)
     rows.append(("backend", plan.backend))
+    if plan.backend != "cpu" and (kernels := family_of(shape.architecture).kernels):
+        rows.append(("kernels", f"GPU workers need the packages {', '.join(kernels.values())}"))
     return rows
 
 

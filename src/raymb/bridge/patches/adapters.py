@@ -21,6 +21,7 @@ from megatron.core.transformer.mlp import apply_swiglu_sharded_factory
 from megatron.core.utils import get_pg_rank, get_pg_size
 from torch import nn
 
+from raymb.bridge.patches.gated_queries import gates_after_queries, vectors_of_a_head
 from raymb.bridge.patches.patch import Patch, text_of
 
 _LORA = "megatron.bridge.peft.canonical_lora"
@@ -110,7 +111,7 @@ class _SplitQKV(LoRALinearSplitQKV):
     def shares(self) -> dict[str, int]:
         config = self.to_wrap.config
         heads, groups = config.num_attention_heads, config.num_query_groups
-        return {"adapter_q": heads, "adapter_k": groups, "adapter_v": groups}
+        return {"adapter_q": heads * vectors_of_a_head(config), "adapter_k": groups, "adapter_v": groups}
 
     def joined(self, parts: list[torch.Tensor]) -> torch.Tensor:
         """This rank's columns of Megatron's matrix, which has the queries, key and value of one group after another.
@@ -119,17 +120,13 @@ class _SplitQKV(LoRALinearSplitQKV):
         attention does with the matrix's output.
         """
         adapters: Any = self.adapter
-        group = next(iter(adapters.values())).tp_group
-        groups, ranks = self.to_wrap.config.num_query_groups, get_pg_size(group)
-        if groups >= ranks:
-            return _by_group(parts, groups // ranks)
-        whole = [all_gather_last_dim_from_tensor_parallel_region(part, group) for part in parts]
-        return _by_group(whole, groups).chunk(ranks, dim=-1)[get_pg_rank(group)]
-
-
-def _by_group(parts: list[torch.Tensor], groups: int) -> torch.Tensor:
-    """The same columns, those of a key-value group side by side."""
-    return torch.cat([part.unflatten(-1, (groups, -1)) for part in parts], dim=-1).flatten(-2)
+        config, group = self.to_wrap.config, next(iter(adapters.values())).tp_group
+        groups, ranks = config.num_query_groups, get_pg_size(group)
+        if groups < ranks:
+            parts = [all_gather_last_dim_from_tensor_parallel_region(part, group) for part in parts]
+        queries, *others = (part.unflatten(-1, (groups // ranks or groups, -1)) for part in parts)
+        columns = torch.cat([gates_after_queries(queries, config), *others], dim=-1).flatten(-2)
+        return columns if groups >= ranks else columns.chunk(ranks, dim=-1)[get_pg_rank(group)]
 
 
 class _SplitGateUp(LoRALinearSplitFC1UpGate):

@@ -20,7 +20,7 @@ _WITH_MASKS = ("get_layer_static_inputs", "_get_te_cuda_graph_replay_args")
 
 def leave_attention_to_transformer_engine(provider: Any) -> None:
     """It has kernels of its own for such heads, and chooses by itself, as for other families."""
-    if provider.attention_backend is AttnBackend.flash:
+    if provider.attention_backend in (AttnBackend.flash, AttnBackend.unfused):
         provider.attention_backend = AttnBackend.auto
 
 

@@ -51,6 +51,9 @@ class Family:
     """Whether the output layer is the embedding where config.json has no `tie_word_embeddings`."""
     peft_loads_experts: bool = False
     """Whether PEFT loads adapters of a MoE model's experts as they were trained (docs/adapters.md)."""
+    kernels: Mapping[str, str] = field(default_factory=dict)
+    """Packages with CUDA kernels without which Megatron-Core makes no layer of the family: the name that is imported
+    to the name that is installed. CPU workers have stand-ins (cpu/packages)."""
     must_be_one: Mapping[str, str] = field(default_factory=dict)
     """Flags of parallel sizes that must be 1, each with why."""
     settings: Mapping[str, tuple[object, ...]] = field(default_factory=dict)

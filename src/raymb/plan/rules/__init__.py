@@ -32,6 +32,7 @@ OF_LAYOUTS = (
     world.copies,
     world.batch,
     tensor.heads,
+    tensor.states,
     tensor.feed_forward,
     stages.layer_counts,
     stages.chunks,

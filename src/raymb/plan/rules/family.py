@@ -11,7 +11,7 @@ from raymb.plan.sizes import DetailedLayout
 
 def only_one(layout: DetailedLayout, shape: ModelShape) -> Iterator[str]:
     for flag, why in must_be_one(shape).items():
-        if (size := getattr(layout, flag)) > 1:
+        if (size := getattr(layout, flag) or 1) > 1:
             yield f"--{flag} {size} must be 1 for {shape.architecture}: {why}; set --{flag} to 1"
 
 

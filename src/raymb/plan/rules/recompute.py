@@ -46,7 +46,7 @@ def _modules(layout: DetailedLayout, shape: ModelShape) -> Iterator[str]:
             )
         elif module == "shared_experts" and not shape.shared_experts_size:
             yield f"--recompute_modules shared_experts: {shape.architecture} has none; leave it out"
-        elif module == "mlp" and shape.sparse_layers == shape.num_layers:
+        elif module == "mlp" and not shape.dense_layers:
             yield f"--recompute_modules mlp: every layer of {shape.architecture} has experts; write moe"
         elif module == "mla_up_proj" and shape.attention != "mla":
             yield f"--recompute_modules mla_up_proj needs latent attention, and the model's is {shape.attention}"
