@@ -28,6 +28,7 @@ pytestmark = [pytest.mark.smoke, pytest.mark.timeout(400)]
 LAYOUTS = {f"tp{tensor}-pp{pipeline}": (tensor, pipeline) for tensor in (1, 2) for pipeline in (1, 2)}
 ADAPTER = "adapter_model.safetensors"
 IN_EVERY_RUN = ("lora", "tp2-pp2", ALL)
+MORE_MOE_FAMILIES = ("ERNIE 4.5", "MiniMax-M2", "Hy3", "K-EXAONE", "Gemma 4 MoE")
 CASES = [
     *((kind, layout, ALL) for kind in ("lora", "dora") for layout in LAYOUTS),
     ("lora", "tp2-pp2", "q_proj,v_proj,up_proj"),
@@ -84,6 +85,8 @@ def test_adapters_on_shared_key_value_groups(
         ("Gemma 3", "dora", 1, 2),
         ("Gemma 3", "lora", 2, 2),
         ("Gemma 3", "lora", 2, 1),
+        ("EXAONE 4", "lora", 2, 2),
+        ("EXAONE 4", "dora", 2, 2),
     ],
 )
 def test_adapters_before_norms(family: str, kind: str, tensor: int, groups: int, tmp_path: Path, rows: Path) -> None:
@@ -243,6 +246,8 @@ def test_a_run_that_is_killed_or_stopped_ends_as_one_in_peace(
         ("Qwen3-MoE", "all-linear,gate", {"pipeline_parallel_size": 2}),
         ("Qwen3-MoE", "all-linear", {"tensor_parallel_size": 2}),
         ("DeepSeek-V3", "q_b_proj,kv_b_proj,o_proj", {"tensor_parallel_size": 2}),
+        ("GLM-5", "q_b_proj,kv_b_proj,o_proj", {"tensor_parallel_size": 2}),
+        *((name, "q_proj,k_proj,v_proj,o_proj", {"tensor_parallel_size": 2}) for name in MORE_MOE_FAMILIES),
     ],
 )
 def test_adapters_of_moe_models(
