@@ -107,21 +107,21 @@ class _SumOverHeads(torch.autograd.Function):
         return total, None
 
 
+def norm_over_heads(norm: Any, x: torch.Tensor) -> torch.Tensor:
+    """x [sequence, batch, heads of this worker, head], normed over the heads of all tensor parallel workers."""
+    flat = x.reshape(*x.shape[:2], -1)
+    wide, group = flat.to(torch.float32), norm._tp_group_getter()
+    squares = wide.pow(2).sum(-1, keepdim=True)
+    if group is not None and dist.get_world_size(group) > 1:
+        # With fewer key-value groups than workers several have the same ones.
+        squares = _SumOverHeads.apply(squares, group) * (norm.shard_world_size / dist.get_world_size(group))
+    normed = wide * torch.rsqrt(squares / norm.global_dim + norm.eps)
+    return (norm.weight * normed.to(flat.dtype)).reshape(x.shape)
+
+
 def give_norms_of_minimax_m2_their_gradient() -> None:
     """Whole, with tensor parallel workers."""
-
-    def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
-        """x [sequence, batch, heads of this worker, head]"""
-        flat = x.reshape(*x.shape[:2], -1)
-        wide, group = flat.to(torch.float32), self._tp_group_getter()
-        squares = wide.pow(2).sum(-1, keepdim=True)
-        if group is not None and dist.get_world_size(group) > 1:
-            # With fewer key-value groups than workers several have the same ones.
-            squares = _SumOverHeads.apply(squares, group) * (self.shard_world_size / dist.get_world_size(group))
-        normed = wide * torch.rsqrt(squares / self.global_dim + self.eps)
-        return (self.weight * normed.to(flat.dtype)).reshape(x.shape)
-
-    upstream(_FULL_NORM).forward = forward
+    upstream(_FULL_NORM).forward = norm_over_heads
 
 
 def pad_vocabulary_of_gemma4_once(provider: Any) -> None:
