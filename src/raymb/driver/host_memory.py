@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from raymb.checkpoints.manifest import read_manifest
+from raymb.checkpoints.remote import RemoteCheckpoints, manifest_of
 from raymb.rank.accelerator import precision_of
 from raymb.run.job import Job
 
@@ -29,7 +29,7 @@ def memory_of_a_resharding_worker(job: Job, directory: Path) -> int:
     Args:
         directory: the checkpoint.
     """
-    files = (read_manifest(directory) or {"files": {}})["files"]
+    files = (manifest_of(directory, RemoteCheckpoints.of(job)) or {"files": {}})["files"]
     own = 4 * job.plan.parameters / job.layout.model_parallel_size
     return _with_libraries(sum(entry["bytes"] for entry in files.values()) + own)
 
