@@ -223,9 +223,6 @@ def make_model(family: str, directory: Path, **more: Any) -> Path:
         for parameter in model.parameters():
             if parameter.dim() == 1 or not parameter.any():  # of ERNIE 4.5 the router
                 parameter.add_(torch.randn_like(parameter) * 0.1)
-        for name, parameter in model.named_parameters():
-            if name.endswith("A_log"):  # states that fade slowly: else nearby numbers are differences of large ones
-                parameter.mul_(0.1)
         for name, tensor in model.state_dict().items():  # of experts: a buffer, or a matrix of one row
             if name.endswith("e_score_correction_bias"):
                 tensor.add_(torch.randn_like(tensor) * 0.1)

@@ -25,12 +25,13 @@ WITH_STATES = ("mamba", "attention_and_mamba", "linear_attention")
 class States:
     """Layers with a state a head: of a state space model (Mamba 2), or of linear attention (gated delta rule).
 
-    heads are (name in config.json, how many) of what tensor parallel workers share; width is how many numbers their
-    projection makes of a token.
+    heads are (name in config.json, how many) of what tensor and context parallel workers share, groups of what tensor
+    parallel workers do; width is how many numbers the layer's projection makes of a token.
     """
 
     layers: int = 0
     heads: tuple[tuple[str, int], ...] = ()
+    groups: tuple[str, int] | None = None
     width: int = 0
 
 
@@ -68,9 +69,10 @@ def states_of(config: Mapping[str, Any], layers: list[tuple[str, ...]]) -> State
     if "linear_attention" in kinds:
         sizes = delta_rule_sizes(config)
         names = ("linear_num_key_heads", "linear_num_value_heads")
-        return States(count, tuple((name, int(config[name])) for name in names), sizes.projected)
-    names = ("mamba_num_heads", "n_groups") if "mamba" in kinds else ("mamba_n_heads", "mamba_n_groups")
-    return States(count, tuple((name, int(config[name])) for name in names), mamba_sizes(config).projected)
+        return States(count, tuple((name, int(config[name])) for name in names), None, sizes.projected)
+    heads, groups = ("mamba_num_heads", "n_groups") if "mamba" in kinds else ("mamba_n_heads", "mamba_n_groups")
+    width = mamba_sizes(config).projected
+    return States(count, ((heads, int(config[heads])),), (groups, int(config[groups])), width)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ from raymb.model.families.record import SCALED, Family
 _DELTA_RULE_KERNELS = {"fla": "flash-linear-attention"}
 _MAMBA_KERNELS = {"mamba_ssm": "mamba-ssm", "causal_conv1d": "causal-conv1d"}
 _NO_VIRTUAL = {"virtual_pipeline_parallel_size": "Bridge 0.6.2 cuts no hybrid model so (hybrid_provider.py)"}
-_NO_CONTEXT = {"context_parallel_size": "it has not been tried with layers that have states"}
 _OFF = (False, None)
 _QWEN = {"attention_bias": _OFF, "hidden_act": ("silu",)}
 _QWEN_EXPERTS = {"mlp_only_layers": ([], None), "decoder_sparse_step": (1,), "norm_topk_prob": (True,)}
@@ -30,7 +29,6 @@ FAMILIES = (
         tied_by_default=False,
         kernels=_DELTA_RULE_KERNELS,
         settings=_QWEN | _QWEN_EXPERTS,
-        must_be_one=_NO_CONTEXT,
         experts=True,
         proven="CPU",
     ),
@@ -51,7 +49,7 @@ FAMILIES = (
             "use_conv_bias": (True,),
         },
         settings_with_experts={"moe_latent_size": (None,), "norm_topk_prob": (True,)},
-        must_be_one=_NO_CONTEXT | _NO_VIRTUAL,
+        must_be_one=_NO_VIRTUAL,
         experts=True,
         proven="CPU",
     ),
@@ -67,7 +65,6 @@ FAMILIES = (
         tied_by_default=False,
         kernels=_DELTA_RULE_KERNELS,
         settings=_QWEN,
-        must_be_one=_NO_CONTEXT,
         proven="CPU",
     ),
     Family(
@@ -82,7 +79,6 @@ FAMILIES = (
         tied_by_default=False,
         kernels=_DELTA_RULE_KERNELS,
         settings=_QWEN | _QWEN_EXPERTS,
-        must_be_one=_NO_CONTEXT,
         experts=True,
         proven="CPU",
     ),
@@ -102,7 +98,7 @@ FAMILIES = (
             "mamba_d_conv": (4,),
             "mamba_norm_before_gate": (False,),
         },
-        must_be_one=_NO_CONTEXT | _NO_VIRTUAL,
+        must_be_one=_NO_VIRTUAL,
         no_packing="Bridge 0.6.2 does not hand its layers where a row's samples begin (falconh1_model.py)",
         proven="CPU",
     ),

@@ -38,15 +38,23 @@ def heads(layout: DetailedLayout, shape: ModelShape) -> Iterator[str]:
 
 
 def states(layout: DetailedLayout, shape: ModelShape) -> Iterator[str]:
-    """Of layers with states in the place of attention's keys and values."""
-    tensor = layout.tensor_parallel_size
-    wrong = [f"{name} {count}" for name, count in shape.states.heads if count % tensor]
-    if wrong:
-        common = math.gcd(shape.num_attention_heads, *(count for _, count in shape.states.heads))
-        yield (
-            f"--tensor_parallel_size {tensor} must divide config.json's {', '.join(wrong)}, by which tensor parallel "
-            f"workers share the layers with states; set --tensor_parallel_size to one of {listed(divisors(common))}"
-        )
+    """Of layers with states in the place of attention's keys and values, whose context parallel workers share heads."""
+    tensor, context, held = layout.tensor_parallel_size, layout.context_parallel_size, shape.states
+    wrong = [f"{name} {count}" for name, count in held.heads if count % (tensor * context)]
+    if held.groups:
+        name, count = held.groups
+        of_worker = count // tensor
+        if count % tensor or (of_worker % context and context % of_worker):
+            wrong.append(f"{name} {count}")
+    if not wrong:
+        return
+    product = f"--tensor_parallel_size {tensor}" + (f" x --context_parallel_size {context}" if context > 1 else "")
+    counts = [count for _, count in (*held.heads, *([held.groups] if held.groups else []))]
+    yield (
+        f"{product} must divide config.json's {', '.join(wrong)}, by which workers share the layers that have states; "
+        f"set --tensor_parallel_size to one of {listed(divisors(math.gcd(shape.num_attention_heads, *counts)))}"
+        + (", and --context_parallel_size to 1" if context > 1 else "")
+    )
 
 
 def feed_forward(layout: DetailedLayout, shape: ModelShape) -> Iterator[str]:
