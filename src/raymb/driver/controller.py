@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-import ray
+from ray.actor import exit_actor
 
 from raymb.driver.placement import Placement
 from raymb.runtime.ray_internals import (
@@ -60,11 +60,12 @@ class Controller(TrainController):
         if self.get_worker_group() is None:
             await asyncio.sleep(_SECONDS_BETWEEN_STEPS)  # else it hears of no abort between two looks
             if self.get_state().is_terminal():
-                ray.actor.exit_actor()
+                exit_actor()
         return await super()._step()
 
     def _is_preemption_deadline_exceeded(self, info: Any, detected: float, extra: float = 0.0) -> bool:
-        return super()._is_preemption_deadline_exceeded(info, detected, self._failure_policy.grace(extra))
+        policy: Any = self._failure_policy
+        return super()._is_preemption_deadline_exceeded(info, detected, policy.grace(extra))
 
     async def _shutdown(self) -> Any:
         self._placement.withdraw()

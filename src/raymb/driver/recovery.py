@@ -82,7 +82,7 @@ class RestartPolicy(DefaultFailurePolicy):
         Args:
             asked: --grace_time.
         """
-        seconds = 0.0
+        seconds: Any = 0.0
         with contextlib.suppress(RayError):
             seconds = ray.get(self.hub.last_save.remote(), timeout=10)
         return Resilience(grace_time=asked).grace(seconds)
@@ -202,7 +202,8 @@ def _size_now(policy: FixedPolicy | ElasticPolicy) -> Any:
     count = policy.placement.look()
     if count is None:
         return NoopDecision()
-    return ResizeDecision(count, policy.scaling_config._resources_per_worker_not_none)
+    each: Any = policy.scaling_config._resources_per_worker_not_none
+    return ResizeDecision(count, each)
 
 
 def first_cause(failures: dict[int, Any]) -> tuple[int, Any]:

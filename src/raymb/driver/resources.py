@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import ray
 from ray.util.placement_group import placement_group, remove_placement_group
@@ -126,7 +127,7 @@ class Reservation:
         self.count, self.together, avoid = count, together, request.avoid
         self.bundle = {name: round(each * together, 4) for name, each in request.worker.items()}
         bundles = [self.bundle] * (count // together)
-        labels = [{_NODE_ID: f"!in({','.join(avoid)})"}] * len(bundles) if avoid else None
+        labels: Any = [{_NODE_ID: f"!in({','.join(avoid)})"}] * len(bundles) if avoid else None
         self.group = placement_group(bundles, strategy=request.placement.upper(), bundle_label_selector=labels)
 
     def is_there(self, seconds: float) -> bool:

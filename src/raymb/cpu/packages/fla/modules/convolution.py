@@ -1,5 +1,7 @@
 """A convolution of each channel over the tokens before it, of [batch, tokens, channels]."""
 
+from typing import Any
+
 import torch
 
 from causal_conv1d import causal_conv1d_fn
@@ -23,7 +25,7 @@ def causal_conv1d(
     if initial_state is not None or output_final_state:
         raise NotImplementedError("the CPU backend trains, and training has no states of a convolution")
     sequence = None if cu_seqlens is None else sequences(cu_seqlens, x.shape[1])[None]
-    out = causal_conv1d_fn(x.transpose(1, 2), weight, bias, seq_idx=sequence, activation=activation)
+    out: Any = causal_conv1d_fn(x.transpose(1, 2), weight, bias, seq_idx=sequence, activation=activation)
     return out.transpose(1, 2), None
 
 

@@ -6,6 +6,7 @@ computed a chunk of tokens at a time: the u of a chunk depend on one another by 
 """
 
 from itertools import pairwise
+from typing import Any
 
 import torch
 
@@ -37,15 +38,15 @@ def chunk_gated_delta_rule(
     """
     if use_qk_l2norm_in_kernel:
         q, k = l2norm(q), l2norm(k)
-    scale = k.shape[-1] ** -0.5 if scale is None else scale
-    wide = [part.float().transpose(1, 2) for part in (q * scale, k, v, g, beta)]  # [batch, heads, tokens, ...]
+    scaled = q * (k.shape[-1] ** -0.5 if scale is None else scale)
+    wide = [part.float().transpose(1, 2) for part in (scaled, k, v, g, beta)]  # [batch, heads, tokens, ...]
     if cu_seqlens is None:
         rows = [wide]
     elif len(q) == 1:
         rows = [[part[:, :, start:end] for part in wide] for start, end in pairwise(cu_seqlens.tolist())]
     else:
         raise ValueError(f"cu_seqlens is of one row, and there are {len(q)}")
-    states = [None] * len(rows) if initial_state is None else initial_state.float().chunk(len(rows))
+    states: Any = [None] * len(rows) if initial_state is None else initial_state.float().chunk(len(rows))
     done = [_sequence(*row, state=state) for row, state in zip(rows, states, strict=True)]
     out = torch.cat([one for one, _ in done], dim=2).transpose(1, 2).to(q.dtype)
     return out, torch.cat([state for _, state in done]) if output_final_state else None
@@ -59,7 +60,8 @@ def _sequence(
     results = []
     for start in range(0, k.shape[2], _CHUNK):
         part = slice(start, start + _CHUNK)
-        result, state = _chunk(*(one[:, :, part] for one in (q, k, v, g, beta)), state)
+        here = [one[:, :, part] for one in (q, k, v, g, beta)]
+        result, state = _chunk(here[0], here[1], here[2], here[3], here[4], state)
         results.append(result)
     return torch.cat(results, dim=2) if results else v, state
 

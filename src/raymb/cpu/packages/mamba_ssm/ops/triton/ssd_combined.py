@@ -5,6 +5,8 @@
 computed a chunk of tokens at a time: within a chunk as a masked product of matrices, between chunks by the state.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 
@@ -126,9 +128,10 @@ def mamba_split_conv1d_scan_combined(
     inner = heads * channels
     states = (conv1d_weight.shape[0] - inner) // 2
     z, convolved, dt = zxbcdt.split([inner, inner + 2 * states, heads], dim=-1)
-    convolved = causal_conv1d_fn(
+    mixed: Any = causal_conv1d_fn(
         convolved.transpose(1, 2), conv1d_weight, conv1d_bias, seq_idx=seq_idx, activation=activation
-    ).transpose(1, 2)
+    )
+    convolved = mixed.transpose(1, 2)
     x, B, C = convolved.split([inner, states, states], dim=-1)
     gate = z.unflatten(-1, (heads, channels)) if rmsnorm_weight is None else None
     out, state = mamba_chunk_scan_combined(
