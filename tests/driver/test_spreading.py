@@ -46,13 +46,14 @@ def ray(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
             raise state.error
         return "ab"[number % 2], number
 
-    def remote(settings: Settings, model: Any, batch: Batch) -> int:
+    def remote(settings: Settings, model: Any, batch: Batch, variables: Any) -> int:
         state.models.add(model)
         return batch.numbers[0]
 
     task = SimpleNamespace(remote=remote)
     module = ModuleType("ray")
     module.remote = lambda function: SimpleNamespace(options=lambda **options: task)  # type: ignore[attr-defined]
+    module.put = lambda values: values  # type: ignore[attr-defined]
     module.get = get  # type: ignore[attr-defined]
     module.available_resources = lambda: {"CPU": float(state.cpus)}  # type: ignore[attr-defined]
     module.cancel = lambda number, force: setattr(state, "cancelled", state.cancelled + 1)  # type: ignore[attr-defined]

@@ -16,7 +16,7 @@ import pytest
 
 from raymb.rank.interrupt import Interrupts
 
-SOURCES = Path(__file__).parents[1] / "src"
+SOURCES = Path(__file__).parents[2] / "src"
 BOTH = [signal.SIGINT, signal.SIGTERM]
 
 

@@ -19,7 +19,6 @@ FLAG_OF_SHORT: dict[str, str] = {
 _OTHERS = {
     "dataset_text_field": "text_column",
     "eval_dataset": "validation_dataset",
-    "framework_version": "image",
     "gradient_checkpointing": "recompute",
     "hf_dataset_revision": "dataset",
     "max_grad_norm": "clip_grad",
