@@ -77,6 +77,14 @@ def test_the_table(capsys: pytest.CaptureFixture[str]) -> None:
         }
     ]
     assert support("Gemma2ForCausalLM")["packing"] == "no"
+    assert support("FalconH1ForCausalLM") == {
+        "kind": "text",
+        "layouts": "TP PP CP",
+        "packing": "no",
+        "lora": "all but states",
+        "proven": "CPU",
+    }
+    assert support("NemotronHForCausalLM")["lora"] == "attention"
     assert support("Qwen3VLForConditionalGeneration")["proven"] == "refused"
     assert not of_text("Qwen3VLForConditionalGeneration")
     assert main(["models", "nonsense"]) == 2

@@ -80,10 +80,9 @@ def _model(model_dir: Path, adapter: Path | None) -> Any:
 
 
 def _tie(model: Any) -> None:
-    for layer in model.base_model.model.model.layers:
+    for owner in list(model.modules()):
         for names in (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj")):
-            part = getattr(layer, "self_attn" if names[0] == "q_proj" else "mlp", None)
-            modules = [getattr(part, name) for name in names] if part is not None else []  # not every layer has both
+            modules = [getattr(owner, name, None) for name in names]
             for module in modules:
                 if hasattr(module, "lora_A"):
                     module.lora_A = modules[0].lora_A

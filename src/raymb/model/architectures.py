@@ -16,6 +16,7 @@ from pathlib import Path
 
 from raymb.errors import ModelError
 from raymb.model.families import FAMILIES, family_of
+from raymb.model.families.record import Family
 from raymb.model.shape import UNNAMED, ModelShape
 
 _REGISTER = ("register_bridge", "register_bridge_implementation")
@@ -94,14 +95,21 @@ def support(architecture: str) -> dict[str, str]:
     having = [
         name for name, flag in sizes.items() if flag not in family.must_be_one and (family.experts or "E" not in name)
     ]
-    whole = not family.experts or family.peft_loads_experts
     return {
         "kind": kind,
         "layouts": " ".join(having),
         "packing": "no" if family.no_packing or family.vision else "yes",
-        "lora": "all" if whole and not family.vision else "language part" if family.vision else "attention",
+        "lora": _under_adapters(family),
         "proven": family.proven,
     }
+
+
+def _under_adapters(family: Family) -> str:
+    if family.vision:
+        return "language part"
+    if family.experts and not family.peft_loads_experts:
+        return "attention"
+    return "all but states" if family.kernels else "all"
 
 
 def _sources(file: Path) -> Iterator[str]:
