@@ -35,6 +35,11 @@ CASES = [
     ("HYV3ForCausalLM", _SPARSE, "attention_bias", False, True),
     ("ExaoneMoeForCausalLM", _SPARSE, "norm_topk_prob", True, False),
     ("GlmMoeDsaForCausalLM", _SPARSE, "norm_topk_prob", True, False),
+    ("Qwen3NextForCausalLM", _SPARSE, "norm_topk_prob", True, False),
+    ("Qwen3_5ForCausalLM", _DENSE, "hidden_act", "silu", "gelu"),
+    ("Qwen3_5MoeForCausalLM", _SPARSE, "decoder_sparse_step", 1, 2),
+    ("NemotronHForCausalLM", _SPARSE, "conv_kernel", 4, 2),
+    ("FalconH1ForCausalLM", _DENSE, "mamba_norm_before_gate", False, True),
 ]
 
 
