@@ -29,7 +29,7 @@ def watched(self, phase):
         return
     def watched_count(counter, batch):
         count(counter, batch)
-        with open(f"{os.environ['SEEN']}/{os.environ['RANK']}-{os.getpid()}.jsonl", "a") as stream:
+        with open(f"{os.environ['RAYMB_SEEN']}/{os.environ['RANK']}-{os.getpid()}.jsonl", "a") as stream:
             for row in batch["tokens"].tolist():
                 stream.write(json.dumps([self.step, row]) + "\\n")
     TokenCounter.count = watched_count
@@ -64,7 +64,7 @@ def test_two_epochs_are_two_passes_also_when_interrupted(finetune: Callable[...,
     def run(name: str, workers: int, *overrides: str) -> dict[int, list[int]]:
         directory = tmp_path / f"seen-{name}"
         directory.mkdir(exist_ok=True)
-        env = [f"PYTHONPATH={tmp_path}{os.pathsep}src", f"SEEN={directory}"]
+        env = [f"PYTHONPATH={tmp_path}{os.pathsep}src", f"RAYMB_SEEN={directory}"]
         made = finetune(*overrides, **flags, **layout, experiment_name=name, num_workers=workers, env=env)
         return seen(made, directory)
 
