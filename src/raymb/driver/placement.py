@@ -123,20 +123,22 @@ class Placement(WorkerGroupCallback):
         self.keeps = True
         nodes = {self.nodes[rank] for rank in ranks}
         if len(nodes) == 1:
-            self.failed[_lasting_name(nodes.pop())] += 1
+            node = nodes.pop()
+            self.failed[_lasting_names().get(node, node)] += 1
 
     def _to_avoid(self) -> tuple[str, ...]:
         """Nodes on which workers have failed again and again, where the others could hold the run."""
         bad = {name for name, count in self.failed.items() if count >= _FAILURES_OF_A_NODE}
-        nodes = {node["NodeID"]: _lasting_name(node["NodeID"]) for node in ray.nodes() if node["Alive"]} if bad else {}
-        avoid = tuple(node for node, name in nodes.items() if name in bad)
-        without = replace(self.request, avoid=avoid)
+        if not bad:
+            return ()
+        alive, names = [node["NodeID"] for node in ray.nodes() if node["Alive"]], _lasting_names()
+        avoid = tuple(node for node in alive if names.get(node) in bad)
         together = self.request.together
-        room = sum(room // together * together for room in without.rooms().values()) if avoid else 0
-        if room < self.request.sizes[0]:
+        rooms = replace(self.request, avoid=avoid).rooms().values()
+        if sum(room // together * together for room in rooms) < self.request.sizes[0]:
             avoid = ()
         for node in set(avoid) - self.avoided:
-            text = f"node {nodes[node]} gets no more workers: they failed there {self.failed[nodes[node]]} times"
+            text = f"node {names[node]} gets no more workers: they failed there {self.failed[names[node]]} times"
             self._tell({"kind": "warning", "text": text})
         self.avoided = frozenset(avoid)
         return avoid
@@ -153,9 +155,11 @@ def _answer() -> Callable[[], bool]:
     return lambda: True
 
 
-def _lasting_name(node_id: str) -> str:
-    """What a machine is called also after Ray has started there again: its address, if no other node shares it."""
-    nodes = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes()}
-    alive = [node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"] and node["NodeID"] != node_id]
-    address = nodes.get(node_id, "")
-    return address if address and address not in alive else node_id
+def _lasting_names() -> dict[str, str]:
+    """What each node's machine is called also after Ray has started there again: its address, if no other node that
+    lives shares it."""
+    addresses = {node["NodeID"]: (node["NodeManagerAddress"], bool(node["Alive"])) for node in ray.nodes()}
+    living = collections.Counter(address for address, alive in addresses.values() if alive)
+    return {
+        node: address if address and living[address] == alive else node for node, (address, alive) in addresses.items()
+    }
