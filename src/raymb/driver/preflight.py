@@ -217,7 +217,7 @@ def as_packed(spec: RunSpec, plan: Plan) -> RunSpec:
     sizes = {"context_parallel_size": plan.layout.context_parallel_size}
     if plan.layout.context_parallel_size > 1:
         sizes["tensor_parallel_size"] = plan.layout.tensor_parallel_size
-    return spec.model_copy(update={"parallel": spec.parallel.model_copy(update=sizes)})
+    return spec.changed(parallel=sizes)
 
 
 def checked_shape(spec: RunSpec, needs: Needs = "weights") -> ModelShape:

@@ -42,12 +42,11 @@ def reshaping(job: Job, directory: Path) -> Job:
     job, manifest = job.on_cpus(), manifest_of(directory, RemoteCheckpoints.of(job))
     assert manifest is not None
     plan = smallest_plan(job.plan, manifest)
-    train = job.spec.train.model_copy(update={"precision": manifest["precision"]})
-    settings = job.spec.checkpoint.model_copy(
-        update={"save_interval": 0, "export_hf": False, "keep_last": None, "keep_best": None}
+    spec = job.spec.changed(
+        train={"precision": manifest["precision"]},
+        checkpoint={"save_interval": 0, "export_hf": False, "keep_last": None, "keep_best": None},
+        optimizer={"lr_warmup_iters": 0},  # it must be shorter than no steps
     )
-    optimizer = job.spec.optimizer.model_copy(update={"lr_warmup_iters": 0})  # it must be shorter than no steps
-    spec = job.spec.model_copy(update={"train": train, "checkpoint": settings, "optimizer": optimizer})
     return replace(
         job,
         spec=spec,

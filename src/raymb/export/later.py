@@ -122,11 +122,9 @@ def checked_job(request: ExportRequest) -> Job:
         [*([adapter] if has_adapters else []), *([hf] if not has_adapters or request.merge else [])], request
     )
     settings = {"merge": request.merge, **({"export_dtype": request.dtype} if request.dtype else {})}
-    model = job.spec.model.model_copy(update={"trust_remote_code": request.trust_remote_code})
-    saving = job.spec.checkpoint.model_copy(update=settings)
-    spec = job.spec.model_copy(update={"checkpoint": saving, "model": model})
+    spec = job.spec.changed(checkpoint=settings, model={"trust_remote_code": request.trust_remote_code})
     if request.ray_address:
-        spec = spec.model_copy(update={"cluster": spec.cluster.model_copy(update={"ray_address": request.ray_address})})
+        spec = spec.changed(cluster={"ray_address": request.ray_address})
     return replace(
         job, spec=spec, run_dir=str(run), load_dir=directory, hf_dir=str(hf), adapter_dir=str(adapter), data_dir=rows
     )
@@ -144,8 +142,7 @@ def in_export_type(job: Job) -> Job:
     if job.plan.adapters is None:
         stored = set(tensor_types(Path(job.with_local_model().model_path)).values()) if asked == "source" else set()
         precision = "bf16" if asked == "bf16" or stored == {"BF16"} else "fp32"
-    train = job.spec.train.model_copy(update={"precision": precision})
-    return replace(job, spec=job.spec.model_copy(update={"train": train}))
+    return replace(job, spec=job.spec.changed(train={"precision": precision}))
 
 
 def _job_of(run: Path) -> Job:

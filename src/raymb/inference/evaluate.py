@@ -139,12 +139,10 @@ def _spec(model: TunedModel, dataset: str) -> RunSpec:
     files = [former] if former and former.exists() else []
     spec = load_spec({"hf_model_path": model.path, "dataset": dataset}, files)
     alone = {"validation_dataset": None, "test_dataset": None, "validation_split": 0.0, "test_split": 0.0}
-    return spec.model_copy(
-        update={
-            "data": spec.data.model_copy(update={**alone, "packing": False}),
-            # The revision is the base's, and whether its code may run the user says anew.
-            "model": spec.model.model_copy(update={"hf_revision": None, "trust_remote_code": model.trust_remote_code}),
-        }
+    return spec.changed(
+        data={**alone, "packing": False},
+        # The revision is the base's, and whether its code may run the user says anew.
+        model={"hf_revision": None, "trust_remote_code": model.trust_remote_code},
     )
 
 

@@ -65,7 +65,7 @@ def branch_of(spec: RunSpec) -> str | None:
 
 
 def with_commit(spec: RunSpec, commit: str) -> RunSpec:
-    return spec.model_copy(update={"model": spec.model.model_copy(update={"hf_revision": commit})})
+    return spec.changed(model={"hf_revision": commit})
 
 
 def model_path(spec: RunSpec) -> str:

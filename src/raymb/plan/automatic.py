@@ -161,9 +161,7 @@ def _with(spec: RunSpec, values: Mapping[str, object]) -> RunSpec:
     sections: dict[str, dict[str, object]] = {}
     for flag, value in values.items():
         sections.setdefault(_SECTIONS.get(flag, "parallel"), {})[flag] = value
-    return spec.model_copy(
-        update={name: getattr(spec, name).model_copy(update=update) for name, update in sections.items()}
-    )
+    return spec.changed(**sections)
 
 
 def flags_of(layout: Layout) -> str:

@@ -112,7 +112,7 @@ def _fitting(spec: RunSpec, shape: ModelShape, backend: str) -> list[int]:
 
 
 def _with(spec: RunSpec, **sizes: object) -> RunSpec:
-    return spec.model_copy(update={"parallel": spec.parallel.model_copy(update=sizes)})
+    return spec.changed(parallel=sizes)
 
 
 def _listed(sizes: list[int]) -> str:

@@ -137,8 +137,7 @@ def better_line(plan: Plan, shape: ModelShape, spec: RunSpec) -> str:
 
 def graphs_line(plan: Plan, shape: ModelShape, spec: RunSpec) -> str:
     """What --cuda_graphs would bring, where it can be had and a step takes as long as Python does; else empty."""
-    performance = spec.performance.model_copy(update={"cuda_graphs": True})
-    graphed = spec.model_copy(update={"performance": performance})
+    graphed = spec.changed(performance={"cuda_graphs": True})
     if plan.gpu is None or plan.step_time is None or plan.elastic or graphed == spec or conflicts(graphed):
         return ""
     if plan.step_time["launch"] < _WORTH_RECORDING * plan.step_time["total"]:

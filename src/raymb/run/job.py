@@ -20,17 +20,12 @@ def with_absolute_paths(spec: RunSpec) -> RunSpec:
     def absolute(path: Any) -> Any:
         return path if path is None or is_uri(path) else type(path)(Path(path).expanduser().absolute())
 
-    run, checkpoint, resume = spec.run, spec.checkpoint, spec.checkpoint.resume
+    resume = spec.checkpoint.resume
     paths = {
-        "output_dir": absolute(checkpoint.output_dir),
+        "output_dir": absolute(spec.checkpoint.output_dir),
         "resume": resume if resume in ("auto", "never") else absolute(resume),
     }
-    return spec.model_copy(
-        update={
-            "run": run.model_copy(update={"storage_path": absolute(run.storage_path)}),
-            "checkpoint": checkpoint.model_copy(update=paths),
-        }
-    )
+    return spec.changed(run={"storage_path": absolute(spec.run.storage_path)}, checkpoint=paths)
 
 
 @dataclass(frozen=True)
@@ -109,15 +104,13 @@ class Job:
 
     def on_cpus(self) -> Job:
         """The job for CPU workers that only read and write a checkpoint, without what takes a GPU."""
-        spec = self.spec
-        changed = {
-            "train": spec.train.model_copy(update={"activation_offload_layers": 0}),
-            "optimizer": spec.optimizer.model_copy(update={"optimizer_moments": "fp32"}),  # as in a checkpoint
-            "moe": Moe(),
-            "performance": spec.performance.model_copy(update={"cuda_graphs": False}),
-            "parallel": spec.parallel.model_copy(update={"megatron_fsdp": "none"}),
-        }
-        return replace(self, spec=spec.model_copy(update=changed), backend="cpu")
+        spec = self.spec.model_copy(update={"moe": Moe()}).changed(
+            train={"activation_offload_layers": 0},
+            optimizer={"optimizer_moments": "fp32"},  # as in a checkpoint
+            performance={"cuda_graphs": False},
+            parallel={"megatron_fsdp": "none"},
+        )
+        return replace(self, spec=spec, backend="cpu")
 
     def alone(self) -> Job:
         """The job as that of one CPU worker, which has the whole model and every sample."""

@@ -104,8 +104,7 @@ def spec_as_yaml(spec: RunSpec) -> str:
 
 def without_secrets(spec: RunSpec) -> RunSpec:
     """The spec without the environment variables that are not known to be harmless."""
-    shown = harmless(spec.cluster.env)
-    return spec.model_copy(update={"cluster": spec.cluster.model_copy(update={"env": shown})})
+    return spec.changed(cluster={"env": harmless(spec.cluster.env)})
 
 
 def spec_from_json(text: str) -> RunSpec:

@@ -7,6 +7,7 @@ override of one of them can be refused with the flag's name.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -276,6 +277,11 @@ class RunSpec(Section):
     cluster: Cluster = Cluster()
     overrides: dict[str, Any] = Field(default_factory=dict)
     """ConfigContainer fields by path (`optimizer.decoupled_lr: 1e-4`) that no flag owns."""
+
+    def changed(self, **sections: Mapping[str, Any]) -> RunSpec:
+        """The spec with other values, by section and field, which are not checked again."""
+        copies = {name: getattr(self, name).model_copy(update=dict(values)) for name, values in sections.items()}
+        return self.model_copy(update=copies)
 
     @property
     def data_seed(self) -> int:

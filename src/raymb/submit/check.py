@@ -16,7 +16,7 @@ from raymb.plan.automatic import NODE
 from raymb.spec import RunSpec, without_secrets
 from raymb.spec.training import worker_range
 from raymb.submit.paths import check_paths, paths_of
-from raymb.submit.target import JobOptions, Submission, Target, changed
+from raymb.submit.target import JobOptions, Submission, Target
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -90,7 +90,7 @@ def _as_on_the_cluster(spec: RunSpec, target: Target) -> RunSpec:
     asked = spec.cluster.wait_for_resources
     seconds = _SECONDS_TO_COME_UP if asked == "auto" else max(asked, _SECONDS_TO_COME_UP)
     there = target.as_the_job_reads_it(spec)
-    return changed(there, "cluster", ray_address="auto", wait_for_resources=seconds)
+    return there.changed(cluster={"ray_address": "auto", "wait_for_resources": seconds})
 
 
 def _checked(spec: RunSpec, target: Target) -> Iterator[str]:

@@ -10,7 +10,6 @@ from raymb.data.words import read_word
 from raymb.errors import SpecError
 from raymb.spec import RunSpec
 from raymb.storage.remote import is_uri
-from raymb.submit.target import changed
 
 if TYPE_CHECKING:
     from raymb.submit.target import Target
@@ -66,11 +65,11 @@ def with_absolute_paths(spec: RunSpec) -> RunSpec:
         name = read_word(word).name if flag in _WORDS else word
         return f"{Path(name).expanduser().absolute()}{word[len(name) :]}" if is_path(flag, name) else word
 
-    spec = changed(spec, "data", dataset=[there("dataset", word) for word in spec.data.dataset])
+    spec = spec.changed(data={"dataset": [there("dataset", word) for word in spec.data.dataset]})
     for section, flag in _PATHS:
         value = getattr(getattr(spec, section), flag)
         if value is not None and (flag, value) not in (("resume", "auto"), ("resume", "never")):
-            spec = changed(spec, section, **{flag: type(value)(there(flag, str(value)))})
+            spec = spec.changed(**{section: {flag: type(value)(there(flag, str(value)))}})
     return spec
 
 

@@ -121,7 +121,7 @@ class Target(Section):
 
     def as_the_job_reads_it(self, spec: RunSpec) -> RunSpec:
         """The spec where a copy of --working_dir is where the job starts: it need not be uploaded again."""
-        return changed(spec, "cluster", working_dir=None) if self.uploads else spec
+        return spec.changed(cluster={"working_dir": None}) if self.uploads else spec
 
     def files(self, job: Submission) -> Mapping[str, str | Path]:
         """The job's files beside the spec: name to content, or to the file or directory that it is a copy of."""
@@ -160,11 +160,6 @@ class Target(Section):
             raise SubmitError(
                 f"there is no {self.client} on PATH to submit with", f"{self.package}; or --dry_run and copy the files"
             )
-
-
-def changed(spec: RunSpec, section: str, **values: Any) -> RunSpec:
-    """The spec with other values in a section."""
-    return spec.model_copy(update={section: getattr(spec, section).model_copy(update=values)})
 
 
 def as_yaml(*documents: Any) -> str:
