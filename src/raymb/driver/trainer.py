@@ -86,7 +86,8 @@ class RaymbTrainer(TorchTrainer):
 
     def _initialize_and_run_controller(self, **settings: Any) -> Any:
         with _environment(self.settings):
-            data_parallel_trainer.TrainController = Controller  # pyright: ignore[reportPrivateImportUsage] the name that Ray Train starts
+            # The name that Ray Train starts.
+            data_parallel_trainer.TrainController = Controller  # pyright: ignore[reportPrivateImportUsage]
             return super()._initialize_and_run_controller(**{**settings, **self.policies})
 
     def _register_sigint_handler(self, controller: Any) -> None:
