@@ -16,7 +16,8 @@ PROGRAM, SOURCES = Path(__file__).with_name("writing.py"), Path(__file__).parent
 def test_a_checkpoint_of_tensors_on_the_host_is_not_torn_by_the_next_step(device: str, tmp_path: Path) -> None:
     """The optimizer's state of an offloaded AdamW went to the thread without a copy, and the next step changed it
     before it was written; its SHA-256, taken afterwards, said that all was well."""
-    environment = {**os.environ, "PYTHONPATH": str(SOURCES), "OMP_NUM_THREADS": "1"}
+    path = os.pathsep.join(filter(None, (str(SOURCES), os.environ.get("PYTHONPATH"))))
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(PROGRAM), str(tmp_path), device]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]

@@ -45,10 +45,10 @@ def deviations(run: Path, other: Path) -> dict[str, float]:
     """The largest relative difference of any step's loss and gradient norm."""
     both = list(zip(read_metrics(run), read_metrics(other), strict=True))
     worst = {name: max(abs(one[name] / two[name] - 1) for one, two in both) for name in ("loss", "grad_norm")}
-    first, last = both[0][0]["loss"], both[-1][0]["loss"]
+    (first, same), (last, _) = both[0], both[-1]
     print(
-        f"\nDEVIATION {run.name} of {other.name}: loss {first:.4f} to {last:.4f}, {worst['loss']:.1e}, norm "
-        f"{worst['grad_norm']:.1e}"
+        f"\nDEVIATION {run.name} of {other.name}: loss {first['loss']:.4f} to {last['loss']:.4f}, {worst['loss']:.1e}, "
+        f"norm {worst['grad_norm']:.1e}; of the first step {abs(first['grad_norm'] / same['grad_norm'] - 1):.1e}"
     )
     return worst
 

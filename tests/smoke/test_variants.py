@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.families import MOE_FAMILIES, make_model
+from tests.families import FAMILIES, MOE_FAMILIES, make_model
 from tests.models import write_rows
 from tests.smoke.conftest import MAIN_FLAGS, batches_of, train_variant, worst_deviation
+from tests.smoke.test_families import overrides_of
 
 pytestmark = [pytest.mark.smoke, pytest.mark.timeout(400)]
 TP, PP, CP = (f"{name}_parallel_size" for name in ("tensor", "pipeline", "context"))
@@ -48,17 +49,18 @@ def test_packed_rows_train_as_if_alone(workers: int, layout: dict[str, int], tmp
         pytest.param("Mistral", {CP: 2}, id="windows-cp2"),
         pytest.param("GPT-OSS", {}, id="sinks and windows"),
         pytest.param("Gemma 3", {}, id="frequencies of two kinds"),
+        *((family, {CP: 2}) for family in ("Gemma", "EXAONE 4", "ERNIE 4.5", "MiniMax-M2", "Hy3", "K-EXAONE")),
     ],
 )
 def test_packed_rows_of_other_attention(family: str, layout: dict[str, int], tmp_path: Path) -> None:
     """Samples of more tokens than a window of 4."""
     from tests.smoke import oracle
 
-    window = {} if family == "DeepSeek-V2" else {"sliding_window": 4}
+    window = {"sliding_window": 4} if "sliding_window" in FAMILIES[family][1] else {}
     model, rows = make_model(family, tmp_path / "model", **window), write_rows(tmp_path / "rows", train=240)
     flags = {"hf_model_path": model, "dataset": rows, "global_batch_size": 3, "packing": True, "train_iters": 3}
     balancing = {"moe_aux_loss_coeff": 0} if family in MOE_FAMILIES else {}
-    steps = train_variant(tmp_path, layout.get(CP, 1), **flags, **balancing, **layout)
+    steps = train_variant(tmp_path, layout.get(CP, 1), *overrides_of(family), **flags, **balancing, **layout)
     batches = batches_of(tmp_path / "run")
     assert max(len(batch) for batch in batches) > 6
     assert sum(len(ids) > 8 for batch in batches for ids, _ in batch) > 9

@@ -59,12 +59,12 @@ def counting_forward_step(
 
 
 def forward_step_of(job: Job) -> Callable:
-    """Bridge's own forward step of a job's model, which for a vision-language model has the micro batch's images put
-    together first."""
+    """Bridge's own forward step of a job's model, which is told what tokens are trained if it has experts; for a
+    vision-language model the micro batch's images are put together first."""
     name = forward_step(job.spec.train.step_func, job.architecture)
     bridges_step = import_module(f"megatron.bridge.training.{name}").forward_step
     if name != "vlm_step":
-        return bridges_step
+        return import_module("raymb.bridge.balancing").counting_trained_tokens(bridges_step)
     from megatron.bridge.training.state import GlobalState
 
     def step(state: GlobalState, data_iterator: Any, model: Any, return_schedule_plan: bool = False) -> Any:

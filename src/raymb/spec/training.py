@@ -270,8 +270,8 @@ class Moe(Section):
     """How tokens are spread over experts: a loss over a micro-batch, a sample or the global batch; Sinkhorn's routing;
     nothing. Default: what Bridge has for the model."""
     moe_aux_loss_coeff: float | None = bridge("model.moe_aux_loss_coeff", default=None, ge=0)
-    """Weight of the load balancing loss, in which padding counts, too (--packing leaves none). Default: what Bridge has
-    for the model."""
+    """Weight of the load balancing loss, which is of the tokens that are trained. Default: what Bridge has for the
+    model."""
     moe_z_loss_coeff: float | None = bridge("model.moe_z_loss_coeff", default=None, ge=0)
     """Weight of a loss that keeps the router's logits small. Default: none."""
     moe_router_dtype: Literal["fp32", "fp64"] | None = bridge("model.moe_router_dtype", default=None)

@@ -119,9 +119,20 @@ def norm_over_heads(norm: Any, x: torch.Tensor) -> torch.Tensor:
     return (norm.weight * normed.to(flat.dtype)).reshape(x.shape)
 
 
-def give_norms_of_minimax_m2_their_gradient() -> None:
-    """Whole, with tensor parallel workers."""
+def give_norms_of_minimax_m2_their_gradient(provider: Any) -> None:
+    """Whole, with tensor parallel workers, and of each worker's own weights."""
     upstream(_FULL_NORM).forward = norm_over_heads
+    provider.register_pre_wrap_hook(_keep_weights_apart)
+
+
+def _keep_weights_apart(chunks: list[Any]) -> list[Any]:
+    """A norm's weights are other ones on each tensor parallel worker; Megatron-Core takes them for the same."""
+    norm = upstream(_FULL_NORM)
+    for chunk in chunks:
+        chunk.config.qk_layernorm = False  # read again for one thing only: whose gradients are summed
+        for weight in (module.weight for module in chunk.modules() if isinstance(module, norm)):
+            weight.tensor_model_parallel = True  # each worker's part counts in the gradient norm
+    return chunks
 
 
 def pad_vocabulary_of_gemma4_once(provider: Any) -> None:
@@ -138,7 +149,7 @@ def mend(hf_config: Any, provider: Any, architecture: str) -> None:
         give_exaone4_attention_of_transformer_engine(provider)
     if architecture == "MiniMaxM2ForCausalLM":
         load_norms_of_minimax_m2_where_they_are()
-        give_norms_of_minimax_m2_their_gradient()
+        give_norms_of_minimax_m2_their_gradient(provider)
     if architecture == "Gemma4ForCausalLM":
         pad_vocabulary_of_gemma4_once(provider)
 
@@ -238,7 +249,8 @@ PATCHES = (
         "megatron-bridge",
         "0.6.2",
         f"{_FULL_NORM}.forward",
-        "adds up squares over tensor parallel workers by a collective without a gradient: gradients are off by 0.3 %",
+        "adds up squares over tensor parallel workers by a collective without a gradient: gradients are off by 0.3 %; "
+        "and Megatron-Core 0.19.2 sums their weights' gradients, as if all workers had the same (finalize_model_grads)",
         _sums_without_a_gradient,
         give_norms_of_minimax_m2_their_gradient,
     ),

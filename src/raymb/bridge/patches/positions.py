@@ -16,6 +16,7 @@ _KWARGS = "megatron.bridge.models.conversion.model_bridge:MegatronModelBridge.hf
 _LLAMA = "megatron.bridge.models.llama.llama_bridge:LlamaBridge.provider_bridge"
 _OSS = "megatron.bridge.models.gpt_oss.gpt_oss_bridge:GPTOSSBridge.provider_bridge"
 _QWEN = "megatron.bridge.models.qwen.qwen2_bridge:Qwen2Bridge.provider_bridge"
+_ROTARY = "megatron.core.models.common.embeddings.rope_utils"
 _LLAMA3_NUMBERS = ("low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
 
 
@@ -59,6 +60,22 @@ def give_windows(hf_config: Any, provider: Any, architecture: str, seq_length: i
         provider.cp_comm_type = "a2a"  # Transformer Engine's ring of context parallel workers knows no windows
 
 
+def rotate_samples_without_tokens() -> None:
+    """Packed rows of a batch have as many samples as the one with most, some of them without a token."""
+    rope = importlib.import_module(_ROTARY)
+    rotate = rope._rotate_half
+    if rotate.__name__ != "rotate_if_any":
+
+        def rotate_if_any(x: torch.Tensor, rotary_interleaved: bool) -> torch.Tensor:
+            return rotate(x, rotary_interleaved) if x.numel() else x
+
+        rope._rotate_half = rotate_if_any  # type: ignore[attr-defined]
+
+
+def _fails_without_tokens() -> bool:
+    return "x_new.view(x_new.shape[0], x_new.shape[1], x_new.shape[2], -1)" in text_of(f"{_ROTARY}:_rotate_half")
+
+
 def _drops_rotary_settings() -> bool:
     """Numbers of Llama 3 and defaults of yarn, and gpt-oss has the published model's as constants."""
     drops_llama3 = not any(name in text_of(_LLAMA) for name in _LLAMA3_NUMBERS)
@@ -90,5 +107,14 @@ PATCHES = (
         "constant",
         _drops_windows,
         give_windows,
+    ),
+    Patch(
+        "interleaved rotary positions of no tokens",
+        "megatron-core",
+        "0.19.2",
+        f"{_ROTARY}:_rotate_half",
+        "a packed sample without tokens, with which a row's list of samples is filled, is a RuntimeError (ERNIE 4.5)",
+        _fails_without_tokens,
+        rotate_samples_without_tokens,
     ),
 )

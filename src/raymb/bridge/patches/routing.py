@@ -12,6 +12,7 @@ from raymb.bridge.patches.patch import Patch, text_of, upstream
 
 _ROUTER = "megatron.core.transformer.moe.router"
 _TOP_K = "topk_routing_with_score_function"
+_MOE, _COUNT = "megatron.core.transformer.moe.moe_utils", "get_tokens_per_expert_and_token_count"
 _ERNIE = "megatron.bridge.models.ernie.ernie_45_bridge:Ernie45Bridge.provider_bridge"
 _GLM5 = "megatron.bridge.models.glm_moe_dsa.glm5_bridge:GLM5Bridge.provider_bridge"
 _HY3 = "megatron.bridge.models.hy_v3.hy_v3_bridge:HYV3Bridge.provider_bridge"
@@ -64,8 +65,36 @@ def _top_k(logits: torch.Tensor, topk: int, **settings: Any) -> Any:
     return upstream(_ROUTER)._raymb_top_k(logits, topk, **settings)
 
 
+def weigh_by_all_ranks() -> None:
+    """A rank's part of a balancing loss, whose gradients are summed, counts as much as the tokens of all ranks."""
+    router = importlib.import_module(_ROUTER)
+    if getattr(router, _COUNT) is upstream(f"{_MOE}:{_COUNT}"):
+        setattr(router, _COUNT, _count)
+
+
+def _count(routing_map: torch.Tensor, reduce_group: Any, **settings: Any) -> tuple[torch.Tensor, Any, Any]:
+    experts, _, total = upstream(f"{_MOE}:{_COUNT}")(routing_map, reduce_group, **settings)
+    if isinstance(total, torch.Tensor):  # with a mask; a micro batch in which nothing is trained has a loss of 0
+        total = total.clamp(min=1)
+    return experts, total / reduce_group.size(), total
+
+
+def count_for_bias_with_mask() -> None:
+    """A bias counts each expert's tokens without those that a mask leaves out."""
+    router = upstream(f"{_ROUTER}:TopKRouter")
+    count = router._apply_expert_bias
+    if count.__name__ != "with_mask":
+
+        def with_mask(self: Any, routing_map: torch.Tensor, padding_mask: torch.Tensor | None = None) -> None:
+            count(self, routing_map, None if padding_mask is None else padding_mask.unsqueeze(-1))
+
+        router._apply_expert_bias = with_mask
+
+
 def mend(hf_config: Any, provider: Any, architecture: str) -> None:
     """Of a provider that Bridge has made."""
+    weigh_by_all_ranks()
+    count_for_bias_with_mask()
     give_layers_with_experts(hf_config, provider)
     leave_out_flex_dispatcher(provider)
     if architecture == "Ernie4_5_MoeForCausalLM":
@@ -85,6 +114,14 @@ def _asks_for_hybridep() -> bool:
 def _scores_by_sigmoid() -> bool:
     importlib.import_module("megatron.bridge.models.conversion.auto_bridge")
     return 'provider.moe_router_score_function = "sigmoid"' in text_of(_ERNIE)
+
+
+def _weighs_by_one_rank() -> bool:
+    return "local_num_tokens = local_tokens_per_expert.sum() / topk" in text_of(f"{_MOE}:{_COUNT}")
+
+
+def _takes_no_mask_with_bias() -> bool:
+    return "routing_map = routing_map & (~padding_mask)" in text_of(f"{_ROUTER}:TopKRouter._apply_expert_bias")
 
 
 PATCHES = (
@@ -116,5 +153,24 @@ PATCHES = (
         "bias with softmax (TransformerConfig)",
         _scores_by_sigmoid,
         choose_by_softmax_and_bias,
+    ),
+    Patch(
+        "weight of balancing losses",
+        "megatron-core",
+        "0.19.2",
+        f"{_MOE}:{_COUNT}",
+        "with a mask the losses that balance experts are weighed by a rank's own tokens times the ranks that share a "
+        "sequence, which is not their sum; where a micro batch has no tokens they are NaN",
+        _weighs_by_one_rank,
+        weigh_by_all_ranks,
+    ),
+    Patch(
+        "router bias with a mask",
+        "megatron-core",
+        "0.19.2",
+        f"{_ROUTER}:TopKRouter._apply_expert_bias",
+        "the mask has no dimension for experts: the first layer of a model with a router bias fails",
+        _takes_no_mask_with_bias,
+        count_for_bias_with_mask,
     ),
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from raymb.model.families.record import NOT_COMPARED, SCALED, Family
+from raymb.model.families.record import SCALED, Family
 
 _OWN_ATTENTION = "Bridge 0.6.2 has an attention of its own for it (gemma2_provider.py)"
 
@@ -91,8 +91,6 @@ FAMILIES = (
         "Gemma",
         ("GemmaForCausalLM",),
         ("gemma",),
-        must_be_one={"context_parallel_size": NOT_COMPARED},
-        no_packing=NOT_COMPARED,
         rope_types=SCALED,
         rotary="GemmaRotaryEmbedding",
         settings={"attention_bias": (False,), "use_bidirectional_attention": (None, False)},
@@ -103,8 +101,6 @@ FAMILIES = (
         "EXAONE 4",
         ("Exaone4ForCausalLM",),
         ("exaone4",),
-        must_be_one={"context_parallel_size": NOT_COMPARED},
-        no_packing=NOT_COMPARED,
         rope_types=SCALED,
         rotary="Exaone4RotaryEmbedding",
         window_layers="layer_types",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from raymb.model.families.record import NOT_COMPARED, SCALED, SCALED_LATENT, Family
+from raymb.model.families.record import SCALED, SCALED_LATENT, Family
 
 _SPARSE_ATTENTION = "Megatron-Core 0.19's sparse attention (dsa.py) has not been compared with transformers so"
 _OF_GEMMA4 = "Bridge 0.6.2 has an attention of its own for it (modeling_gemma4.py)"
@@ -91,8 +91,6 @@ FAMILIES = (
         "ERNIE 4.5",
         ("Ernie4_5_MoeForCausalLM",),
         ("ernie4_5_moe",),
-        must_be_one={"context_parallel_size": NOT_COMPARED},
-        no_packing=NOT_COMPARED,
         rope_types=SCALED,
         rotary="Ernie4_5_MoeRotaryEmbedding",
         settings={"use_bias": (False, None)},
@@ -103,13 +101,12 @@ FAMILIES = (
         "MiniMax-M2",
         ("MiniMaxM2ForCausalLM",),
         ("minimax_m2",),
-        must_be_one={"context_parallel_size": NOT_COMPARED},
-        no_packing=NOT_COMPARED,
         rope_types=SCALED,
         rotary="MiniMaxM2RotaryEmbedding",
         qk_norm="all heads",
         tied_by_default=False,
         experts=True,
+        proven="CPU",
     ),
     Family(
         "GLM-5",
@@ -126,13 +123,12 @@ FAMILIES = (
         rope_types=(),
         tied_by_default=False,
         experts=True,
+        proven="CPU",
     ),
     Family(
         "Hy3",
         ("HYV3ForCausalLM",),
         ("hy_v3",),
-        must_be_one={"context_parallel_size": NOT_COMPARED},
-        no_packing=NOT_COMPARED,
         rope_types=SCALED,
         rotary="HYV3RotaryEmbedding",
         settings={"attention_bias": (False,), "mlp_bias": (False,)},
@@ -145,8 +141,6 @@ FAMILIES = (
         "K-EXAONE",
         ("ExaoneMoeForCausalLM",),
         ("exaone_moe",),
-        must_be_one={"context_parallel_size": NOT_COMPARED},
-        no_packing=NOT_COMPARED,
         rope_types=SCALED,
         rotary="ExaoneMoeRotaryEmbedding",
         settings={"norm_topk_prob": (True,)},

@@ -94,5 +94,3 @@ SCALED = ("dynamic", "linear", "llama3", "longrope", "yarn")
 """Scalings whose frequencies transformers hands out: of dynamic and longrope up to the length where they change."""
 SCALED_LATENT = ("dynamic", "yarn")
 """Of multi-head latent attention, which has its own in Megatron-Core 0.19.2."""
-NOT_COMPARED = "it has not been compared with transformers yet"
-"""Why a family cannot have what may well be right."""

@@ -13,21 +13,23 @@ from raymb.plan.sizes import DetailedLayout
 
 def heads(layout: DetailedLayout, shape: ModelShape) -> Iterator[str]:
     heads, groups, tensor = shape.num_attention_heads, shape.num_kv_heads, layout.tensor_parallel_size
-    queries = heads * (2 if family_of_type(shape.model_type).gated_attention else 1)
+    family = family_of_type(shape.model_type)
+    queries = heads * (2 if family.gated_attention else 1)
     rows = (queries + 2 * groups) * shape.head_dim  # of one matrix: queries (and their gates), keys and values
     shared = shape.attention != "mla"
-    valid = [
-        size
-        for size in divisors(heads)
-        if not shared or ((groups % size == 0 or size % groups == 0) and rows % size == 0)
-    ]
+    apart = family.qk_norm == "all heads"  # workers with the same heads would have a norm's weights twice
+
+    def fits(size: int) -> bool:
+        return groups % size == 0 or (size % groups == 0 and not apart)
+
+    valid = [size for size in divisors(heads) if not shared or (fits(size) and rows % size == 0)]
     change = f"set --tensor_parallel_size to one of {listed(valid)}"
     if heads % tensor:
         yield f"--tensor_parallel_size {tensor} must divide the model's {heads} attention heads; {change}"
-    if shared and groups % tensor and tensor % groups:
+    if shared and not fits(tensor):
         yield (
-            f"--tensor_parallel_size {tensor} must be a divisor or a multiple of the model's {groups} key/value "
-            f"groups; {change}"
+            f"--tensor_parallel_size {tensor} must be a divisor {'' if apart else 'or a multiple '}of the model's "
+            f"{groups} key/value groups; {change}"
         )
     elif shared and heads % tensor == 0 and rows % tensor:
         yield (
