@@ -147,7 +147,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
             "index_topk": 8,
             "rms_norm_eps": 1e-6,  # as its latent attention has by default in transformers: no other tokens are chosen
             "index_head_dim": 32,
-            "index_n_heads": 16,
+            "index_n_heads": 16,  # of fewer heads all may score 0 for several tokens: which are chosen then is chance
         },
     ),
     "Hy3": (
