@@ -158,7 +158,7 @@ def _estimated(trial: Trial) -> dict[str, float]:
     """Bytes of torch's allocator at its peak, and seconds of a step; 0 where the plan has none, as on CPUs."""
     memory, seconds = trial.plan.memory, trial.plan.step_time
     return {
-        "memory": memory["total"] - memory["context"] if memory else 0.0,
+        "memory": memory["total"] - memory["context"] - memory["graphs"] if memory else 0.0,
         "time": seconds["total"] if seconds else 0.0,
     }
 

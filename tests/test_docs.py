@@ -114,7 +114,9 @@ def flags() -> set[str]:
 
     def of(command: Any) -> Iterator[str]:
         for param in command.params:
-            yield from (name for name in [*param.opts, *param.secondary_opts] if name.startswith("--"))
+            own = [name for name in [*param.opts, *param.secondary_opts] if name.startswith("--")]
+            turned = [f"--no_{name[2:]}" for name in own] if getattr(param, "metavar", "") == "true|false|auto" else []
+            yield from own + turned
         for inner in getattr(command, "commands", {}).values():
             yield from of(inner)
 

@@ -85,7 +85,7 @@ def run(checked: Preflight) -> int:
         fixed = as_packed(spec, checked.plan)
         plans = usable_plans(fixed, checked.shape, rows=checked.prepared.rows("train"), backend=backend, gpu=gpu)
         plan = plans[max(plans)]
-        hints = [line(plan, checked.shape, spec) for line in (better_line, graphs_line)]
+        hints = [graphs_line(plan), better_line(plan, checked.shape, spec)]
         notes = [f"warning: {note}" for note in checked.prepared.manifest["notes"]]
         for line in filter(None, [estimate_line(plan), *hints, validation_line(checked), *notes]):
             console.print(line, highlight=False, soft_wrap=True)

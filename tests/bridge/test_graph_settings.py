@@ -18,8 +18,8 @@ from raymb.spec import load_spec
 def test_only_workers_on_gpus_record_them(given: bool, tmp_path: Path) -> None:
     flags = {"hf_model_path": "some/model", "num_workers": "1", "cuda_graphs": str(given), "precision": "bf16"}
     job = resolved_job(load_spec(flags), ModelShape.from_config(QWEN2_4_LAYERS), tmp_path, "cuda")
-    assert job.spec.performance.cuda_graphs == given
-    assert not job.on_cpus().spec.performance.cuda_graphs
+    assert job.cuda_graphs == given
+    assert not job.on_cpus().cuda_graphs
     assert (worker_environment(job).get("NCCL_GRAPH_REGISTER") == "0") == given
 
 

@@ -129,6 +129,37 @@ def test_short_spellings_are_the_long_flags(shape_only_moe_dir, capsys):
     assert main([*words, "--TP=2"]) == 2
 
 
+ALONE = [
+    ("", None),
+    ("--cuda_graphs", True),
+    ("--cuda-graphs --tp 2", True),
+    ("--cuda_graphs train.exit_interval=3", True),
+    ("--cuda_graphs true --tp 2", True),
+    ("--cuda_graphs=true", True),
+    ("--no_cuda_graphs", False),
+    ("--no-cuda-graphs --tp 2", False),
+    ("--cuda_graphs false", False),
+    ("--cuda_graphs auto", None),
+    ("--cuda_graphs --no_cuda_graphs", False),
+]
+
+
+@pytest.mark.parametrize(("words", "on"), ALONE)
+def test_a_flag_of_true_false_and_auto_may_stand_alone(words, on, shape_only_model_dir, capsys):
+    """None: the flag is auto, and says why."""
+    command = ["plan", "--json", "--hf_model_path", str(shape_only_model_dir), "--num_workers", "2", "--gpu", "h200"]
+    assert main([*command, "--backend", "cuda", *words.split()]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert (plan["cuda_graphs"] if "cuda_graphs" not in plan["chosen"] else None) == on
+    assert main([*command, "--backend", "cuda", "--tp", "2", "--no-sequence-parallel"]) == 0
+    assert json.loads(capsys.readouterr().out)["sequence_parallel"] is False
+
+
+def test_its_value_is_one_of_the_three(shape_only_model_dir, capsys):
+    assert main(["plan", "--hf_model_path", str(shape_only_model_dir), "--cuda_graphs", "maybe"]) == 2
+    assert "--cuda_graphs maybe: must be true or false or 'auto'" in capsys.readouterr().err
+
+
 def test_every_command_that_has_the_long_flag_has_the_short_one_and_shows_it(capsys):
     def check(group, words):
         for name, command in group.commands.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,16 @@ def test_graphs_compute_the_same_and_are_resumed_with_and_without(tmp_path: Path
     whole = losses("graphs", cuda_graphs=True)
     losses("mixed", "train.exit_interval=10")
     mixed = losses("mixed", cuda_graphs=True)
+    losses("back", "train.exit_interval=10", cuda_graphs=True)
+    back = losses("back")
+    chosen = losses("auto", cuda_graphs="auto")
+    assert json.loads((tmp_path / "auto" / "plan.json").read_text())["cuda_graphs"]
     worst = [
-        max(abs(one / other - 1) for one, other in zip(graphed, without, strict=True)) for graphed in (whole, mixed)
+        max(abs(one / other - 1) for one, other in zip(graphed, without, strict=True))
+        for graphed in (whole, mixed, back, chosen)
     ]
-    print(f"\nwith graphs {len(first)} and {len(whole)} steps, from the middle on: worst relative deviations {worst}")
+    print(
+        f"\nwith graphs {len(first)} and {len(whole)} steps, from the middle on, up to the middle, chosen by auto: "
+        f"worst relative deviations {worst}"
+    )
     assert len(first) == STEPS // 2 and max(worst) < 1e-3

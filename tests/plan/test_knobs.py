@@ -16,7 +16,13 @@ SHARED = ModelShape.from_config(QWEN3_MOE_4_LAYERS | {"shared_expert_intermediat
 LARGE = ModelShape.from_config(
     QWEN2_4_LAYERS | {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "vocab_size": 32000}
 )
-BATCH = {"global_batch_size": 8, "micro_batch_size": 1, "recompute": "none", "optimizer_offload": 0}
+BATCH = {
+    "global_batch_size": 8,
+    "micro_batch_size": 1,
+    "recompute": "none",
+    "optimizer_offload": 0,
+    "cuda_graphs": False,
+}
 
 
 def spec_of(*overrides: str, **flags: object) -> RunSpec:
@@ -157,7 +163,7 @@ def test_megatron_fsdp_takes_less_memory_and_more_time() -> None:
 def test_cuda_graphs_take_the_launching_out_of_a_step() -> None:
     flags = {"num_workers": 2, "tensor_parallel_size": 2, "seq_length": 512}
     eager, graphed = plan_of(**flags), plan_of(**flags, cuda_graphs=True)
-    assert eager.step_time and graphed.step_time and eager.memory == graphed.memory
+    assert eager.step_time and graphed.step_time
     assert eager.step_time["launch"] > 0.5 * eager.step_time["total"] > 2 * graphed.step_time["total"]
     assert seconds(**flags, peft="lora", cuda_graphs=True) > seconds(**flags, peft="lora") / 20
     assert plan_of(**{**flags, "recompute": "auto"}, cuda_graphs=True).layout.recompute == "none"

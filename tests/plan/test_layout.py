@@ -97,6 +97,7 @@ def test_every_auto_is_explained_and_nothing_else():
         "micro_batch_size": 2,
         "recompute": "none",
         "optimizer_offload": 0,
+        "cuda_graphs": "false",
     }
     assert set(plan_of().chosen) == set(given)
     plan = plan_of(num_workers=2, **given)
@@ -251,7 +252,7 @@ def test_a_broken_expert_rule(flags, rule, way_out):
 def test_the_cpu_backend_lays_out_as_cuda_does(shape, flags):
     flags = flags | {"num_workers": 2, "micro_batch_size": 1}
     on_cpu, on_cuda = (plan_of(shape, backend=backend, **flags).to_dict() for backend in ("cpu", "cuda"))
-    of_gpus = ("backend", "gpu", "memory", "step_time", "chosen")
+    of_gpus = ("backend", "gpu", "memory", "step_time", "chosen", "cuda_graphs")
     assert on_cpu == on_cuda | {name: on_cpu[name] for name in of_gpus}
 
 

@@ -61,7 +61,7 @@ def worker_environment(job: Job) -> dict[str, str]:
         **({"NVIDIA_TF32_OVERRIDE": "0"} if precision_of(job) == "fp32" else {}),
         **({"PYTORCH_ALLOC_CONF": "expandable_segments:True"} if job.spec.performance.expandable_segments else {}),
         # Else NCCL registers buffers of a graph that expandable segments move: Megatron-Core asserts it.
-        **({"NCCL_GRAPH_REGISTER": "0"} if job.spec.performance.cuda_graphs else {}),
+        **({"NCCL_GRAPH_REGISTER": "0"} if job.cuda_graphs else {}),
         **_compile_cache(job),
     }
     return {**defaults, **harmless(given_variables(job.spec.cluster.env))}

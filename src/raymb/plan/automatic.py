@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from raymb.model.shape import ModelShape
+from raymb.plan import graphs
 from raymb.plan.choose import Chosen, choose_layout
 from raymb.plan.elastic import is_elastic
 from raymb.plan.gpus import GIB, Gpu
 from raymb.plan.memory import estimate
 from raymb.plan.multiples import divisors
 from raymb.plan.reason import Reason
-from raymb.plan.search import Candidate, candidates
+from raymb.plan.search import SAME, Candidate, candidates
 from raymb.plan.sizes import Layout
 from raymb.spec.sections import RunSpec
 from raymb.spec.training import Parallel, data_range, worker_range
@@ -33,9 +34,15 @@ _CHOSEN = (
     "micro_batch_size",
     "recompute",
     "optimizer_offload",
+    "cuda_graphs",
 )
 """What the search chooses where it is `auto`."""
-_SECTIONS = {"micro_batch_size": "train", "recompute": "train", "optimizer_offload": "optimizer"}
+_SECTIONS = {
+    "micro_batch_size": "train",
+    "recompute": "train",
+    "optimizer_offload": "optimizer",
+    "cuda_graphs": "performance",
+}
 _OF_EVERY_SIZE = [flag for flag in _CHOSEN if flag != "micro_batch_size"]
 
 
@@ -96,7 +103,30 @@ def automatic(spec: RunSpec, shape: ModelShape, gpu: Gpu) -> Automatic:
         fits += " and have the most sizes"
     why = fits if best.fits(gpu) else f"the smallest layout; none fits into {gpu.name} with room to spare"
     reasons |= {flag: Reason(_shown(value), why) for flag, value in values.items()}
+    if "cuda_graphs" in values:
+        reasons["cuda_graphs"] = Reason(_shown(values["cuda_graphs"]), _why_graphs(spec, shape, gpu, found))
     return Automatic(_with(spec, values), reasons, best.layout.micro_batch_size)
+
+
+def _why_graphs(spec: RunSpec, shape: ModelShape, gpu: Gpu, found: list[Candidate]) -> str:
+    """Why layers are recorded, or are not.
+
+    Args:
+        found: the best one first.
+    """
+    if why := graphs.why_not(spec, shape):
+        return why
+    fitting = [one for one in found if one.fits(gpu)]
+    graphed = next((one for one in fitting if one.layout.cuda_graphs), None)
+    if graphed is None:
+        return graphs.against(found[0].layout, shape) or f"no layout fits into {gpu.name} with them"
+    without = next(one for one in fitting if not one.layout.cuda_graphs)  # what fits with them fits without
+    gain = without.time.total / graphed.time.total
+    if found[0].layout.cuda_graphs:
+        return f"by estimate a step is {gain:.2g} times as fast with layers recorded after the third one"
+    if gain < 1 + SAME:
+        return "by estimate a step is no faster with them"
+    return f"by estimate a step is {gain:.3g} times as fast with them, and from {graphs.GAIN:g} on they are taken"
 
 
 def _that_make_workers(parallel: Parallel) -> dict[str, int]:
@@ -193,4 +223,6 @@ def described(layout: Layout) -> str:
         words.append(f"recompute {layout.recompute}")
     if layout.optimizer_offload:
         words.append(f"{layout.optimizer_offload:.0%} of the optimizer on the host")
+    if layout.cuda_graphs:
+        words.append("CUDA graphs")
     return ", ".join(words)

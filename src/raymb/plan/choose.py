@@ -92,7 +92,7 @@ def _settings(spec: RunSpec, shape: ModelShape) -> dict[str, Any]:
         fused_cross_entropy=spec.performance.fused_cross_entropy,
         fused_activation=spec.performance.fused_activation,
         fp8="fp8" in spec.train.precision,
-        cuda_graphs=spec.performance.cuda_graphs,
+        cuda_graphs=spec.performance.cuda_graphs is True,
         lora_rank=spec.peft.lora_rank if adapters else None,
         adapter_targets=tuple(adapters.hugging_face) if adapters else (),
         saved_modules=tuple(adapters.saved) if adapters else (),

@@ -13,6 +13,7 @@ from raymb.model.parameters import expert_parameters
 from raymb.model.shape import ModelShape
 from raymb.plan.adapters import EMBEDDING, OUTPUT
 from raymb.plan.gpus import GIB
+from raymb.plan.graphs import recorded
 from raymb.plan.recompute import recomputed_layers
 from raymb.plan.sizes import DetailedLayout, layers_per_stage
 
@@ -42,8 +43,8 @@ _CHANNELS = int(0.15 * GIB)
 @dataclass(frozen=True)
 class Memory:
     """Bytes of one GPU. optimizer: fp32 weights and Adam's two moments. activations: of all micro-batches in flight.
-    logits: with their loss and gradient. buffers: one layer's backward pass. context: CUDA and NCCL, outside of torch's
-    allocator."""
+    logits: with their loss and gradient. buffers: one layer's backward pass. graphs: what torch's allocator holds for
+    recorded layers, and does not count as allocated. context: CUDA and NCCL, outside of torch's allocator."""
 
     weights: int
     gradients: int
@@ -51,12 +52,13 @@ class Memory:
     activations: int
     logits: int
     buffers: int
+    graphs: int
     context: int
 
     @property
     def allocated(self) -> int:
         """What torch.cuda.max_memory_allocated() says at its highest."""
-        return self.total - self.context
+        return self.total - self.context - self.graphs
 
     @property
     def total(self) -> int:
@@ -125,6 +127,7 @@ def _of_stage(layout: DetailedLayout, shape: ModelShape, stage: int) -> Memory:
         activations=int(in_flight * kept),
         logits=int(logits),
         buffers=int(buffers),
+        graphs=int((recorded(layout) + 1) * layers * inputs) if layout.cuda_graphs else 0,
         context=_CONTEXT + groups * _CHANNELS,
     )
 

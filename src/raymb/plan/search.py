@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import product
 
 from raymb.model.shape import ModelShape
+from raymb.plan import graphs
 from raymb.plan.choose import default_expert_tensor, sequence_parallel
 from raymb.plan.gpus import Gpu
 from raymb.plan.memory import Memory, estimate
@@ -39,29 +40,40 @@ class Candidate:
 
 
 def candidates(spec: RunSpec, start: DetailedLayout, shape: ModelShape, gpu: Gpu, per_node: int) -> list[Candidate]:
-    """Those that fit, the fastest first, then those that do not, the smallest first.
+    """Those that fit, the fastest first, then those that do not, the smallest first. Where CUDA graphs are `auto`, one
+    with them stands before those without that it is raymb.plan.graphs.GAIN times as fast as.
 
     Args:
         spec: what is not `auto` in it stays.
         start: its layout with 1 for every size that is `auto`.
         per_node: GPUs of a node.
     """
-    found = []
+    found: list[Candidate] = []
+    free = spec.performance.cuda_graphs == "auto"
+    graphed = [False, True] if free and not graphs.why_not(spec, shape) else [start.cuda_graphs]
     for layout in _layouts(spec, start, shape, per_node):
-        if not obeys(layout, shape):
-            continue
-        for candidate in _savings(spec, layout, shape, gpu, per_node):
-            found.append(candidate)
-            if candidate.fits(gpu):
-                break
-    fitting = sorted((one for one in found if one.fits(gpu)), key=lambda one: one.time.total)
-    rest = sorted((one for one in found if not one.fits(gpu)), key=lambda one: one.memory.total)
-    return [*_thrifty_first(fitting), *rest]
+        if obeys(layout, shape):
+            for recording in graphed:
+                found += _until_it_fits(spec, replace(layout, cuda_graphs=recording), shape, gpu, per_node)
+
+    def seconds(one: Candidate) -> float:
+        return one.time.total * (graphs.GAIN if free and one.layout.cuda_graphs else 1.0)
+
+    fitting = sorted((one for one in found if one.fits(gpu)), key=seconds)
+    equal = [one for one in fitting if seconds(one) <= seconds(fitting[0]) * (1 + SAME)]
+    rest = [one for one in found if not one.fits(gpu)]
+    thrifty, smallest = (sorted(some, key=lambda one: one.memory.total) for some in (equal, rest))
+    return [*thrifty, *fitting[len(equal) :], *smallest]
 
 
-def _thrifty_first(fitting: list[Candidate]) -> list[Candidate]:
-    equal = [one for one in fitting if one.time.total <= fitting[0].time.total * (1 + SAME)]
-    return sorted(equal, key=lambda one: one.memory.total) + fitting[len(equal) :]
+def _until_it_fits(
+    spec: RunSpec, layout: DetailedLayout, shape: ModelShape, gpu: Gpu, per_node: int
+) -> Iterator[Candidate]:
+    """The layout without recomputation, and with what saves more and more of the GPU's memory until it fits."""
+    for candidate in _savings(spec, layout, shape, gpu, per_node):
+        yield candidate
+        if candidate.fits(gpu):
+            return
 
 
 def _savings(spec: RunSpec, layout: DetailedLayout, shape: ModelShape, gpu: Gpu, per_node: int) -> Iterator[Candidate]:
@@ -78,6 +90,8 @@ def _savings(spec: RunSpec, layout: DetailedLayout, shape: ModelShape, gpu: Gpu,
     ]
     for recompute, share in dict.fromkeys(ways):
         one = replace(layout, recompute=recompute, optimizer_offload=share)
+        if one.cuda_graphs and spec.performance.cuda_graphs == "auto" and graphs.against(one, shape):
+            continue
         yield Candidate(one, estimate(one, shape), step_time(one, shape, gpu, per_node))
 
 

@@ -32,6 +32,7 @@ class Layout:
     megatron_fsdp: str = "none"
     recompute: str = "none"
     optimizer_offload: float = 0.0
+    cuda_graphs: bool = False
 
     @property
     def model_parallel_size(self) -> int:
@@ -78,7 +79,6 @@ class DetailedLayout(Layout):
     fused_cross_entropy: bool = True
     fused_activation: bool = True
     fp8: bool = False
-    cuda_graphs: bool = False
     number_bytes: int = 2
     lora_rank: int | None = None
     adapter_targets: tuple[str, ...] = ()

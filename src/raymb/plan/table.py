@@ -6,13 +6,11 @@ from collections.abc import Iterator
 from operator import attrgetter
 from typing import TYPE_CHECKING
 
-from raymb.errors import PlanError
 from raymb.model.families import family_of
 from raymb.model.shape import ModelShape
 from raymb.plan.automatic import described, searched, with_auto
 from raymb.plan.gpus import GIB, gpu_named
-from raymb.plan.layout import Plan, make_plan
-from raymb.spec.conflicts import conflicts
+from raymb.plan.layout import Plan
 from raymb.spec.sections import NO_DATASET, RunSpec
 
 if TYPE_CHECKING:
@@ -21,7 +19,7 @@ if TYPE_CHECKING:
 _MUCH = 1.5
 """Times as fast, from which on another layout is named without being asked for."""
 _WORTH_RECORDING = 0.1
-"""Share of a step that launching takes, from which on a plan with CUDA graphs is made for comparison."""
+"""Share of a step that launching takes, from which on it is said why layers are not recorded."""
 _OTHERS = 4
 """Layouts that are shown besides."""
 
@@ -47,10 +45,8 @@ def print_plan(plan: Plan, shape: ModelShape, spec: RunSpec) -> None:
     if plan.nodes:
         table.add_row("asked of Ray", _asked(plan, spec))
     _add_choices(table, plan)
-    if spec.performance.cuda_graphs:
+    if plan.layout.cuda_graphs and "cuda_graphs" not in plan.reasons:
         table.add_row("CUDA graphs", "layers are recorded after the third step, and launched as one from then on")
-    elif line := graphs_line(plan, shape, spec):
-        table.add_row("CUDA graphs", line)
     for index, line in enumerate(_others(plan, shape, spec)):
         table.add_row("other layouts" if index == 0 else "", line)
     # Model paths and reasons hold [ and ], which are no markup; numbers are not to be coloured one by one.
@@ -135,21 +131,13 @@ def better_line(plan: Plan, shape: ModelShape, spec: RunSpec) -> str:
     return f"by estimate {described(best.layout)} is {ratio:.2g} times as fast as this layout (raymb plan shows more)"
 
 
-def graphs_line(plan: Plan, shape: ModelShape, spec: RunSpec) -> str:
-    """What --cuda_graphs would bring, where it can be had and a step takes as long as Python does; else empty."""
-    graphed = spec.changed(performance={"cuda_graphs": True})
-    if plan.gpu is None or plan.step_time is None or plan.elastic or graphed == spec or conflicts(graphed):
+def graphs_line(plan: Plan) -> str:
+    """What `auto` made of --cuda_graphs, where it matters: they are on, or a step takes as long as Python does."""
+    reason = plan.reasons.get("cuda_graphs")
+    if reason is None or plan.step_time is None:
         return ""
-    if plan.step_time["launch"] < _WORTH_RECORDING * plan.step_time["total"]:
-        return ""
-    try:
-        best = make_plan(
-            graphed, shape, backend=plan.backend, num_workers=plan.layout.num_workers, gpu=gpu_named(plan.gpu)
-        ).step_time
-    except PlanError:
-        return ""
-    ratio = plan.step_time["total"] / best["total"] if best else 0.0
-    return f"by estimate a step is {ratio:.2g} times as fast with --cuda_graphs" if ratio >= _MUCH else ""
+    waits = plan.step_time["launch"] >= _WORTH_RECORDING * plan.step_time["total"]
+    return f"CUDA graphs {reason}" if plan.layout.cuda_graphs or waits else ""
 
 
 def _others(plan: Plan, shape: ModelShape, spec: RunSpec) -> Iterator[str]:
@@ -166,11 +154,22 @@ def _others(plan: Plan, shape: ModelShape, spec: RunSpec) -> Iterator[str]:
             continue
         seen.add(sizes)
         needs, ratio = f"{one.memory.total / GIB:.1f} GiB", one.time.total / seconds
-        compared = f"{ratio:.2g} times as long" if ratio >= 1 else f"{1 / ratio:.2g} times as fast"
         if one.fits(gpu):
-            yield f"{described(one.layout)}: {needs}, about {one.time.total:.3g} s a step, {compared}"
+            yield f"{described(one.layout)}: {needs}, about {one.time.total:.3g} s a step, {_compared(ratio)}"
         else:
             yield f"{described(one.layout)}: {needs} do not fit"
+
+
+def _compared(ratio: float) -> str:
+    """What a step takes beside another, in words."""
+    larger = f"{max(ratio, 1 / ratio):.2g}"
+    if larger == "1":
+        return "the same speed"
+    return f"{larger} times as {'long' if ratio > 1 else 'fast'}"
+
+
+def _nodes(count: int) -> str:
+    return f"{count} node{'' if count == 1 else 's'}"
 
 
 def _asked(plan: Plan, spec: RunSpec) -> str:
@@ -178,7 +177,7 @@ def _asked(plan: Plan, spec: RunSpec) -> str:
     cpus = spec.cluster.cpus_per_worker
     each = f"{1 if cpus == 'auto' else cpus:g} CPU" + (", 1 GPU" if plan.backend != "cpu" else "")
     kind = f" x {plan.gpu}" if plan.gpu and plan.backend != "cpu" else ""
-    return f"{plan.layout.num_workers} x ({each}): {plan.nodes} nodes of {plan.workers_per_node}{kind}"
+    return f"{plan.layout.num_workers} x ({each}): {_nodes(plan.nodes or 1)} of {plan.workers_per_node}{kind}"
 
 
 def _training(plan: Plan) -> str:
@@ -217,7 +216,7 @@ def _layout_rows(plan: Plan, shape: ModelShape) -> list[tuple[str, str]]:
         rows.append(("elastic", _elastic(plan, plan.elastic)))
     if plan.nodes:
         crossing = "; tensor parallel crosses nodes, which is slow" if tensor > (plan.workers_per_node or 0) else ""
-        rows.append(("workers a node", f"{plan.workers_per_node}, on {plan.nodes} nodes{crossing}"))
+        rows.append(("workers a node", f"{plan.workers_per_node}, on {_nodes(plan.nodes)}{crossing}"))
     if shape.num_experts:
         rows.append(
             (

@@ -79,6 +79,11 @@ class Job:
         return self.plan.layout
 
     @property
+    def cuda_graphs(self) -> bool:
+        """Whether workers record layers, which takes GPUs."""
+        return self.layout.cuda_graphs and self.backend == "cuda"
+
+    @property
     def train_iters(self) -> int:
         """Steps of the run."""
         assert self.plan.train_iters is not None  # the rows are prepared before there is a job
@@ -107,7 +112,6 @@ class Job:
         spec = self.spec.model_copy(update={"moe": Moe()}).changed(
             train={"activation_offload_layers": 0},
             optimizer={"optimizer_moments": "fp32"},  # as in a checkpoint
-            performance={"cuda_graphs": False},
             parallel={"megatron_fsdp": "none"},
         )
         return replace(self, spec=spec, backend="cpu")

@@ -196,7 +196,14 @@ def _performance(performance: Performance) -> Iterator[str]:
 
 
 def _cuda_graphs(spec: RunSpec) -> Iterator[str]:
-    """What CUDA graphs cannot record, and what was never compared with and without them."""
+    if spec.performance.cuda_graphs is True:
+        for why in without_cuda_graphs(spec):
+            yield f"{why} with --cuda_graphs; drop one of them"
+
+
+def without_cuda_graphs(spec: RunSpec) -> Iterator[str]:
+    """What CUDA graphs cannot record, and what was never compared with and without them: the flags, and how they are
+    "with" them."""
     train, strategy = spec.train, spec.parallel.megatron_fsdp
     impossible = {
         "--packing": spec.data.packing,
@@ -209,8 +216,7 @@ def _cuda_graphs(spec: RunSpec) -> Iterator[str]:
         "--precision mxfp8": train.precision == "mxfp8",
     }
     for others, how in ((impossible, "is not possible"), (untried, "has not been tried")):
-        for other in (flag for flag, given in others.items() if given and spec.performance.cuda_graphs):
-            yield f"{other} {how} with --cuda_graphs; drop one of them"
+        yield from (f"{flag} {how}" for flag, given in others.items() if given)
 
 
 def _credentials(spec: RunSpec) -> Iterator[str]:

@@ -233,15 +233,17 @@ class Performance(Section):
     fused_gradient_accumulation: bool = bridge("model.gradient_accumulation_fusion", default=True)
     """Add a weight's gradient to the gradients within its matrix product; not with Megatron-FSDP, which would lose a
     part of tied embeddings' and experts'."""
-    cuda_graphs: bool = bridge(
+    cuda_graphs: bool | Auto = bridge(
         "model.cuda_graph_impl",
         "model.cuda_graph_modules",
         "model.use_te_rng_tracker",
         "rng.te_rng_tracker",
-        default=False,
+        default="auto",
     )
     """Record each layer's kernels after the third step, and launch them as one from then on: up to ten times as fast
-    where a step takes as long as Python takes to launch it, as with small micro-batches or tensor parallel."""
+    where a step takes as long as Python takes to launch it, as with small micro-batches or tensor parallel. auto: where
+    that has been compared with steps without, fits, and by estimate makes a step 1.15 times as fast. The flag alone is
+    true, --no_cuda_graphs false."""
     overlap_grad_reduce: bool = bridge("ddp.overlap_grad_reduce", default=False)
     """Reduce gradients over data parallel workers while the backward pass runs."""
     overlap_param_gather: bool = bridge("ddp.overlap_param_gather", default=False)

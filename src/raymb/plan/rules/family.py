@@ -34,8 +34,13 @@ def has_whole_experts(shape: ModelShape) -> bool:
     return "expert_tensor_parallel_size" in family_of(shape.architecture).must_be_one
 
 
+def has_graphs(shape: ModelShape) -> bool:
+    """Whether training with CUDA graphs has been compared with training without them."""
+    return family_of(shape.architecture).cuda_graphs
+
+
 def graphs(layout: DetailedLayout, shape: ModelShape) -> Iterator[str]:
-    if layout.cuda_graphs and not family_of(shape.architecture).cuda_graphs:
+    if layout.cuda_graphs and not has_graphs(shape):
         compared = sorted(name for one in FAMILIES if one.cuda_graphs for name in one.architectures)
         yield (
             f"--cuda_graphs is for {', '.join(compared)}, and has not been tried with the model's "

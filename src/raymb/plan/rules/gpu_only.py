@@ -20,7 +20,7 @@ def settings(run: Run) -> Iterator[str]:
         "--no_grad_reduce_in_fp32": not spec.performance.grad_reduce_in_fp32,
         # Bridge 0.6.2 looks for a wrapper that fp32 models do not have when it names weights for a checkpoint.
         f"--megatron_fsdp {spec.parallel.megatron_fsdp}": spec.parallel.fsdp,
-        "--cuda_graphs": spec.performance.cuda_graphs,  # Megatron-Core 0.19.2 records them with bf16 inputs
+        "--cuda_graphs": spec.performance.cuda_graphs is True,  # Megatron-Core 0.19.2 records them with bf16 inputs
     }
     for setting in [setting for setting, given in bf16_settings.items() if given and fp32]:
         yield f"{setting} needs bf16 weights, and they are fp32; leave it out, or set --precision bf16"
@@ -32,7 +32,7 @@ def _not_on_cpus(spec: RunSpec) -> Iterator[tuple[str, str]]:
         yield f"--optimizer_offload {offload:g}", "the optimizer is on the host already"
     if layers:
         yield f"--activation_offload_layers {layers}", "activations are on the host already"
-    if spec.performance.cuda_graphs:
+    if spec.performance.cuda_graphs is True:
         yield "--cuda_graphs", "graphs are CUDA's"
     if spec.moe.moe_token_dispatcher in FLEX_DISPATCHERS:
         yield f"--moe_token_dispatcher {spec.moe.moe_token_dispatcher}", "its kernels are CUDA's"
