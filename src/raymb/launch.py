@@ -81,7 +81,7 @@ def run(checked: Preflight) -> int:
             check_nodes(checked.prepared.path.parent if place.remote is None else None, backend, kernels)
         else:
             check_packages(kernels)
-        gpu = local_gpu(spec) or cluster.gpu()
+        gpu = cluster.gpu(local_gpu(spec))
         fixed = as_packed(spec, checked.plan)
         plans = usable_plans(fixed, checked.shape, rows=checked.prepared.rows("train"), backend=backend, gpu=gpu)
         plan = plans[max(plans)]

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 
 from raymb.driver import cluster as cluster_module
 from raymb.driver.cluster import Cluster, Resources
+from raymb.driver.host_memory import memory_of_this_machine
 from raymb.errors import ClusterError
+from raymb.plan.gpus import gpu_named
 
 
 @pytest.fixture
@@ -97,7 +101,17 @@ def test_a_cuda_worker_gets_one_gpu(have: dict[str, float]) -> None:
 def test_the_gpus_of_a_cluster(monkeypatch: pytest.MonkeyPatch, kinds: list[str], name: str | None) -> None:
     _nodes(monkeypatch, *({"GPU": 8.0, f"accelerator_type:{kind}": 1.0} for kind in kinds), {"CPU": 4.0})
     gpu = Cluster(joined=True).gpu()
-    assert (gpu and gpu.name) == name
+    assert (gpu and gpu.name) == name and (gpu is None or gpu.host is None)
+
+
+def test_the_memory_of_the_smallest_node_with_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    kind = {"GPU": 8.0, "accelerator_type:H100": 1.0}
+    small = kind | {"memory": 70e9, "object_store_memory": 30e9}
+    _nodes(monkeypatch, kind | {"memory": 140e9, "object_store_memory": 60e9}, small, {"CPU": 4.0, "memory": 1e9})
+    cluster, a100 = Cluster(joined=True), gpu_named("a100-80gb")
+    assert cluster.gpu() == replace(gpu_named("h100-80gb"), host=100 * 10**9)
+    assert cluster.gpu(a100) == replace(a100, host=100 * 10**9)
+    assert cluster.gpu(known := replace(a100, host=5)) == known
 
 
 @pytest.mark.parametrize(
@@ -132,3 +146,12 @@ def test_memory_is_asked_for_up_to_what_the_largest_node_has(
     _nodes(monkeypatch, {"CPU": 4.0, "memory": 4e9}, {"CPU": 4.0, "memory": 8e9})
     assert worker.with_memory(1 << 30).to_dict() == {"CPU": 1.0, "memory": 1 << 30}
     assert worker.with_memory(1 << 40).memory == 8_000_000_000
+
+
+@pytest.mark.parametrize(("limit", "most"), [("max", 1 << 62), ("4096", 4096), ("9223372036854771712", 1 << 62)])
+def test_a_container_has_no_more_memory_than_its_limit(limit: str, most: int, tmp_path: Path) -> None:
+    file = tmp_path / "memory.max"
+    file.write_text(f"{limit}\n")
+    total = psutil.virtual_memory().total
+    assert memory_of_this_machine([str(file), str(tmp_path / "absent")]) == min(total, most)
+    assert 0 < memory_of_this_machine() <= total

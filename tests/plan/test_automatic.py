@@ -276,8 +276,10 @@ def test_what_cannot_fit_is_refused_with_what_would() -> None:
     one_copy = {"tensor_parallel_size": 1, "pipeline_parallel_size": 1, "recompute": "none", "optimizer_offload": 0}
     with pytest.raises(PlanError, match=r"DP8, micro batch 8.* takes about .* GiB a GPU .*has 79.2; .* fits"):
         plan_of(LLAMA_8B, "h100-80gb", **flags, **one_copy, micro_batch_size=8)
-    with pytest.raises(PlanError, match="no layout of so many fits: give more --num_workers"):
+    with pytest.raises(PlanError, match=r"no layout of so many fits: --num_workers 256 fits \(TP8 x PP32, "):
         plan_of(LLAMA_405B, "l4", **flags)
+    with pytest.raises(PlanError, match="no layout of so many fits: give more --num_workers"):
+        plan_of(LLAMA_405B, replace(gpu_named("l4"), memory=2 * 2**30), **flags)
     # Where nobody knows the GPU, nothing is refused for its size.
     assert make_plan(spec_of(**flags), LLAMA_405B, backend="cuda").memory
 

@@ -105,10 +105,16 @@ class Cluster:
                 "install NVIDIA Nsight Systems, or use --profiler torch",
             )
 
-    def gpu(self) -> Gpu | None:
-        """What GPUs the cluster has, if Ray names them and there is one kind."""
-        names = {_gpu_name(node) for node in ray.nodes() if node["Alive"]} - {""}
-        return gpu_of_device(names.pop()) if len(names) == 1 else None
+    def gpu(self, named: Gpu | None = None) -> Gpu | None:
+        """What GPUs the cluster has, if Ray names them and there is one kind, or those that somebody has named; with
+        the memory of the smallest of their nodes, if nobody knows it yet. Ray keeps a part of it for its objects, which
+        is a node's memory, too."""
+        nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU")]
+        names = {_gpu_name(node) for node in nodes} - {""}
+        gpu = named or (gpu_of_device(names.pop()) if len(names) == 1 else None)
+        kinds = ("memory", "object_store_memory")
+        memory = min((sum(node["Resources"].get(kind, 0) for kind in kinds) for node in nodes), default=0)
+        return replace(gpu, host=int(memory)) if gpu and gpu.host is None and memory else gpu
 
     def resources_of_a_worker(self, backend: str, cpus: float | str, num_workers: int) -> Resources:
         """Share the CPUs of the cluster among CPU workers unless the user says how many each gets. On a cluster that

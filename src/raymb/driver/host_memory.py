@@ -1,7 +1,9 @@
-"""Memory of a machine that work beside the training takes, for Ray: it places tasks by what they ask for."""
+"""Memory of a machine that work beside the training takes, for Ray: it places tasks by what they ask for; and what
+this machine has."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from raymb.checkpoints.remote import RemoteCheckpoints, manifest_of
@@ -11,6 +13,16 @@ from raymb.run.job import Job
 _LIBRARIES = 1 << 30
 """Of a process that has imported torch and what it needs."""
 _SPARE = 1.2
+_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+"""Where a container's limit stands: version 2 and 1 of Linux' control groups."""
+
+
+def memory_of_this_machine(limits: Sequence[str] = _LIMITS) -> int:
+    """Bytes, or as many as the container may have."""
+    import psutil
+
+    found = [Path(file).read_text(encoding="ascii").strip() for file in limits if Path(file).is_file()]
+    return min([psutil.virtual_memory().total, *(int(text) for text in found if text.isdigit())])
 
 
 def memory_of_finishing(job: Job) -> int:

@@ -5,11 +5,12 @@ No framework but what reading data takes."""
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from raymb.driver.host_memory import memory_of_this_machine
 from raymb.driver.ray_address import joins_a_cluster
 from raymb.errors import PlanError, RunDirError, SpecError
 from raymb.model.architectures import check_architecture
@@ -271,7 +272,8 @@ def local_gpu(spec: RunSpec) -> Gpu | None:
     if local_backend(spec) != "cuda" or joins_a_cluster(spec.cluster.ray_address):
         return None
     files = sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))  # nvidia-smi takes a second
-    return gpu_of_device(files[0].read_text(encoding="utf-8")) if files else None
+    gpu = gpu_of_device(files[0].read_text(encoding="utf-8")) if files else None
+    return gpu and replace(gpu, host=memory_of_this_machine())
 
 
 def run_name(checked: Preflight) -> str:

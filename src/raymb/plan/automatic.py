@@ -10,11 +10,14 @@ from raymb.plan import graphs
 from raymb.plan.choose import Chosen, choose_layout
 from raymb.plan.elastic import is_elastic
 from raymb.plan.gpus import GIB, Gpu
+from raymb.plan.host import memory_of_a_host
 from raymb.plan.memory import estimate
 from raymb.plan.multiples import divisors
 from raymb.plan.reason import Reason
+from raymb.plan.rules import Run, adapters
 from raymb.plan.search import SAME, Candidate, candidates
-from raymb.plan.sizes import Layout
+from raymb.plan.sizes import DetailedLayout, Layout
+from raymb.spec.conflicts import conflicts
 from raymb.spec.sections import RunSpec
 from raymb.spec.training import Parallel, data_range, worker_range
 
@@ -22,6 +25,8 @@ NODE = 8
 """GPUs of a node where nobody says."""
 ERROR = 0.15
 """Of the estimate, at most."""
+_FACTORS = (2, 4, 8, 16, 32, 64)
+"""Times as many workers, which are tried where none fit."""
 _MOST_SIZES = 64
 """Sizes of an elastic run that are tried."""
 _CHOSEN = (
@@ -160,21 +165,47 @@ def _uneven(spec: RunSpec) -> bool:
 
 
 def too_large(spec: RunSpec, shape: ModelShape, gpu: Gpu, layouts: dict[int, Chosen]) -> list[str]:
-    """A sentence if not even the largest of these sizes can hold the model, whatever the estimate's error."""
+    """A sentence if not even the largest of these sizes can hold the model, whatever the estimate's error, on its GPUs
+    or on their hosts."""
     if not layouts:
         return []
     layout = layouts[max(layouts)][0]
-    memory = estimate(layout, shape)
-    if memory.total <= gpu.memory * (1 + ERROR):
+    memory, on_host = estimate(layout, shape), memory_of_a_host(layout, shape, per_node(spec, layout.num_workers))
+    if memory.total > gpu.memory * (1 + ERROR):
+        parts = sorted(memory.to_dict().items(), key=lambda part: -part[1])[1:4]
+        largest = ", ".join(f"{name} {size / GIB:.1f}" for name, size in parts)
+        what = (
+            f"takes about {memory.total / GIB:.1f} GiB a GPU ({largest}), and --gpu {gpu.name} has "
+            f"{gpu.memory / GIB:.1f}"
+        )
+    elif gpu.host is not None and on_host > gpu.host:
+        what = (
+            f"takes about {on_host / GIB:,.0f} GiB of memory on the host of each node, and it has "
+            f"{gpu.host / GIB:,.0f} (--host_memory)"
+        )
+    else:
         return []
-    parts = sorted(memory.to_dict().items(), key=lambda part: -part[1])[1:4]
-    largest = ", ".join(f"{name} {size / GIB:.1f}" for name, size in parts)
-    better = [one for one in searched(with_auto(spec), shape, gpu, layout.num_workers) if one.fits(gpu)]
-    way_out = f"{described(better[0].layout)} fits" if better else "no layout of so many fits: give more --num_workers"
-    return [
-        f"{described(layout)} takes about {memory.total / GIB:.1f} GiB a GPU ({largest}), and --gpu {gpu.name} has "
-        f"{gpu.memory / GIB:.1f}; {way_out}"
-    ]
+    return [f"{described(layout)} {what}; {_ways_out(spec, shape, gpu, layout.num_workers)}"]
+
+
+def _ways_out(spec: RunSpec, shape: ModelShape, gpu: Gpu, workers: int) -> str:
+    """What would fit: another layout of so many workers; else more of them, and adapters."""
+    free = with_auto(spec)
+    if best := _best(free, shape, gpu, workers):
+        return f"{described(best)} fits"
+    more = (workers * factor for factor in _FACTORS)
+    larger = next((found for size in more if (found := _best(free, shape, gpu, size))), None)
+    ways = [f"--num_workers {larger.num_workers} fits ({described(larger)})"] if larger else []
+    adapted = free.changed(peft={"peft": "lora"})
+    if spec.peft.peft == "none" and not [*conflicts(adapted), *adapters.targets(Run(adapted, shape))]:
+        best = _best(adapted, shape, gpu, workers)
+        ways += [f"--peft lora fits ({described(best)})"] if best else []
+    return f"no layout of so many fits: {' and '.join(ways) or 'give more --num_workers'}"
+
+
+def _best(spec: RunSpec, shape: ModelShape, gpu: Gpu, workers: int) -> DetailedLayout | None:
+    """The fastest layout of so many workers that fits."""
+    return next((one.layout for one in searched(spec, shape, gpu, workers)[:1] if one.fits(gpu)), None)
 
 
 def with_auto(spec: RunSpec) -> RunSpec:

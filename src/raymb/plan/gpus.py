@@ -19,6 +19,7 @@ class Gpu:
         bandwidth: of its memory, bytes/s.
         link: to the other GPUs of its node, bytes/s in one direction.
         fp8: the values of --precision in FP8 that it can compute in.
+        host: bytes of memory of the node that it is in; None where nobody knows.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Gpu:
     bandwidth: float
     link: float
     fp8: tuple[str, ...]
+    host: int | None = None
 
 
 GIB = 1 << 30

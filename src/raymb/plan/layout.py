@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from raymb.errors import PlanError
@@ -11,7 +11,8 @@ from raymb.model.shape import ModelShape
 from raymb.plan.adapters import Targets, targets_of
 from raymb.plan.automatic import Automatic, automatic, per_node, too_large
 from raymb.plan.elastic import is_elastic, usable_layouts
-from raymb.plan.gpus import USUAL, Gpu, gpu_named
+from raymb.plan.gpus import GIB, USUAL, Gpu, gpu_named
+from raymb.plan.host import memory_of_a_host
 from raymb.plan.memory import estimate
 from raymb.plan.reason import Reason
 from raymb.plan.rules import Run, broken_run_rules
@@ -41,6 +42,8 @@ class Plan:
         parameters: of the model.
         gpu, memory, step_time: the GPU that memory (raymb.plan.memory.Memory, bytes of the fullest GPU) and step_time
             (raymb.plan.speed.StepTime, seconds) are estimated for; None on CPUs.
+        host_memory: bytes that an offloaded optimizer takes on the host of a node; node_memory: what it has, where
+            somebody knows.
         adapters: which matrices have one; None without --peft.
         reasons: one for every flag that was `auto`, but for data_parallel_size, which follows from the others.
             Plans are equal whatever their reasons.
@@ -63,6 +66,8 @@ class Plan:
     gpu: str | None = None
     memory: dict[str, int] | None = None
     step_time: dict[str, float] | None = None
+    host_memory: int = 0
+    node_memory: int | None = None
     adapters: Targets | None = None
     reasons: dict[str, Reason] = field(default_factory=dict, compare=False)
 
@@ -85,6 +90,11 @@ class Plan:
         rest = {name: value for name, value in values.items() if name not in (*layout, *_DERIVED, "chosen")}
         adapters = values.get("adapters")
         return Plan(**rest | {"layout": Layout(**layout), "adapters": Targets(**adapters) if adapters else None})
+
+    @property
+    def chip(self) -> Gpu | None:
+        """The GPU that was planned for; None on CPUs."""
+        return None if self.gpu is None else replace(gpu_named(self.gpu), host=self.node_memory)
 
     @property
     def chosen(self) -> dict[str, str]:
@@ -138,7 +148,8 @@ def usable_plans(
         PlanError: no size is usable; with every broken rule.
     """
     backend = spec.run.backend if backend == "auto" else backend
-    chip = None if backend == "cpu" else gpu or gpu_named(USUAL)
+    gpu = gpu and _with_host(gpu, spec)
+    chip = None if backend == "cpu" else gpu or _with_host(gpu_named(USUAL), spec)
     choice = automatic(spec, shape, chip) if chip else Automatic(spec, {})
     reasons = _workers_reason(spec.parallel) | choice.reasons
     spec = choice.spec
@@ -154,6 +165,12 @@ def usable_plans(
         size: _plan(spec, shape, layout, reasons | chosen, rows=rows, backend=backend, elastic=elastic, gpu=chip)
         for size, (layout, chosen) in layouts.items()
     }
+
+
+def _with_host(gpu: Gpu, spec: RunSpec) -> Gpu:
+    """With the memory of its node that --host_memory says."""
+    asked = spec.cluster.host_memory
+    return gpu if asked == "auto" else replace(gpu, host=int(asked * GIB))
 
 
 def _workers_reason(parallel: Parallel) -> dict[str, Reason]:
@@ -200,6 +217,8 @@ def _plan(
         gpu=gpu.name if gpu else None,
         memory=estimate(layout, shape).to_dict() if gpu else None,
         step_time=step_time(layout, shape, gpu, per_node(spec, layout.num_workers)).to_dict() if gpu else None,
+        host_memory=memory_of_a_host(layout, shape, per_node(spec, layout.num_workers)),
+        node_memory=gpu.host if gpu else None,
         adapters=None if spec.peft.peft == "none" else targets_of(spec.peft, shape),
         reasons=reasons,
     )

@@ -85,14 +85,8 @@ def _of_stage(layout: DetailedLayout, shape: ModelShape, stage: int) -> Memory:
     dense, experts = _weights(layout, shape, stage, layers)
     adapters = 0 if layout.lora_rank is None else _adapters(layout, shape, layers)
     beside = adapters + saved_weights(layout, shape, stage)
-    trained = (dense, experts) if layout.lora_rank is None else (beside, 0)
-    shares = (
-        (layout.data_parallel_size * layout.context_parallel_size, layout.expert_data_parallel_size)
-        if layout.distributed_optimizer
-        else (1, 1)
-    )
     optimizer = _OPTIMIZER[layout.optimizer_moments] if layout.number_bytes == 2 else 8
-    moments = sum(optimizer * count / share for count, share in zip(trained, shares, strict=True))
+    moments = optimizer * optimizer_numbers(layout, shape, stage)
     tokens = layout.micro_batch_size * layout.seq_length // layout.context_parallel_size
     of_layer = tokens * activations_a_token(layout, shape)
     inputs = tokens * layout.number_bytes * shape.hidden_size / _norm_share(layout)
@@ -119,7 +113,7 @@ def _of_stage(layout: DetailedLayout, shape: ModelShape, stage: int) -> Memory:
             layout.data_parallel_size,
         )
     )
-    held, added = _shared_numbers(layout, (dense, experts), shares, layers)
+    held, added = _shared_numbers(layout, (dense, experts), _shares(layout), layers)
     return Memory(
         weights=int(layout.number_bytes * (held + adapters) + _fp8_copies(layout, shape, layers)),
         gradients=int(layout.gradient_bytes * (added if layout.lora_rank is None else beside)),
@@ -130,6 +124,22 @@ def _of_stage(layout: DetailedLayout, shape: ModelShape, stage: int) -> Memory:
         graphs=int((recorded(layout) + 1) * layers * inputs) if layout.cuda_graphs else 0,
         context=_CONTEXT + groups * _CHANNELS,
     )
+
+
+def optimizer_numbers(layout: DetailedLayout, shape: ModelShape, stage: int) -> float:
+    """Trained numbers whose state of the optimizer a worker of a stage has."""
+    layers = layers_per_stage(layout, shape.num_layers)[stage]
+    trained = _weights(layout, shape, stage, layers)
+    if layout.lora_rank is not None:
+        trained = _adapters(layout, shape, layers) + saved_weights(layout, shape, stage), 0.0
+    return sum(count / share for count, share in zip(trained, _shares(layout), strict=True))
+
+
+def _shares(layout: DetailedLayout) -> tuple[int, int]:
+    """Workers among which the optimizer's state is spread: of what all data parallel workers have, of experts."""
+    if not layout.distributed_optimizer:
+        return 1, 1
+    return layout.data_parallel_size * layout.context_parallel_size, layout.expert_data_parallel_size
 
 
 def _shared_numbers(

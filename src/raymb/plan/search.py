@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import product
 
 from raymb.model.shape import ModelShape
-from raymb.plan import graphs
+from raymb.plan import graphs, host
 from raymb.plan.choose import default_expert_tensor, sequence_parallel
 from raymb.plan.gpus import Gpu
 from raymb.plan.memory import Memory, estimate
@@ -31,17 +32,24 @@ _SAVING = (("none", 0.0), ("full", 0.0), ("none", 1.0), ("full", 1.0))
 
 @dataclass(frozen=True)
 class Candidate:
+    """host: bytes of memory that it takes on a node's host."""
+
     layout: DetailedLayout
     memory: Memory
     time: StepTime
+    host: int
 
     def fits(self, gpu: Gpu) -> bool:
-        return self.memory.total <= USABLE * gpu.memory
+        return self.memory.total <= USABLE * gpu.memory and self.host <= host.USABLE * (gpu.host or math.inf)
+
+    def strain(self, gpu: Gpu) -> float:
+        """Share that it takes of a GPU's memory, or of a host's, whichever is larger."""
+        return max(self.memory.total / gpu.memory, self.host / (gpu.host or math.inf))
 
 
 def candidates(spec: RunSpec, start: DetailedLayout, shape: ModelShape, gpu: Gpu, per_node: int) -> list[Candidate]:
-    """Those that fit, the fastest first, then those that do not, the smallest first. Where CUDA graphs are `auto`, one
-    with them stands before those without that it is raymb.plan.graphs.GAIN times as fast as.
+    """Those that fit, the fastest first, then those that do not, the ones first that lack least. Where CUDA graphs are
+    `auto`, one with them stands before those without that it is raymb.plan.graphs.GAIN times as fast as.
 
     Args:
         spec: what is not `auto` in it stays.
@@ -62,8 +70,8 @@ def candidates(spec: RunSpec, start: DetailedLayout, shape: ModelShape, gpu: Gpu
     fitting = sorted((one for one in found if one.fits(gpu)), key=seconds)
     equal = [one for one in fitting if seconds(one) <= seconds(fitting[0]) * (1 + SAME)]
     rest = [one for one in found if not one.fits(gpu)]
-    thrifty, smallest = (sorted(some, key=lambda one: one.memory.total) for some in (equal, rest))
-    return [*thrifty, *fitting[len(equal) :], *smallest]
+    thrifty = sorted(equal, key=lambda one: one.memory.total)
+    return [*thrifty, *fitting[len(equal) :], *sorted(rest, key=lambda one: one.strain(gpu))]
 
 
 def _until_it_fits(
@@ -92,7 +100,8 @@ def _savings(spec: RunSpec, layout: DetailedLayout, shape: ModelShape, gpu: Gpu,
         one = replace(layout, recompute=recompute, optimizer_offload=share)
         if one.cuda_graphs and spec.performance.cuda_graphs == "auto" and graphs.against(one, shape):
             continue
-        yield Candidate(one, estimate(one, shape), step_time(one, shape, gpu, per_node))
+        on_host = host.memory_of_a_host(one, shape, per_node)
+        yield Candidate(one, estimate(one, shape), step_time(one, shape, gpu, per_node), on_host)
 
 
 def _layouts(spec: RunSpec, start: DetailedLayout, shape: ModelShape, per_node: int) -> Iterator[DetailedLayout]:

@@ -95,8 +95,11 @@ def _estimates(plan: Plan) -> list[tuple[str, str]]:
     most = sorted((name for name in times if name != "total"), key=lambda name: -times[name])[:3]
     shares = ", ".join(f"{name} {times[name] / seconds:.0%}" for name in most if times[name] >= 0.005 * seconds)
     total, there = plan.memory["total"] / GIB, gpu_named(plan.gpu).memory / GIB
+    of_node = f" of {plan.node_memory / GIB:,.0f}" if plan.node_memory else ""
+    on_host = f"about {plan.host_memory / GIB:,.0f} GiB{of_node} on the host: the optimizer, its weights and gradients"
     return [
         ("memory a GPU", f"about {total:.1f} GiB of {there:.1f} ({plan.gpu}): {shown}"),
+        *([("memory a node", on_host)] if plan.host_memory else []),
         ("a step", f"about {seconds:.3g} s, {rate:,.0f} tokens/s a GPU: {shares}"),
     ]
 
@@ -122,11 +125,11 @@ def estimate_line(plan: Plan) -> str:
 def better_line(plan: Plan, shape: ModelShape, spec: RunSpec) -> str:
     """The layout that `auto` would have chosen, where the user's choices cost much time; else empty."""
     free = with_auto(spec)
-    if plan.gpu is None or plan.step_time is None or plan.elastic or free == spec:
+    if plan.chip is None or plan.step_time is None or plan.elastic or free == spec:
         return ""
-    best = searched(free, shape, gpu_named(plan.gpu), plan.layout.num_workers)[0]
+    best = searched(free, shape, plan.chip, plan.layout.num_workers)[0]
     ratio = plan.step_time["total"] / best.time.total
-    if ratio < _MUCH or not best.fits(gpu_named(plan.gpu)):
+    if ratio < _MUCH or not best.fits(plan.chip):
         return ""
     return f"by estimate {described(best.layout)} is {ratio:.2g} times as fast as this layout (raymb plan shows more)"
 
@@ -142,10 +145,10 @@ def graphs_line(plan: Plan) -> str:
 
 def _others(plan: Plan, shape: ModelShape, spec: RunSpec) -> Iterator[str]:
     """The best of the other layouts, and what would be the better one where the user has chosen."""
-    layout = plan.layout
-    if plan.gpu is None or plan.step_time is None:
+    layout, gpu = plan.layout, plan.chip
+    if gpu is None or plan.step_time is None:
         return
-    gpu, seconds = gpu_named(plan.gpu), plan.step_time["total"]
+    seconds = plan.step_time["total"]
     sizes_of = attrgetter(*(f"{kind}_parallel_size" for kind in ("tensor", "pipeline", "context", "expert")))
     seen = {sizes_of(layout)}
     for one in searched(with_auto(spec), shape, gpu, layout.num_workers):

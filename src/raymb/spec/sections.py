@@ -242,6 +242,9 @@ class Cluster(Section):
     """GPU to plan for, such as h100-80gb, h200, a100-80gb, l4; auto: the one at hand, else h100-80gb."""
     gpus_per_node: Size | None = None
     """Workers that a node holds, for the plan; Ray places the workers. Default: 8, or all workers if there are less."""
+    host_memory: Annotated[float, Field(gt=0)] | Auto = "auto"
+    """GiB of memory of a node, for an optimizer on the host. auto: this machine's, or what Ray says of its nodes;
+    where nobody knows nothing is refused for it."""
     placement: Literal["pack", "spread"] = "pack"
     """How Ray places the workers: on as few nodes as have room for them, or on as many as there are. The ranks of a
     tensor parallel group come onto one node either way."""
