@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from raymb.plan import Plan, make_plan, usable_plans
 from raymb.plan.automatic import searched
 from raymb.plan.gpus import Gpu, gpu_named
 from raymb.plan.search import USABLE
-from raymb.spec import load_spec
+from raymb.spec import load_spec, spec_from_json, spec_to_json
 from raymb.spec.sections import RunSpec
 
 MOE = ModelShape.from_config(QWEN3_MOE_4_LAYERS)
@@ -97,6 +98,7 @@ UNTRIED = [
     ({"fused_activation": False}, "--no_fused_activation has not been tried with them"),
     ({"fused_rope": False}, "--no_fused_rope has not been tried with them"),
     ({"profile_steps": "3:4"}, "--profile_steps 3:4 has not been tried with them"),
+    ({"sequence_parallel": False}, "tensor parallel without sequence parallel has not been tried with them"),
     ({"num_workers": "2:4"}, "an elastic run has not been tried with them"),
     (
         {"tensor_parallel_size": 1, "pipeline_parallel_size": 2, "virtual_pipeline_parallel_size": 6},
@@ -141,6 +143,14 @@ def test_what_is_asked_for_is_honoured_or_refused() -> None:
         spec_of(**SMALL, packing=True, cuda_graphs=True)
     with pytest.raises(PlanError, match="--cuda_graphs needs GPUs"):
         make_plan(spec_of(num_workers=1, cuda_graphs=True), QWEN_05B, backend="cpu")
+
+
+@pytest.mark.parametrize(("written", "meant"), [("true", True), ("false", False), ("auto", "auto")])
+def test_yaml_has_the_booleans_of_before(written: str, meant: object, tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(f"model: {{hf_model_path: m}}\nperformance: {{cuda_graphs: {written}}}\n")
+    spec = load_spec({}, [file])
+    assert spec.performance.cuda_graphs == meant and spec_from_json(spec_to_json(spec)) == spec
 
 
 def test_cpu_workers_have_none_and_say_nothing() -> None:

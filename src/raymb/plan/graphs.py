@@ -57,6 +57,7 @@ def against(layout: Layout, shape: ModelShape) -> str:
     untried = {
         "--recompute full": layout.recompute == "full",
         "an optimizer on the host": layout.optimizer_offload > 0,
+        "tensor parallel without sequence parallel": layout.tensor_parallel_size > 1 and not layout.sequence_parallel,
         f"a number of {chunks} virtual stages": chunks > _CHUNKS,
         f"a worker with {passes} recorded passes (layers of a stage x micro-batches)": passes > _MOST,
     }
