@@ -41,7 +41,8 @@ def check_ray_start(joins: bool = False) -> Iterator[Finding]:
 
 
 def _python(machine: Machine) -> Iterator[Finding]:
-    said = f"{machine.python} on {machine.host}, raymb {machine.raymb}, glibc {machine.glibc or 'none'}"
+    said = f"{machine.python} on {machine.host}, raymb {machine.raymb}, glibc {machine.glibc or 'none'}, "
+    said += f"{machine.memory / 2**30:,.0f} GiB of memory"
     if machine.python.split(".")[:2] != ["3", "12"]:
         fix = "use Python 3.12: scripts/setup makes .venv with it"
         yield Finding(AREA, "python", "error", f"{said}; megatron-core and megatron-bridge are made for 3.12 only", fix)

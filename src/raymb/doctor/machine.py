@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from raymb import __version__
+from raymb.driver.host_memory import memory_of_this_machine
 
 SECONDS_FOR_NVIDIA_SMI = 20.0
 _ASKED = "index,name,driver_version,memory.total,memory.used,compute_cap,ecc.errors.uncorrected.volatile.total"
@@ -65,6 +66,7 @@ class Machine:
     Args:
         host: its name.
         glibc: version; "" with another C library.
+        memory: bytes, or as many as the container may have.
         packages: installed version by canonical name.
         disks: by what they are for: storage (only where a directory was named), temp and shm.
         devices: GPUs.
@@ -77,6 +79,7 @@ class Machine:
     python: str
     raymb: str
     glibc: str
+    memory: int
     packages: dict[str, str]
     disks: dict[str, Disk]
     devices: list[Device]
@@ -97,6 +100,7 @@ def this_machine(storage: str | None) -> Machine:
         python=platform.python_version(),
         raymb=__version__,
         glibc=platform.libc_ver()[1] if platform.libc_ver()[0] == "glibc" else "",
+        memory=memory_of_this_machine(),
         packages=installed_packages(),
         disks=_disks(storage),
         devices=devices,

@@ -3,6 +3,7 @@ this machine has."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,10 +20,9 @@ _LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_b
 
 def memory_of_this_machine(limits: Sequence[str] = _LIMITS) -> int:
     """Bytes, or as many as the container may have."""
-    import psutil
-
+    here = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     found = [Path(file).read_text(encoding="ascii").strip() for file in limits if Path(file).is_file()]
-    return min([psutil.virtual_memory().total, *(int(text) for text in found if text.isdigit())])
+    return min([here, *(int(text) for text in found if text.isdigit())])
 
 
 def memory_of_finishing(job: Job) -> int:
