@@ -93,6 +93,10 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         {"num_hidden_layers": 6, "head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 16},
     ),
     "DeepSeek-V2": ("DeepseekV2", {**_DEEPSEEK, "topk_method": "greedy", "norm_topk_prob": False}),
+    "DeepSeek-V2-Lite": (
+        "DeepseekV2",
+        {**_DEEPSEEK, "q_lora_rank": None, "topk_method": "greedy", "norm_topk_prob": False},
+    ),
     "DeepSeek-V3": ("DeepseekV3", {**_DEEPSEEK, "norm_topk_prob": True}),
     "GPT-OSS": (
         "GptOss",

@@ -47,6 +47,16 @@ def test_names_in_a_state_dict_are_those_of_transformer_engine(te: Any) -> None:
     assert _keys(te.DotProductAttention(4, 8, softmax_type="learnable")) == {"softmax_offset", "_extra_state"}
 
 
+def test_parameters_have_transformer_engines_order(te: Any) -> None:
+    """In which Megatron's optimizer keeps its state: a run changes between CPUs and GPUs (tests/gpu/test_backends.py)."""
+
+    def order(module: torch.nn.Module) -> list[str]:
+        return [name for name, _ in module.named_parameters()]
+
+    assert order(te.LayerNormLinear(4, 6)) == ["layer_norm_weight", "layer_norm_bias", "weight", "bias"]
+    assert order(te.GroupedLinear(2, 4, 6)) == ["weight0", "bias0", "weight1", "bias1"]
+
+
 def test_extra_state_is_empty_and_foreign_state_is_taken(te: Any) -> None:
     linear = te.Linear(4, 6)
     state = linear.state_dict()

@@ -37,6 +37,7 @@ def _apply_patches() -> None:
     weights.read_only_the_models_files()
     checkpoint_writing.keep_write_results_in_process()
     models.give_post_norms_their_epsilon()
+    models.leave_queries_without_a_latent_unnormed()
     hybrids.find_embeddings_by_either_name()
     hybrids.save_norms_of_falcon_once()
     checkpoint_writing.build_config_text_once()

@@ -10,6 +10,7 @@ from raymb.bridge.patches.patch import Patch, text_of, upstream
 
 _POST_NORM = "megatron.bridge.models.common.te_layers:TERowParallelLinearLayerNorm"
 _NORM = "megatron.core.extensions.transformer_engine:TENorm"
+_LATENT = "megatron.core.transformer.mla_qk_norm_config:QKNormConfigResolver._resolve_mla_qk_layernorm"
 _QWEN_VL = "megatron.bridge.models.qwen_vl.qwen25_vl_bridge:Qwen25VLBridge.provider_bridge"
 _QWEN_VL_PROVIDER = "megatron.bridge.models.qwen_vl.qwen25_vl_provider:Qwen25VLModelProvider"
 
@@ -28,6 +29,20 @@ def give_post_norms_their_epsilon() -> None:
     cls.__init__ = init
 
 
+def leave_queries_without_a_latent_unnormed() -> None:
+    """Only a latent that queries are made from has a norm (DeepSeek-V2-Lite has none)."""
+    cls = upstream(_LATENT.rpartition(".")[0])
+    if hasattr(cls, "_raymb_resolve"):
+        return
+    cls._raymb_resolve = cls._resolve_mla_qk_layernorm
+
+    def resolve(self: Any) -> dict[str, Any]:
+        own = {} if self.has_q_lora else {"linear_q_proj": self.submodules.linear_q_proj or self.linear_impl}
+        return self._raymb_resolve() | own
+
+    cls._resolve_mla_qk_layernorm = resolve
+
+
 def pass_on_mrope_sections(hf_config: Any, provider: Any) -> None:
     """How rotary positions are shared among time, height and width."""
     text = getattr(hf_config, "text_config", hf_config)
@@ -39,6 +54,10 @@ def pass_on_mrope_sections(hf_config: Any, provider: Any) -> None:
 def _norms_take_the_default() -> bool:
     taken = inspect.signature(upstream(_NORM).__new__).parameters["eps"].default
     return taken == 1e-5 and "TENorm(config, output_size)" in text_of(f"{_POST_NORM}.__init__")
+
+
+def _norms_every_query() -> bool:
+    return "self._mla_fused_linear_or_default( self.submodules.linear_q_proj" in text_of(_LATENT)
 
 
 def _drops_sections_of_qwen_vl() -> bool:
@@ -66,5 +85,15 @@ PATCHES = (
         "published models' numbers as constants",
         _drops_sections_of_qwen_vl,
         pass_on_mrope_sections,
+    ),
+    Patch(
+        "queries without a latent",
+        "megatron-core",
+        "0.19.2",
+        _LATENT,
+        "norms the input of queries once more where q_lora_rank is null (DeepSeek-V2-Lite): loading fails, as no file "
+        "has the norm's weights",
+        _norms_every_query,
+        leave_queries_without_a_latent_unnormed,
     ),
 )

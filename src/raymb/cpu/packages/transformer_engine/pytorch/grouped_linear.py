@@ -60,8 +60,7 @@ class GroupedLinear(TransformerEngineModule):
             initialize(weight, init_method, get_rng_state_tracker, rng_tracker_name)
             mark_parallel(weight, dim=1 if parallel_mode == "row" else 0)
             self.register_parameter(f"weight{index}", weight)
-        for index in range(num_gemms):
-            if bias:
+            if bias:  # beside its weight, as there: Megatron's optimizer keeps its state in this order
                 self.register_parameter(f"bias{index}", torch.nn.Parameter(torch.zeros(self.out_features, **place)))
             else:
                 setattr(self, f"bias{index}", torch.empty(0, **place))
