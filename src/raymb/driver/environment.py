@@ -57,8 +57,8 @@ def worker_environment(job: Job) -> dict[str, str]:
         # Megatron's overlap of communication with matrix products relies on 1; Megatron-FSDP, on more.
         "CUDA_DEVICE_MAX_CONNECTIONS": "8" if job.spec.parallel.fsdp else "1",
         "TOKENIZERS_PARALLELISM": "false",
-        # Else Transformer Engine multiplies fp32 numbers as TF32, with 10 bits of their 23.
-        **({"NVIDIA_TF32_OVERRIDE": "0"} if precision_of(job) == "fp32" else {}),
+        # Else Transformer Engine and Triton's kernels multiply fp32 numbers as TF32, with 10 bits of their 23.
+        **({"NVIDIA_TF32_OVERRIDE": "0", "TRITON_F32_DEFAULT": "ieee"} if precision_of(job) == "fp32" else {}),
         **({"PYTORCH_ALLOC_CONF": "expandable_segments:True"} if job.spec.performance.expandable_segments else {}),
         # Else NCCL registers buffers of a graph that expandable segments move: Megatron-Core asserts it.
         **({"NCCL_GRAPH_REGISTER": "0"} if job.cuda_graphs else {}),

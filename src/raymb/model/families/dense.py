@@ -95,7 +95,7 @@ FAMILIES = (
         rotary="GemmaRotaryEmbedding",
         settings={"attention_bias": (False,), "use_bidirectional_attention": (None, False)},
         exact_count=True,
-        proven="CPU",
+        proven="CPU, GPU",
     ),
     Family(
         "EXAONE 4",
@@ -108,7 +108,7 @@ FAMILIES = (
         qk_norm="head",
         exact_count=True,
         tied_by_default=False,
-        proven="CPU",
+        proven="CPU, GPU",
     ),
     Family("MiMo", ("MiMoForCausalLM",), ("mimo",), qkv_bias=True, tied_by_default=False),
 )

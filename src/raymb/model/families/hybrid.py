@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from raymb.model.families.record import SCALED, Family
 
-_DELTA_RULE_KERNELS = {"fla": "flash-linear-attention"}
+# On Hopper flash-linear-attention 0.6.0 refuses Triton from 3.4.0 up to 3.7.0 (torch 2.11 has 3.6), but for TileLang.
+_DELTA_RULE_KERNELS = {"fla": "flash-linear-attention", "tilelang": "tilelang"}
 _MAMBA_KERNELS = {"mamba_ssm": "mamba-ssm", "causal_conv1d": "causal-conv1d"}
 _NO_VIRTUAL = {"virtual_pipeline_parallel_size": "Bridge 0.6.2 cuts no hybrid model so (hybrid_provider.py)"}
 _OFF = (False, None)

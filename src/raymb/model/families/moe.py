@@ -95,7 +95,7 @@ FAMILIES = (
         rotary="Ernie4_5_MoeRotaryEmbedding",
         settings={"use_bias": (False, None)},
         experts=True,
-        proven="CPU",
+        proven="CPU, GPU",
     ),
     Family(
         "MiniMax-M2",
@@ -106,7 +106,7 @@ FAMILIES = (
         qk_norm="all heads",
         tied_by_default=False,
         experts=True,
-        proven="CPU",
+        proven="CPU, GPU",
     ),
     Family(
         "GLM-5",
@@ -123,7 +123,7 @@ FAMILIES = (
         rope_types=(),
         tied_by_default=False,
         experts=True,
-        proven="CPU",
+        proven="CPU, GPU",
     ),
     Family(
         "Hy3",
@@ -135,7 +135,7 @@ FAMILIES = (
         qk_norm="head",
         tied_by_default=False,
         experts=True,
-        proven="CPU",
+        proven="CPU, GPU",
     ),
     Family(
         "K-EXAONE",
@@ -149,7 +149,7 @@ FAMILIES = (
         qk_norm="head",
         tied_by_default=False,
         experts=True,
-        proven="CPU",
+        proven="CPU, GPU",
     ),
     Family(
         "Gemma 4",
