@@ -236,7 +236,8 @@ def test_what_differs_between_two_configs() -> None:
     assert config_differences({"rope_theta": 2.0}, {"rope_theta": 1.0}) == ["rope_theta is 2.0 instead of 1.0"]
 
 
-NOT_IN_TRANSFORMERS_4 = {"GLM-4.7-Flash", "Nemotron-H", "Qwen3.5", "Qwen3.5-MoE"}
+NOT_IN_TRANSFORMERS_4 = {"GLM-4.7-Flash", "GLM-5", "Gemma 4", "Gemma 4 MoE", "Hy3", "K-EXAONE", "MiniMax-M2"}
+NOT_IN_TRANSFORMERS_4 |= {"Nemotron-H", "Qwen3.5", "Qwen3.5-MoE"}
 
 
 @pytest.mark.slow
@@ -260,4 +261,7 @@ def test_every_family_means_the_same_to_transformers_4(
         exports.append(export)
     four, five = read(exports, tmp_path, transformers_4), read(exports, tmp_path)
     assert {one["version"] for one in four.values()} == {"4.57.3"}
-    assert {family: differences(four[family], five[family]) for family in five} == {family: {} for family in five}
+    found = {family: differences(four[family], five[family]) for family in five}
+    # An infinite number as transformers 5 saves it; a published Falcon-H1 has it in JavaScript's way.
+    assert found.pop("Falcon-H1").keys() == {"time_step_limit"}
+    assert found == {family: {} for family in found}
