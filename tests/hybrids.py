@@ -70,8 +70,8 @@ HYBRIDS: dict[str, tuple[str, dict[str, Any]]] = {
 
 NOTES = [
     "Layers with states (Qwen3-Next, Qwen3.5: the gated delta rule; Nemotron-H, Falcon-H1: Mamba 2) are made of CUDA",
-    "kernels of the packages flash-linear-attention and tilelang, or mamba-ssm and causal-conv1d. GPU workers must have",
-    "them: `raymb plan` names them, and a run stops before its workers start where they are absent. CPU workers have",
+    "kernels of the packages flash-linear-attention and tilelang, or mamba-ssm and causal-conv1d. GPU workers must",
+    "have them: `raymb plan` names them, and a run stops before its workers start where they are absent. CPUs have",
     "stand-ins that compute the same in plain torch (`src/raymb/cpu/packages/`). Tensor and context parallel",
     "workers share the heads and groups of these layers, and their sizes must divide them; with Mamba 2 there are no",
     "virtual stages. States do not pass between packed samples; Falcon-H1 does not pack.",

@@ -48,7 +48,7 @@ def test_names_in_a_state_dict_are_those_of_transformer_engine(te: Any) -> None:
 
 
 def test_parameters_have_transformer_engines_order(te: Any) -> None:
-    """In which Megatron's optimizer keeps its state: a run changes between CPUs and GPUs (tests/gpu/test_backends.py)."""
+    """In which Megatron's optimizer keeps its state: runs change between CPUs and GPUs (tests/gpu/test_backends.py)."""
 
     def order(module: torch.nn.Module) -> list[str]:
         return [name for name, _ in module.named_parameters()]
