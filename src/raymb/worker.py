@@ -232,7 +232,7 @@ def make_stop() -> Any:
     from raymb.rank.stopping import StopTogether
 
     store: Any = _get_default_store()
-    return StopTogether(store.clone(), dist.get_rank(), dist.get_world_size())
+    return StopTogether(store.clone(), store, dist.get_rank(), dist.get_world_size())
 
 
 def join_process_group(backend: str, device: Any, timeout: float) -> None:

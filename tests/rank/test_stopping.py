@@ -14,23 +14,25 @@ from typing import Any
 import pytest
 import torch.distributed as dist
 
-from raymb.rank import stopping
 from raymb.rank.stopping import StopTogether
 
 MOST_RANKS = 6
 SECONDS = 30.0  # after which something hangs
 
 
-@pytest.fixture
-def soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stopping, "_SECONDS_BETWEEN_LOOKS", 0.001)
-
-
 @pytest.fixture(scope="module")
-def connections() -> Iterator[list[Any]]:
-    """A connection of its own for each rank, to a store whose master is this process."""
+def connections() -> Iterator[list[tuple[Any, Any]]]:
+    """Two connections for each rank, to a store whose master is this process."""
     master = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    yield [master.clone() for _ in range(MOST_RANKS)]
+    yield [(master.clone(), master.clone()) for _ in range(MOST_RANKS)]
+
+
+def _stops(connections: list[tuple[Any, Any]], round_: str, world_size: int) -> list[StopTogether]:
+    """Of the ranks of one start."""
+    return [
+        StopTogether(*(dist.PrefixStore(round_, one) for one in connections[rank]), rank, world_size)
+        for rank in range(world_size)
+    ]
 
 
 class Collective:
@@ -85,10 +87,10 @@ class Rank:
 
 
 def _ranks(
-    stores: list[Any], round_: str, world_size: int, slack: int = 0, most: int = 100_000, first: int = 0
+    stores: list[tuple[Any, Any]], round_: str, world_size: int, slack: int = 0, most: int = 100_000, first: int = 0
 ) -> list[Rank]:
     collective = Collective(world_size, slack)
-    stops = [StopTogether(dist.PrefixStore(round_, stores[rank]), rank, world_size) for rank in range(world_size)]
+    stops = _stops(stores, round_, world_size)
     return [Rank(stop, collective, f"{round_} {stop.rank}", most, first) for stop in stops]
 
 
@@ -105,7 +107,7 @@ def _finish(ranks: list[Rank]) -> None:
 @pytest.mark.parametrize("slack", [0, 1], ids=["in lockstep", "a step ahead"])
 @pytest.mark.parametrize(("world_size", "rounds"), [(1, 40), (2, 150), (3, 80), (MOST_RANKS, 40)])
 def test_all_leave_after_the_same_step_whoever_asks_whenever(
-    connections: list[Any], soon: None, world_size: int, rounds: int, slack: int
+    connections: list[tuple[Any, Any]], world_size: int, rounds: int, slack: int
 ) -> None:
     chance, later = random.Random(7), 0
     for number in range(rounds):
@@ -126,7 +128,7 @@ def test_all_leave_after_the_same_step_whoever_asks_whenever(
 
 
 @pytest.mark.parametrize("slack", [0, 1], ids=["in lockstep", "a step ahead"])
-def test_a_stop_is_not_lost_with_a_step_that_is_left_out(connections: list[Any], soon: None, slack: int) -> None:
+def test_a_stop_is_not_lost_with_a_step_that_is_left_out(connections: list[tuple[Any, Any]], slack: int) -> None:
     """Bridge goes over the steps of --bad_loss rollback without a callback, also when the ranks had agreed on one."""
     for number in range(60):
         ranks = _ranks(connections, f"skipped-{slack}-{number}", 3, slack, most=3000)
@@ -140,7 +142,7 @@ def test_a_stop_is_not_lost_with_a_step_that_is_left_out(connections: list[Any],
         assert all(rank.stop.left and rank.reason == "time" for rank in ranks)
 
 
-def test_the_training_thread_itself_may_ask(connections: list[Any], soon: None) -> None:
+def test_the_training_thread_itself_may_ask(connections: list[tuple[Any, Any]]) -> None:
     for number in range(50):
         ranks = _ranks(connections, f"itself-{number}", 3)
         ranks[number % 3].during = lambda step, stop=ranks[number % 3].stop: stop.ask("itself") if step == 4 else None
@@ -151,7 +153,7 @@ def test_the_training_thread_itself_may_ask(connections: list[Any], soon: None) 
         assert len(steps) == 1 and min(filter(None, steps)) >= 4
 
 
-def test_steps_count_from_where_the_training_resumes(connections: list[Any], soon: None) -> None:
+def test_steps_count_from_where_the_training_resumes(connections: list[tuple[Any, Any]]) -> None:
     ranks = _ranks(connections, "resumes", 2, first=1000)
     ranks[0].stop.ask("time")
     for rank in ranks:
@@ -161,7 +163,7 @@ def test_steps_count_from_where_the_training_resumes(connections: list[Any], soo
     assert 1000 < (ranks[0].left_after or 0) < 1100
 
 
-def test_without_a_wish_all_come_to_their_end_and_the_threads_go(connections: list[Any], soon: None) -> None:
+def test_without_a_wish_all_come_to_their_end_and_the_threads_go(connections: list[tuple[Any, Any]]) -> None:
     ranks = _ranks(connections, "no request", 3, most=30)
     for rank in ranks:
         rank.thread.start()
@@ -171,7 +173,7 @@ def test_without_a_wish_all_come_to_their_end_and_the_threads_go(connections: li
     }
 
 
-def test_a_wish_at_the_very_end_lets_nobody_wait(connections: list[Any], soon: None) -> None:
+def test_a_wish_at_the_very_end_lets_nobody_wait(connections: list[tuple[Any, Any]]) -> None:
     """The agreed step may lie after the last one; then all end as if nobody had asked, and so they do when one asks
     whose training is over. They end together, because Bridge's last checkpoint is a collective."""
     left = 0
@@ -192,8 +194,8 @@ def test_a_wish_at_the_very_end_lets_nobody_wait(connections: list[Any], soon: N
 
 
 @pytest.mark.parametrize("closed", [0, 1])
-def test_a_rank_that_is_done_keeps_nobody_waiting(connections: list[Any], soon: None, closed: int) -> None:
-    stops = [StopTogether(dist.PrefixStore(f"done {closed}", connections[rank]), rank, 2) for rank in range(2)]
+def test_a_rank_that_is_done_keeps_nobody_waiting(connections: list[tuple[Any, Any]], closed: int) -> None:
+    stops = _stops(connections, f"done {closed}", 2)
     for stop in stops:
         stop.start(8)
     stops[closed].close()
@@ -203,44 +205,25 @@ def test_a_rank_that_is_done_keeps_nobody_waiting(connections: list[Any], soon: 
     assert stops[1 - closed].leave_after(8) is None and not stops[1 - closed].left
 
 
-class Held:
-    """A store in which `set` of a request waits for the test."""
-
-    def __init__(self, store: Any, came: threading.Event, go_on: Callable[[], Any]):
-        self.store, self.came, self.go_on = store, came, go_on
-
-    def set(self, key: str, value: str) -> None:
-        if key.endswith("/asked"):
-            self.came.set()
-            self.go_on()
-        self.store.set(key, value)
-
-    def get(self, key: str) -> bytes:
-        return self.store.get(key)
-
-    def check(self, keys: list[str]) -> bool:
-        return self.store.check(keys)
+def test_two_wishes_at_once_have_one_reason(connections: list[tuple[Any, Any]]) -> None:
+    """A rank that stops for time must not stop beside one that stops to be started again."""
+    first = set()
+    for number in range(40):
+        stops = _stops(connections, f"two {number}", 3)
+        for stop in stops:
+            stop.start(0)
+        for stop, wish in random.Random(number).sample([(stops[0], "time"), (stops[1], "preemption")], 2):
+            stop.ask(wish)
+        for stop in stops:
+            stop.thread.join(SECONDS)
+        reasons = {stop.leave_after(1) for stop in stops}
+        assert len(reasons) == 1 and reasons <= {"time", "preemption"}
+        first |= reasons
+    assert first == {"time", "preemption"}, "one of them came first every time"
 
 
-def test_two_wishes_at_once_have_one_reason(connections: list[Any], soon: None) -> None:
-    """Rank 1 writes its request when rank 2 has long seen rank 0's: a rank that stops for time must not stop beside one
-    that stops to be started again."""
-    stops = [StopTogether(dist.PrefixStore("two wishes", connections[rank]), rank, 3) for rank in range(3)]
-    came = [threading.Event(), threading.Event()]
-    stops[0].store = Held(stops[0].store, came[0], lambda: came[1].wait(SECONDS))
-    stops[1].store = Held(stops[1].store, came[1], lambda: time.sleep(0.3))
-    stops[0].ask("time")
-    stops[1].ask("preemption")
-    for stop in stops:
-        stop.start(0)
-    for stop in stops:
-        stop.thread.join(SECONDS)
-    assert [stop.reason for stop in stops] == ["preemption"] * 3
-    assert [stop.leave_after(1) for stop in stops] == ["preemption"] * 3
-
-
-def test_a_wish_of_this_rank_does_not_hide_the_agreed_reason(connections: list[Any], soon: None) -> None:
-    stops = [StopTogether(dist.PrefixStore("later wish", connections[rank]), rank, 2) for rank in range(2)]
+def test_a_wish_of_this_rank_does_not_hide_the_agreed_reason(connections: list[tuple[Any, Any]]) -> None:
+    stops = _stops(connections, "later wish", 2)
     stops[0].ask("preemption")
     for stop in stops:
         stop.start(0)
@@ -259,13 +242,14 @@ time.sleep(600)
 """
 
 
-def test_nobody_waits_for_a_store_that_is_gone(soon: None) -> None:
+def test_nobody_waits_for_a_store_that_is_gone() -> None:
     """Rank 0's process holds the store; another rank waits after the step that it promised."""
     master = subprocess.Popen([sys.executable, "-c", MASTER], stdout=subprocess.PIPE, text=True)
     try:
         assert master.stdout is not None
-        store = dist.TCPStore("127.0.0.1", int(master.stdout.readline()), is_master=False, timeout=timedelta(minutes=5))
-        rank = Rank(StopTogether(store, 1, 2), Collective(1, 0), "", 100_000)
+        port, timeout = int(master.stdout.readline()), timedelta(minutes=5)
+        stores = [dist.TCPStore("127.0.0.1", port, is_master=False, timeout=timeout) for _ in range(2)]
+        rank = Rank(StopTogether(*stores, 1, 2), Collective(1, 0), "", 100_000)
         rank.collective.step = lambda rank, number: None  # type: ignore[method-assign]
         rank.stop.ask("time")
         rank.thread.start()
@@ -289,9 +273,9 @@ def test_nobody_waits_for_a_store_that_is_gone(soon: None) -> None:
     rank.thread.join(SECONDS)
 
 
-def test_nobody_waits_longer_than_the_store_does_for_a_rank_that_says_nothing(soon: None) -> None:
+def test_nobody_waits_longer_than_the_store_does_for_a_rank_that_says_nothing() -> None:
     master = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=1))
-    stop = StopTogether(master, 0, 2)
+    stop = StopTogether(master, master.clone(), 0, 2)
     stop.ask("time")
     stop.start(0)
     assert stop.agreed.wait(SECONDS)

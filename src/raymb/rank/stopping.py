@@ -4,17 +4,18 @@ Any rank may ask (a signal, a notice of preemption, the driver). Threads beside 
 key-value store: each rank promises the latest step at which it will look again, the largest promise is the last step.
 Until the answer is there a rank waits after the step it promised, so nobody runs past it; and a rank that waits has
 done its part of every step that the others still have to finish, so nobody is waited for in vain.
+Until somebody asks, each thread waits inside the store, which wakes all of them at once and is asked nothing meanwhile.
 """
 
 from __future__ import annotations
 
 import contextlib
 import threading
+from datetime import timedelta
 from typing import Any, Protocol
 
-_SECONDS_BETWEEN_LOOKS = 0.2
-_LOOKS_A_SECOND = 2000
-"""Of all ranks together, at the one store."""
+_OVER = "-"
+_AT_A_TIME = timedelta(days=1)  # of waiting
 
 
 class Store(Protocol):
@@ -22,29 +23,27 @@ class Store(Protocol):
 
     def set(self, key: str, value: str) -> Any: ...
     def get(self, key: str) -> bytes: ...
-    def check(self, keys: list[str]) -> bool: ...
+    def wait(self, keys: list[str], timeout: timedelta) -> Any: ...
+    def compare_set(self, key: str, expected_value: str, desired_value: str) -> bytes: ...
 
 
 class StopTogether:
     """A rank's end of the agreement.
 
     Args:
-        store: a connection of its own to the store that all ranks of this start share.
+        store: a connection of its own to the store that all ranks of this start share: it waits.
+        voice: another one, which others may use as well, for what is said meanwhile.
     """
 
-    def __init__(self, store: Store, rank: int, world_size: int):
-        self.store, self.rank, self.world_size = store, rank, world_size
-        self.period = max(_SECONDS_BETWEEN_LOOKS, world_size / _LOOKS_A_SECOND)
-        self.prefix = "raymb/stop"
+    def __init__(self, store: Store, voice: Store, rank: int, world_size: int):
+        self.store, self.voice, self.rank, self.world_size = store, voice, rank, world_size
         self.done = 0
         self.promised = False
-        self.wanted = ""
+        self.speaks = False
         self.reason = ""
         self.last: int | None = None
         self.left = False
-        self.asked = threading.Event()
         self.agreed = threading.Event()
-        self.closed = threading.Event()
         self.thread = threading.Thread(target=self._run, name="raymb-stop", daemon=True)
 
     def start(self, step: int) -> None:
@@ -54,8 +53,9 @@ class StopTogether:
 
     def ask(self, reason: str) -> None:
         """Stop all ranks. From any thread; the first reason that arrives counts."""
-        self.wanted = self.wanted or reason
-        self.asked.set()
+        if not self.speaks and not self.agreed.is_set():
+            self.speaks = True
+            threading.Thread(target=self._say, args=(reason,), name="raymb-ask", daemon=True).start()
 
     def leave_after(self, step: int) -> str | None:
         """Called by the training thread after each step: the reason, if this is the last one. A step that is left out
@@ -68,11 +68,20 @@ class StopTogether:
         return self.reason if self.left else None
 
     def close(self) -> None:
-        """The training is over. The thread must not be inside the store when the interpreter ends: that aborts."""
-        self.closed.set()
-        self.asked.set()
+        """The training is over, here and so everywhere: who asks from now on gets no step. The thread must not be
+        inside the store when the interpreter ends: that aborts."""
         if self.thread.is_alive():
+            threading.Thread(target=self._say, args=(_OVER,), name="raymb-ask", daemon=True).start()
             self.thread.join(timeout=5)
+
+    def _say(self, what: str) -> None:
+        """The first one counts, of all that any rank says. `compare_set` wakes nobody in a store without libuv."""
+        try:
+            with contextlib.suppress(RuntimeError):
+                self.voice.compare_set("raymb/stop/asked", "", what)
+                self.voice.set("raymb/stop", "")
+        finally:
+            self.speaks = False
 
     def _run(self) -> None:
         try:
@@ -82,27 +91,21 @@ class StopTogether:
             self.agreed.set()
 
     def _agree(self) -> None:
-        asked = f"{self.prefix}/asked"
-        while not self.store.check([asked]):
-            if self.closed.is_set():  # the training is over, here and so everywhere: who asks now gets no step
-                self._promise()
-                self._decide(self.done + 1)
-                return
-            self.asked.wait(self.period)
-            if self.wanted and not self.store.check([asked]):
-                self.store.set(asked, self.wanted)
+        self._wait()
+        self.reason = self.store.get("raymb/stop/asked").decode()
+        if self.reason == _OVER:
+            return
         # The order matters: a training thread that finishes a step between these two lines finds the promise and waits.
         self.promised = True
-        self._promise()
+        self.store.set(f"raymb/stop/promise/{self.rank}", str(self.done + 1))
         if self.rank == 0:
-            self._decide(max(int(self.store.get(f"{self.prefix}/promise/{rank}")) for rank in range(self.world_size)))
-        last = int(self.store.get(f"{self.prefix}/last"))
-        self.reason = self.store.get(asked).decode()  # after the last promise nobody writes another reason
-        self.last = last
+            promises = (int(self.store.get(f"raymb/stop/promise/{rank}")) for rank in range(self.world_size))
+            self.store.set("raymb/stop/last", str(max(promises)))
+        self.last = int(self.store.get("raymb/stop/last"))
 
-    def _promise(self) -> None:
-        self.store.set(f"{self.prefix}/promise/{self.rank}", str(self.done + 1))
+    def _wait(self) -> None:
+        from torch.distributed import DistStoreError
 
-    def _decide(self, step: int) -> None:
-        if self.rank == 0:
-            self.store.set(f"{self.prefix}/last", str(step))
+        while True:
+            with contextlib.suppress(DistStoreError):  # the time is up
+                return self.store.wait(["raymb/stop"], _AT_A_TIME)
