@@ -175,7 +175,7 @@ def train_under_ray(config: dict[str, Any]) -> dict[str, Any] | None:
     progress = Progress()
     accelerator = ACCELERATORS[job.backend]
     join_process_group(accelerator.distributed_backend, accelerator.device(), job.spec.resilience.nccl_timeout)
-    sender = Sender(config["hub"], _status(rank, progress), listens=rank == 0, ranks=context.get_world_size())
+    sender = Sender(config["hub"], _status(rank, progress), listens=rank == 0, relay=_relay(config["hub"], context))
     progress.listeners.append(sender.wake)
     stop = make_stop()
     sender.on_command, sender.on_tick = stop.ask, lambda: stop.ask("preemption") if _preempted() else None
@@ -246,6 +246,14 @@ def join_process_group(backend: str, device: Any, timeout: float) -> None:
     if not dist.is_initialized():
         dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
     dist.barrier(device_ids=[device.index] if device.type == "cuda" else None)
+
+
+def _relay(hub: Any, context: Any) -> Any:
+    """Reference to the actor that this node's ranks send to; None for a run on one node."""
+    import ray
+
+    here, ranks = context.get_local_world_size(), context.get_world_size()
+    return hub.relay.remote(ray.get_runtime_context().get_node_id(), here, -(-ranks // here)) if here < ranks else None
 
 
 def _status(rank: int, progress: Progress) -> Callable[[], RankStatus]:
