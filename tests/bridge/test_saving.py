@@ -14,7 +14,8 @@ from tests.conftest import QWEN2_4_LAYERS, resolved_job
 
 from raymb.bridge import saving as module
 from raymb.bridge.saving import Saving
-from raymb.checkpoints.manifest import MANIFEST, describe_files, steps_of
+from raymb.checkpoints import manifest as checkpoint
+from raymb.checkpoints.manifest import MANIFEST, describe_files, steps_of, write_manifest
 from raymb.checkpoints.remote import RemoteCheckpoints
 from raymb.errors import RunFailed, StorageError
 from raymb.model.shape import ModelShape
@@ -157,3 +158,62 @@ def test_the_one_just_saved_stays_on_a_file_system_too(
     run.saves(20)
     run.saving.close()
     assert 20 in steps_of(run.home)
+
+
+@pytest.mark.parametrize(
+    ("flags", "kept"),
+    [
+        ({}, [5, 20, 40, 50, 60]),
+        ({"keep_best": 2}, [5, 20, 30, 40, 50, 60]),
+        ({"keep_last": 1}, [60]),
+        ({"keep_last": 2, "keep_best": 1}, [20, 50, 60]),
+        ({"keep_last": 0}, [5, 10, 20, 30, 40, 50, 60]),
+    ],
+)
+def test_what_stays(
+    one_rank: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: dict[str, int], kept: list[int]
+) -> None:
+    """By default three and the best one, and one that was there before that was the default."""
+    monkeypatch.setattr(module, "largest_of_all", lambda value: value)
+    run = Run(tmp_path, str(tmp_path), **flags)
+    run.writes(5)
+    write_manifest(run.saving.directory(5), describe_files([run.saving.directory(5) / "__0_0.distcp"]), {"step": 5})
+    for step, loss in {10: 3.0, 20: 1.0, 30: 1.5, 40: 2.0, 50: 2.5, 60: 2.75}.items():
+        run.saving.made_whole(step, loss, run.writes(step))
+    run.saving.close()
+    assert sorted(steps_of(run.home)) == kept
+    assert (run.home / "best").read_text() == f"iter_{20 if 20 in kept else 60:07d}\n"
+    assert run.warnings() == []
+
+
+def test_a_publication_looks_at_no_checkpoint_twice(
+    one_rank: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "largest_of_all", lambda value: value)
+    run, looked = Run(tmp_path, str(tmp_path), keep_last=0), list[str]()
+    look = checkpoint.why_not_whole
+    monkeypatch.setattr(
+        checkpoint, "why_not_whole", lambda directory: (looked.append(Path(directory).name), look(directory))[1]
+    )
+    for step in (10, 20, 30):
+        run.saving.made_whole(step, 1.0 / step, run.writes(step))
+        run.saving.later.submit(lambda: None).result()
+    assert looked == ["iter_0000010", "iter_0000020", "iter_0000030"]
+    run.saving.validated(30, 5.0)
+    run.saving.close()
+    assert looked[3:] == ["iter_0000030"], "its manifest has the loss of a late validation"
+    assert (run.home / "best").read_text() == "iter_0000020\n"
+
+
+def test_a_later_one_of_an_earlier_start_counts_until_it_is_written_again(
+    one_rank: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "largest_of_all", lambda value: value)
+    run = Run(tmp_path, str(tmp_path))
+    write_manifest(run.saving.directory(30), run.writes(30), {"step": 30, "metric": 0.5})
+    for step, best in ((10, 30), (20, 20)):
+        run.saving.made_whole(step, 10.0 / step, run.writes(step))
+        run.saving.later.submit(lambda: None).result()
+        assert (run.home / "best").read_text() == f"iter_{best:07d}\n"
+        run.writes(30)
+    run.saving.close()

@@ -12,10 +12,13 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from raymb.checkpoints import manifest as checkpoint
 from raymb.checkpoints.manifest import (
     BEST,
+    KEEP_BEST,
+    KEEP_LAST,
     LATEST,
     MANIFEST,
     best_step,
@@ -31,11 +34,13 @@ from raymb.checkpoints.manifest import (
     read_manifest,
     reshaped,
     steps_of,
+    whole,
     why_not_whole,
     write_manifest,
     written_with,
     wrong_content,
 )
+from raymb.spec.sections import Checkpoint
 
 FILES = {
     "__0_0.distcp": b"weights of rank 0",
@@ -335,8 +340,10 @@ def _existing(directory: Path) -> list[int]:
 @pytest.mark.parametrize(
     ("keep_last", "keep_best", "kept"),
     [
-        (None, None, [10, 20, 30, 40, 50, 60, 70]),
-        (None, 1, [10, 20, 30, 40, 50, 60, 70]),
+        (0, None, [10, 20, 30, 40, 50, 60, 70]),
+        (0, 1, [10, 20, 30, 40, 50, 60, 70]),
+        (None, None, [20, 30, 40, 60, 70]),
+        (None, 0, [30, 40, 60, 70]),
         (1, None, [60, 70]),
         (2, 0, [40, 60, 70]),
         (1, 1, [20, 60, 70]),
@@ -350,10 +357,57 @@ def test_the_newest_and_the_best_ones_stay(
 ) -> None:
     """50 and 70 are not whole: one that nobody will finish, and one that is being written."""
     for step, metric in {10: 3.0, 20: 1.0, 30: 1.5, 40: 2.0, 50: 0.0, 60: 1.75, 70: 0.0}.items():
-        _write(tmp_path, step, whole=step not in (50, 70), metric=metric)
+        _write(tmp_path, step, whole=step not in (50, 70), metric=metric, deletable=True)
     gone = delete_old(tmp_path, keep_last, keep_best)
     assert _existing(tmp_path) == kept
     assert sorted([*gone, *kept]) == [10, 20, 30, 40, 50, 60, 70]
+
+
+@pytest.mark.parametrize(
+    ("newest", "keep_last", "kept"),
+    [
+        (0, None, [50, 60, 70]),
+        (30, None, [10, 20, 30, 50, 60, 70]),
+        (70, None, [10, 20, 30, 40, 50, 60, 70]),
+        (30, 1, [70]),
+        (30, 0, [10, 20, 30, 40, 50, 60, 70]),
+    ],
+)
+def test_what_was_kept_for_good_goes_only_where_a_number_is_given(
+    tmp_path: Path, newest: int, keep_last: int | None, kept: list[int]
+) -> None:
+    """A run that began with a raymb that kept all, or with --keep_last 0, resumes with the default.
+
+    Args:
+        newest: of those checkpoints, one of which is damaged.
+    """
+    for step in (10, 20, 30, 40, 50, 60, 70):
+        mark = {"deletable": True} if step > newest else {"deletable": False} if step == 10 else {}
+        _write(tmp_path, step, whole=step != 20, **mark)
+    delete_old(tmp_path, keep_last, None)
+    assert _existing(tmp_path) == kept
+
+
+def test_the_flags_say_the_defaults() -> None:
+    said = {name: field.description or "" for name, field in Checkpoint.model_fields.items()}
+    assert f"Default: {KEEP_LAST}," in said["keep_last"] and f"Default: {KEEP_BEST}," in said["keep_best"]
+    assert (Checkpoint().keep_last, Checkpoint(keep_last=0).keep_last) == (None, 0)
+    with pytest.raises(ValidationError):
+        Checkpoint(keep_last=-1)
+
+
+def test_what_is_known_to_be_whole_is_not_looked_at_again(tmp_path: Path) -> None:
+    """4,096 ranks write 8,192 files, and each publication looked at those of every checkpoint, twice."""
+    for step in (10, 20):
+        _write(tmp_path, step)
+    known = whole(tmp_path)
+    assert sorted(known) == [10, 20]
+    (Path(iteration_dir(tmp_path, 10)) / "common.pt").unlink()
+    shutil.rmtree(iteration_dir(tmp_path, 20))
+    _write(tmp_path, 30)
+    _write(tmp_path, 40, whole=False)
+    assert whole(tmp_path, known) == {10: known[10], 30: read_manifest(iteration_dir(tmp_path, 30))}
+    assert sorted(whole(tmp_path)) == [30]
 
 
 def test_of_equally_good_ones_the_later_stays(tmp_path: Path) -> None:
@@ -418,20 +472,20 @@ def test_whatever_is_there_what_matters_stays(
     tmp_path: Path, found: dict[int, tuple[bool, int | None]], keep_last: int, keep_best: int | None
 ) -> None:
     shutil.rmtree(tmp_path / "checkpoints", ignore_errors=True)
-    for step, (whole, metric) in found.items():
-        _write(tmp_path / "checkpoints", step, whole=whole, metric=metric)
+    for step, (is_whole, metric) in found.items():
+        _write(tmp_path / "checkpoints", step, whole=is_whole, metric=metric)
     before = latest_step(tmp_path / "checkpoints"), best_step(tmp_path / "checkpoints")
     gone = delete_old(tmp_path / "checkpoints", keep_last, keep_best)
     left = set(_existing(tmp_path / "checkpoints"))
     assert left == set(found) - set(gone)
-    whole = sorted(step for step, (is_whole, _) in found.items() if is_whole)
-    assert set(whole[-keep_last:]) <= left
-    assert {step for step in found if not whole or step > whole[-1]} <= left, "one that is being written"
+    complete = sorted(step for step, (is_whole, _) in found.items() if is_whole)
+    assert set(complete[-keep_last:]) <= left
+    assert {step for step in found if not complete or step > complete[-1]} <= left, "one that is being written"
     assert latest_step(tmp_path / "checkpoints") == before[0]
     if keep_best:
         assert best_step(tmp_path / "checkpoints") == before[1]
     ranked = sorted((metric, -step) for step, (is_whole, metric) in found.items() if is_whole and metric is not None)
     best = {-step for _, step in ranked[: keep_best or 0]}
-    newer = {step for step in found if whole and step > whole[-1]} if whole else set(found)
-    assert left == set(whole[-keep_last:]) | best | newer
+    newer = {step for step in found if step > complete[-1]} if complete else set(found)
+    assert left == set(complete[-keep_last:]) | best | newer
     assert json.dumps(delete_old(tmp_path / "checkpoints", keep_last, keep_best)) == "[]", "once is enough"

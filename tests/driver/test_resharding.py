@@ -172,7 +172,7 @@ def test_the_job_that_writes_it_again(tmp_path: Path) -> None:
     assert again.train_iters == 10, "not a step is trained"
     assert Path(again.checkpoint_dir) == Path(job.checkpoint_dir, "reshaped")
     assert again.spec.train.precision == "bf16", "the state is that of the run that wrote it, on a CPU, too"
-    assert (again.spec.optimizer.lr_warmup_iters, again.spec.checkpoint.keep_last) == (0, None)
+    assert (again.spec.optimizer.lr_warmup_iters, again.spec.checkpoint.keep_last) == (0, 0)
     assert again.spec.checkpoint.export_hf is False and again.spec.checkpoint.save_interval == 0
     assert (again.validation_rows, again.test_rows) == (0, 0)
     assert again.of_size(4).plan == again.plan, "no plan of another size is in its way"

@@ -64,6 +64,7 @@ class Saving:
         self.train_loss: Callable[[], float] = lambda: float("-inf")
         self.remote = RemoteCheckpoints.of(job)
         first = self.remote is not None and dist.get_rank() == 0
+        self.known: checkpoint.Manifests = {}
         self.before_start = set(self.remote.steps_of(job.checkpoint_dir)) if self.remote and first else set()
         self.unpublished: tuple[int, Exception] | None = None
         self.exports: CheckpointExports | None = None
@@ -128,6 +129,7 @@ class Saving:
                 "precision": precision_of(self.job),
                 "any_layout": self.job.task == "reshape",
                 "optimizer_format": optimizer_format(self.job.spec),
+                "deletable": self.job.spec.checkpoint.keep_last != 0,
             }
             checkpoint.write_manifest(directory, {**files, **checkpoint.describe_files(small)}, state)
             self.later.submit(self._publish, step, self.parts)
@@ -193,17 +195,28 @@ class Saving:
         if self.remote is not None:
             self.remote.finish(self.directory(step), uploaded)
         checkpoint.point(home, checkpoint.LATEST, step)
-        best = checkpoint.best_of((self.remote or checkpoint).whole(home))
+        best = checkpoint.best_of(self._whole(step))
         if best is not None:
             checkpoint.point(home, checkpoint.BEST, best)
         if self.remote is not None:
             self.remote.upload(path for name in POINTERS if (path := home / name).exists())
 
+    def _whole(self, step: int) -> checkpoint.Manifests:
+        """The manifests of whole checkpoints, of which this one is new. Older ones stay as they are; a newer one, of an
+        earlier start, will be written again."""
+        if self.remote is not None:
+            return self.remote.whole(self.job.checkpoint_dir)
+        older = {at: manifest for at, manifest in self.known.items() if at < step}
+        self.known = checkpoint.whole(self.job.checkpoint_dir, older)
+        return self.known
+
     def _delete_old(self, step: int) -> None:
         settings, home = self.job.spec.checkpoint, self.job.checkpoint_dir
         in_use = {step, *(self.exports.in_use if self.exports is not None else ())}
-        (self.remote or checkpoint).delete_old(home, settings.keep_last, settings.keep_best, in_use)
-        if self.remote is not None:
+        if self.remote is None:
+            checkpoint.delete_old(home, settings.keep_last, settings.keep_best, in_use, self.known)
+        else:
+            self.remote.delete_old(home, settings.keep_last, settings.keep_best, in_use)
             self.remote.forget_old(home, step)
 
 

@@ -24,6 +24,8 @@ from raymb.storage.files import write_atomically
 LATEST, BEST = POINTERS[:2]
 _BACKEND = re.compile(r"^  distributed_backend: (\w+)$", re.MULTILINE)
 _THREADS = 4
+KEEP_LAST, KEEP_BEST = 3, 1
+"""Defaults: should the newest be damaged there is the one before, with one more to go back to by hand, and the best."""
 
 type Manifests = dict[int, dict[str, Any]]
 """Of checkpoints, by step."""
@@ -172,10 +174,16 @@ def own_candidates(checkpoint_dir: str | Path, steps_at: Callable[[Path], list[i
     return [directory for *_, directory in sorted(own)]
 
 
-def whole(checkpoint_dir: str | Path) -> Manifests:
-    """The manifests of the checkpoints that look whole."""
-    directories = {step: iteration_dir(checkpoint_dir, step) for step in steps_of(checkpoint_dir)}
+def whole(checkpoint_dir: str | Path, known: Manifests | None = None) -> Manifests:
+    """The manifests of the checkpoints that look whole.
+
+    Args:
+        known: what an earlier look has found; its files, two a rank, are not looked at again.
+    """
+    known, there = known or {}, steps_of(checkpoint_dir)
+    directories = {step: iteration_dir(checkpoint_dir, step) for step in there if step not in known}
     found = {step: read_manifest(one) for step, one in directories.items() if not why_not_whole(one)}
+    found |= {step: manifest for step, manifest in known.items() if step in there}
     return {step: manifest for step, manifest in found.items() if manifest is not None}
 
 
@@ -234,20 +242,28 @@ def old_steps(
     Args:
         steps: of all iteration directories, newest first.
         manifests: of the whole ones.
-        keep_last: None to delete nothing.
+        keep_last: 0 to delete nothing; None for the default, which deletes nothing that is older than a checkpoint
+            written while all were kept: by an older raymb, or with --keep_last 0.
     """
-    if keep_last is None or not manifests:
+    if keep_last == 0 or not manifests:
         return []
-    newest = sorted(manifests, reverse=True)
+    newest, spared = sorted(manifests, reverse=True), -1
+    if keep_last is None:
+        keep_last, keep_best = KEEP_LAST, KEEP_BEST if keep_best is None else keep_best
+        spared = next((step for step in newest if not manifests[step].get("deletable")), -1)
     kept = {*in_use, *newest[:keep_last], *_by_metric(manifests)[: keep_best or 0]}
-    return [step for step in steps if step < newest[0] and step not in kept]
+    return [step for step in steps if spared < step < newest[0] and step not in kept]
 
 
 def delete_old(
-    checkpoint_dir: str | Path, keep_last: int | None, keep_best: int | None, in_use: Iterable[int] = ()
+    checkpoint_dir: str | Path,
+    keep_last: int | None,
+    keep_best: int | None,
+    in_use: Iterable[int] = (),
+    known: Manifests | None = None,
 ) -> list[int]:
     """Delete what old_steps names, and return it; also resharded checkpoints that have done their work."""
-    manifests = whole(checkpoint_dir)
+    manifests = whole(checkpoint_dir, known)
     newest = latest_of(manifests)
     if newest is not None and all(step < newest for step in steps_of(reshaped(checkpoint_dir))):
         shutil.rmtree(reshaped(checkpoint_dir), ignore_errors=True)

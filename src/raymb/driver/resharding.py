@@ -44,7 +44,7 @@ def reshaping(job: Job, directory: Path) -> Job:
     plan = smallest_plan(job.plan, manifest)
     spec = job.spec.changed(
         train={"precision": manifest["precision"]},
-        checkpoint={"save_interval": 0, "export_hf": False, "keep_last": None, "keep_best": None},
+        checkpoint={"save_interval": 0, "export_hf": False, "keep_last": 0},
         optimizer={"lr_warmup_iters": 0},  # it must be shorter than no steps
     )
     return replace(

@@ -148,10 +148,12 @@ class Checkpoint(Section):
     """Data parallel workers share the writing; else the first of them writes what all have."""
     parallel_load: bool = bridge("checkpoint.fully_parallel_load", default=False)
     """Data parallel workers read a share each and exchange it over the network; for slow storage."""
-    keep_last: Size | None = bridge("checkpoint.most_recent_k", default=None)
-    """Checkpoints to keep, the newest ones; default: all."""
-    keep_best: Size | None = None
-    """Checkpoints to keep besides, those with the lowest --best_metric."""
+    keep_last: int | None = bridge("checkpoint.most_recent_k", default=None, ge=0)
+    """Checkpoints to keep, the newest ones; 0: all. Default: 3, and all that there were when a checkpoint was written
+    with --keep_last 0 or by a raymb before this default: only a number that is given deletes those."""
+    keep_best: int | None = Field(default=None, ge=0)
+    """Checkpoints to keep besides, those with the lowest --best_metric. Default: 1, or none where --keep_last is
+    given."""
     best_metric: Literal["validation_loss", "train_loss"] = "validation_loss"
     """What makes a checkpoint the best one: the lowest value at its step."""
     output_dir: Path | None = bridge("checkpoint.save", "checkpoint.load", default=None)
