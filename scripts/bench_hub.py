@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median, quantiles
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import ray
 import tensorboardX  # noqa: F401 - else the first size pays for the import
@@ -143,7 +143,7 @@ class Machines:
             relay = Relay.remote(hub, period)
             ray.get(relay.receive.remote([]))
             return relay
-        relay = Relay.__ray_metadata__.modified_class(hub, period)
+        relay = cast(Any, Relay).__ray_metadata__.modified_class(hub, period)
 
         def receive(batches: list[Any]) -> Any:
             answer = asyncio.run_coroutine_threadsafe(relay.receive(batches), self.loop)
@@ -176,10 +176,10 @@ class Machines:
         return sum(rank.records for rank in self.ranks), max(rank.asked for rank in self.ranks)
 
     def wait_in(self, port: int, ranks: int) -> None:
-        import torch.distributed as dist
+        from torch._C._distributed_c10d import TCPStore
 
         def connect(number: int = 0) -> Any:
-            return dist.TCPStore("127.0.0.1", port, is_master=False)
+            return TCPStore("127.0.0.1", port, is_master=False)
 
         voice, numbers = connect(), [rank.number for rank in self.ranks]
         with ThreadPoolExecutor(64) as pool:  # each asks for a name of the other end, which may take its time
@@ -253,7 +253,7 @@ def _measure(figures: Figures, agreement: bool) -> None:
         count = -(-nodes // NODES_OF_A_PROCESS)
         parts = [range(nodes * part // count, nodes * (part + 1) // count) for part in range(count)]
         actor = ray.remote(num_cpus=0)(Machines)
-        machines = [actor.remote(driver.hub, part, nodes, ranks) for part in parts]
+        machines: list[Any] = [actor.remote(driver.hub, part, nodes, ranks) for part in parts]
         ray.get([one.__ray_ready__.remote() for one in machines])
         begin = time.time() + 1
         runs = [one.train.remote(begin, seconds) for one in machines]
@@ -275,9 +275,9 @@ def _measure(figures: Figures, agreement: bool) -> None:
 
 
 def _seconds_to_agree(machines: list[Any], ranks: int) -> float:
-    import torch.distributed as dist
+    from torch._C._distributed_c10d import TCPStore
 
-    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     ray.get([one.wait_in.remote(store.port, ranks) for one in machines])
     time.sleep(1)
     asked = ray.get(machines[-1].ask.remote())

@@ -22,7 +22,7 @@ def counting_trained_tokens(bridges_step: Callable) -> Callable:
     batch from Bridge."""
 
     def step(state: GlobalState, data_iterator: Any, model: Any, return_schedule_plan: bool = False) -> Any:
-        inner = unwrap_model(model)
+        inner: Any = unwrap_model(model)
         if inner.config.num_moe_experts is None:
             return bridges_step(state, data_iterator, model, return_schedule_plan)
         batch = next(data_iterator)
