@@ -297,7 +297,7 @@ def test_the_disk_is_full(
 @pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount")
 def test_the_disk_is_full_when_early_stopping_ends_the_run(
-    finetune: Callable[..., Path], tmp_path: Path, capfd: pytest.CaptureFixture[str], table: list[Row]
+    finetune: Callable[..., Path], tmp_path: Path, capfd: pytest.CaptureFixture[str], fault_table: list[Row]
 ) -> None:
     """Its last checkpoint is missing all the same. No validation is better by 10 than the first one."""
     with mounted(tmp_path / "disk", "size=5m") as disk:
@@ -309,7 +309,7 @@ def test_the_disk_is_full_when_early_stopping_ends_the_run(
         subprocess.run(["mount", "-o", "remount,size=100m", disk], check=True)
         finetune(**flags)
         assert "stopped early at step 10" in capfd.readouterr().err and latest_step(disk) == 10
-        table.append(Row("disk full at the last save after early stopping", "exit 1; same command finishes"))
+        fault_table.append(Row("disk full at the last save after early stopping", "exit 1; same command finishes"))
 
 
 @pytest.mark.slow
