@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+from pathlib import Path
 from urllib.parse import quote
 
 import pytest
@@ -101,15 +104,56 @@ def test_a_spec_is_stored_with_what_is_harmless() -> None:
         assert HIDDEN not in text and "INFO" in text
 
 
-def test_a_value_is_taken_from_the_environment(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
-    words = ["plan", "--hf_model_path", "sample", "--env"]
+@pytest.mark.parametrize(
+    "word", [f"MINE={HIDDEN}", f"HF_TOKEN={HIDDEN}", f"HF_ENDPOINT=https://me:{HIDDEN}@hub", "MINE"]
+)
+def test_a_variable_of_any_name_is_taken_and_not_shown(
+    word: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("MINE", HIDDEN)
-    assert main([*words, "MINE", "--env", "NCCL_DEBUG=INFO"]) == 0
-    assert HIDDEN not in capsys.readouterr().out
-    monkeypatch.delenv("MINE")
-    for word in ("MINE", f"MINE={HIDDEN}", HIDDEN):
-        assert main([*words, word]) == 2
-        assert ("MINE" in word) == ("MINE" in (said := capsys.readouterr().err)) or HIDDEN not in said
+    assert main(["plan", "--hf_model_path", "sample", "--env", word, "--env", "NCCL_DEBUG=INFO"]) == 0
+    assert HIDDEN not in "".join(capsys.readouterr())
+
+
+@pytest.mark.parametrize("word", ["MINE", HIDDEN, f"A-B={HIDDEN}", f"={HIDDEN}", f"1A={HIDDEN}", f"{HIDDEN}-=="])
+def test_a_variable_without_a_name_or_a_value_is_refused_without_its_value(
+    word: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("MINE", raising=False)
+    assert main(["plan", "--hf_model_path", "sample", "--env", word]) == 2
+    said = capsys.readouterr().err
+    assert "NAME=VALUE is expected" in said and HIDDEN not in said
+
+
+SHOWN = """
+import os, sys
+from pathlib import Path
+from raymb.cli.own_words import own_words
+words, seen = own_words(), Path("/proc/self/cmdline").read_text().split(chr(0))[:-1]
+print(words, sys.argv[1:], seen[len(seen) - len(words):], "swordfish" in str(os.environ), sep=chr(10))
+"""
+PAIRS = {
+    "--env": "--env",
+    f"MINE={HIDDEN}": "MINE=***",
+    f"--env=HF_TOKEN={HIDDEN}=x": "--env=HF_TOKEN=***",
+    "--env=NCCL_DEBUG=INFO": "--env=NCCL_DEBUG=INFO",
+    "a b": "a b",
+    "section.field=value": "section.field=value",
+}
+"""A command line's words, and what is seen of them."""
+
+
+@pytest.mark.parametrize("program", [["{file}"], ["-c", SHOWN], ["-X", "dev", "{file}"]], ids=["file", "text", "flags"])
+def test_a_value_leaves_the_command_line_before_anybody_keeps_it(program: list[str], tmp_path: Path) -> None:
+    """Ray would keep the driver's, in its list of jobs and in its logs."""
+    (tmp_path / "program.py").write_text(SHOWN)
+    begin = [sys.executable, *(word.replace("{file}", str(tmp_path / "program.py")) for word in program)]
+    for words in (list(PAIRS), ["a b", "MINE=1"]):
+        shown = [PAIRS.get(word, word) for word in words]
+        done = subprocess.run(
+            [*begin, *words], capture_output=True, text=True, check=True, env={**os.environ, "PYTHONPATH": "src"}
+        )
+        assert done.stdout.splitlines() == [str(words), str(shown), str(shown), "False"]
 
 
 def test_what_reaches_the_workers(monkeypatch: pytest.MonkeyPatch) -> None:

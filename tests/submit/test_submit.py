@@ -74,11 +74,16 @@ def test_a_model_that_only_the_cluster_has_is_left_to_the_job(
 def test_no_secret_is_written(
     refused: Callable[..., str], rendered: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    said = refused("slurm", *MODEL, "--env", "HF_TOKEN=hidden")
-    assert "export HF_TOKEN=..., and give --env HF_TOKEN" in said and "hidden" not in said
     monkeypatch.setenv("HF_TOKEN", "hidden")
-    said = refused("slurm", *MODEL, "--env", "HF_TOKEN")
-    assert "export HF_TOKEN and give --pass_env HF_TOKEN" in said and "hidden" not in said
+    for target, way in {
+        "slurm": "export HF_TOKEN and give --pass_env HF_TOKEN,MINE",
+        "kuberay": "create secret generic NAME --from-literal=HF_TOKEN=... --from-literal=MINE=..., and give --secrets",
+        "ray": "start Ray on the nodes with HF_TOKEN, MINE; or pass on where a file",
+    }.items():
+        image = ["--image", "a"] if target == "kuberay" else []
+        said = refused(target, *image, *MODEL, "--env", "MINE=hidden", "--env", "HF_TOKEN", "--env", "NCCL_DEBUG=INFO")
+        assert "--env HF_TOKEN, MINE: not known to be harmless, and the job's files would hold the value" in said
+        assert way in said and "hidden" not in said
     monkeypatch.delenv("HF_TOKEN", raising=False)
     assert "--pass_env HF_TOKEN: this variable is not set here" in refused("slurm", *MODEL, "--pass_env", "HF_TOKEN")
     monkeypatch.setenv("HF_TOKEN", "hidden")

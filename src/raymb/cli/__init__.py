@@ -28,6 +28,7 @@ from raymb.cli import (
     submit,
 )
 from raymb.cli.help_text import SectionedCommand
+from raymb.cli.own_words import own_words
 from raymb.credentials import redacted
 from raymb.driver.ray_start import prepare_environment
 from raymb.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_USER, RaymbError
@@ -115,7 +116,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Raises:
         Exception: one that raymb does not raise on purpose keeps its traceback, and the process exits with 1.
     """
-    words = list(sys.argv[1:] if arguments is None else arguments)
+    words = own_words() if arguments is None else list(arguments)
     prepare_environment()
     try:
         code = typer.main.get_command(app)(args=words, prog_name="raymb", standalone_mode=False)

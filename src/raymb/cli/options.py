@@ -14,7 +14,6 @@ import typer
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from raymb.credentials import is_harmless
 from raymb.errors import SpecError
 from raymb.spec import load_section
 from raymb.spec.sections import SECTIONS, RunSpec
@@ -99,15 +98,10 @@ def _environment(words: list[str] | tuple[str, ...]) -> dict[str, str] | None:
         name, separator, value = word.partition("=")
         if not name.isidentifier() or (not separator and name not in os.environ):
             # The value may be a secret whose name was forgotten, so only the form is shown.
+            shown = name if value.strip("=") else "..."
             raise SpecError(
-                f"--env {name if separator else '...'}: NAME=VALUE is expected, for example NCCL_DEBUG=INFO; or NAME "
-                "alone, of a variable that is set here"
-            )
-        if separator and not is_harmless(name, value):
-            raise SpecError(
-                f"--env {name}=...: {name} is not known to be harmless, and everybody on this machine sees a command "
-                "line, which Ray keeps, too",
-                f"export {name}=..., and give --env {name}",
+                f"--env {shown}: NAME=VALUE is expected, for example NCCL_DEBUG=INFO; or NAME alone, of a variable "
+                "that is set here"
             )
         pairs[name] = value if separator else os.environ[name]
     return pairs or None

@@ -260,7 +260,8 @@ class Cluster(Section):
     packages must be there. For `.`, leave large files out with .gitignore."""
     env: dict[str, str] = Field(default_factory=dict)
     """Environment variables of the workers, as NAME=VALUE, or NAME alone with the value that it has here (repeatable).
-    Where NAME is not known to be harmless, no file, no log and no list of Ray's gets the value."""
+    Where NAME is not known to be harmless, no file, no log and no list of Ray's gets the value, and no command line but
+    the one that was typed."""
 
 
 class RunSpec(Section):

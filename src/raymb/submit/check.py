@@ -64,8 +64,8 @@ def _check_flags(spec: RunSpec, options: JobOptions, target: Target) -> None:
         )
     if secret := sorted(spec.cluster.env.keys() - without_secrets(spec).cluster.env.keys()):
         raise SpecError(
-            f"--env {secret[0]}: its value would be written into the job's files, and is not known to be harmless",
-            f"export {secret[0]} and give --pass_env {','.join(secret)}",
+            f"--env {', '.join(secret)}: not known to be harmless, and the job's files would hold the value",
+            target.way_of_secrets(secret),
         )
     if missing := [name for name in options.pass_env if name not in os.environ]:
         raise SpecError(f"--pass_env {missing[0]}: this variable is not set here", f"export {missing[0]}=...")

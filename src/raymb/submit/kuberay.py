@@ -73,11 +73,15 @@ class Kuberay(Target):
     def where(self) -> str:
         return "--volume_claims CLAIM:/PATH mounts a volume; or give a URI (s3://...) or a hub id"
 
+    def way_of_secrets(self, names: list[str]) -> str:
+        literals = " ".join(f"--from-literal={name}=..." for name in names)
+        return f"kubectl -n {self.namespace} create secret generic NAME {literals}, and give --secrets NAME"
+
     def check(self, job: Submission) -> None:
         if job.options.pass_env:
             raise SpecError(
                 f"--pass_env {','.join(job.options.pass_env)}: a manifest would hold the values",
-                f"kubectl -n {self.namespace} create secret generic NAME --from-literal=... , and --secrets NAME",
+                self.way_of_secrets(job.options.pass_env),
             )
 
     def files(self, job: Submission) -> dict[str, str]:

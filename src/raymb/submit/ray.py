@@ -41,14 +41,19 @@ class Ray(Uploading):
             "URI (s3://...); --working_dir . uploads what is here, but not what git ignores"
         )
 
+    def way_of_secrets(self, names: list[str]) -> str:
+        return (
+            f"start Ray on the nodes with {', '.join(names)}; or pass on where a file with the secret is that the "
+            "nodes see: HF_TOKEN_PATH, AWS_SHARED_CREDENTIALS_FILE, GOOGLE_APPLICATION_CREDENTIALS"
+        )
+
     def check(self, job: Submission) -> None:
         super().check(job)
         if seen := list(secret({name: os.environ[name] for name in job.options.pass_env})):
             raise SpecError(
                 f"--pass_env {','.join(seen)}: not known to be harmless, and Ray writes the variables of a job into "
                 "its logs and its list of jobs, where everybody on the cluster reads them",
-                "start Ray on the nodes with them; or pass on where a file with the secret is that the nodes see: "
-                "HF_TOKEN_PATH, AWS_SHARED_CREDENTIALS_FILE, GOOGLE_APPLICATION_CREDENTIALS",
+                self.way_of_secrets(seen),
             )
 
     def files(self, job: Submission) -> dict[str, str]:

@@ -113,6 +113,10 @@ class Target(Section):
         """What a user can do about a path that the job does not see, or does not keep."""
         raise NotImplementedError
 
+    def way_of_secrets(self, names: list[str]) -> str:
+        """How a job gets variables whose values no file of it may hold."""
+        return f"export {names[0]} and give --pass_env {','.join(names)}"
+
     def check(self, job: Submission) -> None:
         """
         Raises:
