@@ -1,19 +1,23 @@
 """Faults in a worker process of a real run: on PYTHONPATH, Python imports this by itself when the process starts.
 
-RAYMB_FAULTS is a JSON file: a list of {"do", "phase", "rank", "step"}. Each happens once, on the first start of the
-workers in which its rank comes to its phase with so many steps done (any number if there is no "step").
+RAYMB_FAULTS is a JSON file: a list of {"do", "phase", "rank", "host", "step"}. Each happens once, on the first start of
+the workers in which its rank, or a rank on its host, comes to its phase with so many steps done (any number if there is
+no "step").
 
-do: kill (SIGKILL to itself), stop (SIGSTOP), term (SIGTERM), nan (the next forward pass gives NaN), raise, clock (the
-wall clock jumps a day ahead), spoil (what is exported from then on is not what was trained).
+do: kill (SIGKILL to itself), machine (SIGKILL to every process on a host that has its own name), stop (SIGSTOP), term
+(SIGTERM), nan (the next forward pass gives NaN), raise, clock (the wall clock jumps a day ahead), spoil (what is
+exported from then on is not what was trained).
 phase: importing, loading, first step, step (the next forward pass), saving, writing (the thread that writes a
 checkpoint), validating, exporting.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
+import socket
 import threading
 import time
 from pathlib import Path
@@ -61,7 +65,8 @@ def watch_the_writer(file, progress):
 
 def look(file: Path, progress, phase: str) -> None:
     for number, fault in enumerate(json.loads(file.read_text())):
-        here = fault["phase"] == phase and fault["rank"] == int(os.environ.get("RANK", "-1"))
+        rank, host = int(os.environ.get("RANK", "-1")), socket.gethostname()
+        here = fault["phase"] == phase and fault.get("rank", rank) == rank and fault.get("host", host) == host
         if here and fault.get("step", progress.step) == progress.step and first_time(file, number):
             happen(fault["do"])
 
@@ -83,6 +88,8 @@ def happen(what: str) -> None:
     if what in ("kill", "stop", "term"):
         time.sleep(0.3)  # long enough for word of the phase to get out
         os.kill(os.getpid(), {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "term": signal.SIGTERM}[what])
+    elif what == "machine":
+        end_this_machine()
     elif what == "raise":
         raise RuntimeError("a fault of the test")
     elif what == "nan":
@@ -90,6 +97,19 @@ def happen(what: str) -> None:
     elif what == "clock":
         real = time.time
         time.time = lambda: real() + 86400
+
+
+def end_this_machine() -> None:
+    def name_space(process: int) -> str:
+        return os.readlink(f"/proc/{process}/ns/uts")
+
+    own = name_space(os.getpid())
+    assert own != name_space(1), "only a machine that the test has made"
+    for place in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if int(place.name) != os.getpid() and name_space(int(place.name)) == own:
+                os.kill(int(place.name), signal.SIGKILL)
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def poison_a_forward_pass() -> None:

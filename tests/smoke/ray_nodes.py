@@ -104,7 +104,7 @@ class RayNodes:
 
     def close(self) -> None:
         """All nodes go, and with them their process."""
-        for node in self._apart:
+        for node in self._apart:  # one may be gone
             node.terminate()
             node.wait(timeout=30)
         assert self._process.stdin
