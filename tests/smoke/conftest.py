@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,6 @@ import pytest
 from raymb.data.samples import samples_in
 from raymb.data.store import RowFile
 from tests.models import write_rows
-from tests.smoke.fault_table import Row, write
 
 FAULTS = Path(__file__).parents[1] / "faults"
 MAIN_FLAGS = {
@@ -44,32 +43,6 @@ def ray_cluster() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_rows(tmp_path_factory.mktemp("rows"))
-
-
-@pytest.fixture(scope="session")
-def fault_table() -> Iterator[list[Row]]:
-    rows: list[Row] = []
-    yield rows
-    for row in rows:
-        print(f"\n{row.case:<60} {row.outcome:<60} {row.seconds:>6} {row.lost:>3}", end="")
-    if rows and os.environ.get("RAYMB_FAULT_TABLE"):
-        write(rows)
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if "fault_table" in getattr(item, "fixturenames", ()):
-            item.add_marker("fault")
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, Any]:
-    """A case that fails stands in the table, too."""
-    report = yield
-    if report.failed and report.when == "call" and isinstance(item, pytest.Function) and "fault_table" in item.funcargs:
-        item.funcargs["fault_table"].append(Row(item.name, "**FAILED**"))
-    return report
 
 
 def words_of(flags: dict[str, Any]) -> list[str]:

@@ -14,6 +14,7 @@ import pytest
 
 from raymb.model.tensor_files import tensor_shapes
 from tests.families import make_model
+from tests.fault_table import Row
 from tests.smoke.conftest import (
     MAIN_FLAGS,
     curve,
@@ -21,7 +22,6 @@ from tests.smoke.conftest import (
     samples_of,
     words_of,
 )
-from tests.smoke.fault_table import Row
 from tests.smoke.peft_parity import ALL, train_as_peft
 
 pytestmark = [pytest.mark.smoke, pytest.mark.timeout(400)]

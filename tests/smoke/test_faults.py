@@ -21,8 +21,8 @@ import pytest
 from raymb.checkpoints.manifest import iteration_dir, latest_step, steps_of, why_not_whole
 from raymb.cli import main
 from raymb.telemetry.events import read_lines
+from tests.fault_table import Row
 from tests.smoke.conftest import MAIN_FLAGS, curve, read_metrics, words_of, worst_deviation
-from tests.smoke.fault_table import Row
 
 pytestmark = [pytest.mark.smoke, pytest.mark.timeout(600)]
 FLAGS: dict[str, Any] = {

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
+from tests.fault_table import Row
 from tests.smoke.conftest import MAIN_FLAGS, read_metrics, words_of, worst_deviation
-from tests.smoke.fault_table import Row
 from tests.smoke.ray_nodes import RayNodes
 from tests.smoke.test_faults import page
 

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from raymb.storage.remote import Remote, storage_root
+from tests.fault_table import Row
 from tests.smoke.conftest import FAULTS, MAIN_FLAGS, curve, words_of
-from tests.smoke.fault_table import Row
 from tests.smoke.ray_nodes import RayNodes
 from tests.smoke.test_faults import page
 
