@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from tests.fault_table import Row
 from tests.smoke.autoscaling import AutoscalingCluster
 from tests.smoke.conftest import read_metrics, words_of
 
@@ -80,7 +81,7 @@ def test_the_guides_command_on_nodes_that_come_and_go(
 
 
 def test_gpus_are_asked_for_and_a_node_without_cuda_is_named(
-    cluster: AutoscalingCluster, tiny_qwen2: Path, rows: Path, tmp_path: Path
+    cluster: AutoscalingCluster, tiny_qwen2: Path, rows: Path, tmp_path: Path, fault_table: list[Row]
 ) -> None:
     """The GPUs of these nodes are there by Ray's word alone."""
     process = start(cluster, *finetune(tiny_qwen2, rows, tmp_path, **GUIDE))
@@ -91,12 +92,18 @@ def test_gpus_are_asked_for_and_a_node_without_cuda_is_named(
     assert len(re.findall(r"\n  .*: Ray counts 4 GPUs there, and CUDA finds 0", error)) == 2
     assert "--backend cpu" in error and "Traceback" not in error
     assert sorted(node.get("GPU", 0) for node in cluster.nodes()) == [4, 4]
+    fault_table.append(Row("nodes come without the GPUs that Ray counts", "exit 2, names each node"))
     cluster.wait_for_nodes(0, seconds=90)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_a_run_that_ends_while_it_waits_withdraws_what_it_asked_for(
-    cluster: AutoscalingCluster, tiny_qwen2: Path, rows: Path, tmp_path: Path, number: signal.Signals
+    cluster: AutoscalingCluster,
+    tiny_qwen2: Path,
+    rows: Path,
+    tmp_path: Path,
+    number: signal.Signals,
+    fault_table: list[Row],
 ) -> None:
     """Another driver holds one CPU of the two nodes, so that the run keeps waiting with both of them there."""
     occupant = _occupy(cluster)
@@ -113,6 +120,7 @@ def test_a_run_that_ends_while_it_waits_withdraws_what_it_asked_for(
         occupant.wait()
     cluster.wait_for_nodes(0, seconds=90)
     assert [place.name for place in tmp_path.iterdir()] == ["_prepared"]
+    fault_table.append(Row(f"{number.name} while a run waits for nodes to come", "ends; the nodes go again"))
 
 
 def _occupy(cluster: AutoscalingCluster) -> subprocess.Popen[str]:
@@ -128,14 +136,17 @@ def _occupy(cluster: AutoscalingCluster) -> subprocess.Popen[str]:
     return process
 
 
-def test_a_cluster_that_can_never_have_gpus_is_refused_at_once(tiny_qwen2: Path, rows: Path, tmp_path: Path) -> None:
+def test_a_cluster_that_can_never_have_gpus_is_refused_at_once(
+    tiny_qwen2: Path, rows: Path, tmp_path: Path, fault_table: list[Row]
+) -> None:
     """It wants a token, too, which the head's own user has."""
     cluster = AutoscalingCluster("cpu-4", token="a" * 32)
     try:
         began = time.monotonic()
         process = start(cluster, *finetune(tiny_qwen2, rows, tmp_path, **GUIDE))
         error = process.communicate(timeout=300)[1]
-        print(f"{time.monotonic() - began:.0f} s\n{error}")
+        seconds = time.monotonic() - began
+        print(f"{seconds:.0f} s\n{error}")
     finally:
         cluster.close()
     assert process.returncode == 2, error
@@ -143,9 +154,12 @@ def test_a_cluster_that_can_never_have_gpus_is_refused_at_once(tiny_qwen2: Path,
     assert "the cluster can never have enough for 8 workers: " in error
     assert "8 GPUs asked (1 for each worker), 0 there, and Ray's autoscaler has no nodes to add" in error
     assert "--backend cpu" in error
+    fault_table.append(
+        Row("a cluster that can never have the GPUs", "exit 2, says so, does not wait", f"{seconds:.1f}")
+    )
 
 
-def test_raymb_on_the_head_only(tiny_qwen2: Path, rows: Path, tmp_path: Path) -> None:
+def test_raymb_on_the_head_only(tiny_qwen2: Path, rows: Path, tmp_path: Path, fault_table: list[Row]) -> None:
     """The nodes find another module of that name, which has no raymb in it; --working_dir brings the right one."""
     (tmp_path / "nodes").mkdir()
     (tmp_path / "nodes" / "raymb.py").write_text("")
@@ -164,9 +178,12 @@ def test_raymb_on_the_head_only(tiny_qwen2: Path, rows: Path, tmp_path: Path) ->
     assert "ModuleNotFoundError: No module named 'raymb.worker'" in refused and "--working_dir ." in refused
     assert process.returncode == 0, error
     assert [record["step"] for record in read_metrics(tmp_path / "run")] == [1, 2]
+    fault_table.append(Row("nodes that have no raymb", "exit 2, names --working_dir, which brings it"))
 
 
-def test_a_cluster_that_is_gone_is_no_error(tiny_qwen2: Path, rows: Path, tmp_path: Path) -> None:
+def test_a_cluster_that_is_gone_is_no_error(
+    tiny_qwen2: Path, rows: Path, tmp_path: Path, fault_table: list[Row]
+) -> None:
     cluster = AutoscalingCluster("cpu-4")
     variables = cluster.environment()
     note = (cluster.home / "ray" / "ray_current_cluster").read_text()
@@ -183,3 +200,4 @@ def test_a_cluster_that_is_gone_is_no_error(tiny_qwen2: Path, rows: Path, tmp_pa
     )
     assert done.returncode == 0, done.stderr
     assert f"{note}, the last Ray cluster of this machine, does not answer; started Ray on this machine" in done.stderr
+    fault_table.append(Row("the last Ray cluster of this machine is gone", "says so, starts one, finishes"))

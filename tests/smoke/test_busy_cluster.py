@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.fault_table import Row
 from tests.smoke.conftest import MAIN_FLAGS, words_of
 from tests.smoke.ray_nodes import RayNodes
 
@@ -93,7 +94,7 @@ def until(process: subprocess.Popen[str], text: str) -> list[str]:
     return lines
 
 
-def test_workers_that_failed_keep_their_places(cluster: Cluster) -> None:
+def test_workers_that_failed_keep_their_places(cluster: Cluster, fault_table: list[Row]) -> None:
     """Others who have waited for the CPUs do not get them between two starts, or the run would wait for them."""
     run = cluster.run(2, 1, 20)
     cluster.started(2)
@@ -103,24 +104,38 @@ def test_workers_that_failed_keep_their_places(cluster: Cluster) -> None:
     (cluster.home / "done").touch()
     said = run.communicate(timeout=120)[0]
     assert said.endswith("finished\n") and said.count("failure ") == 1 and "waiting" not in said, said
+    fault_table.append(
+        Row("a worker dies, and others wait for its CPUs", "starts again in its places, without waiting")
+    )
 
 
-def test_a_run_on_a_busy_cluster_is_refused_in_time(cluster: Cluster, tiny_qwen2: Path, rows: Path) -> None:
+def test_a_run_on_a_busy_cluster_is_refused_in_time(
+    cluster: Cluster, tiny_qwen2: Path, rows: Path, fault_table: list[Row]
+) -> None:
     other = cluster.others_want(1)
     until(other, "there")
     flags = {**MAIN_FLAGS, "hf_model_path": tiny_qwen2, "dataset": rows, "storage_path": cluster.home / "runs"}
     flags |= {"num_workers": 2, "cpus_per_worker": 1, "wait_for_resources": 3, "ray_address": cluster.nodes.address}
     words = [sys.executable, "-m", "raymb", "finetune", *words_of(flags)]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=300, env=ENVIRONMENT)
-    assert done.returncode == 2, done.stderr
-    assert "waiting for resources, 1 of 3 s: 2 CPUs asked (1 for each worker), 2 there, 1 of them free" in done.stderr
-    assert re.search(r"room for workers: 1 of 2 on \S+ \(\w{8}\)", done.stderr)
-    assert "error: the cluster has too little for 2 workers after 3 s" in done.stderr
+    began, error, told = time.monotonic(), "", 0.0
+    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
+    assert process.stderr is not None
+    for line in process.stderr:
+        error += line
+        if "waiting for resources, " in line and not told:
+            told = time.monotonic() - began
+    assert process.wait(timeout=300) == 2, error
+    ended = time.monotonic() - began
+    assert "waiting for resources, 1 of 3 s: 2 CPUs asked (1 for each worker), 2 there, 1 of them free" in error
+    assert re.search(r"room for workers: 1 of 2 on \S+ \(\w{8}\)", error)
+    assert "error: the cluster has too little for 2 workers after 3 s" in error
     assert [place.name for place in (cluster.home / "runs").iterdir()] == ["_prepared"]
+    outcome = f"says for what it waits after {told:.1f} s, exit 2 after {ended:.1f} s"
+    fault_table.append(Row("start on a busy cluster, --wait_for_resources 3", outcome, f"{ended:.1f}"))
 
 
 @pytest.mark.parametrize("ended", ["by SIGTERM", "in time"])
-def test_a_run_whose_node_has_gone_waits_without_failures(cluster: Cluster, ended: str) -> None:
+def test_a_run_whose_node_has_gone_waits_without_failures(cluster: Cluster, ended: str, fault_table: list[Row]) -> None:
     goes = cluster.nodes.add(2)
     run = cluster.run(4, 2, 300 if ended == "by SIGTERM" else 15)
     assert sorted(map(cluster.started(4).count, {goes, *cluster.started(4)})) == [2, 2]
@@ -132,15 +147,19 @@ def test_a_run_whose_node_has_gone_waits_without_failures(cluster: Cluster, ende
     if ended == "by SIGTERM":
         run.send_signal(signal.SIGTERM)
     rest = run.communicate(timeout=120)[0]
-    print(f"{ended}: {time.monotonic() - began:.1f} s\n{rest}")
+    seconds = f"{time.monotonic() - began:.1f}"
+    print(f"{ended}: {seconds} s\n{rest}")
     assert "failure" not in rest
     if ended == "by SIGTERM":
         assert "ended: SystemExit" in rest
+        fault_table.append(Row("SIGTERM while a run waits whose node has gone", "leaves, no failure counted", seconds))
     else:
         assert "ended: RunFailed the cluster has too little for 4 workers after 1" in rest
+        outcome = "waits, says for what; ends in time, no failure counted"
+        fault_table.append(Row("a node goes, none comes (--wait_for_resources 15)", outcome, seconds))
 
 
-def test_a_tensor_parallel_group_waits_for_room_on_one_node(cluster: Cluster) -> None:
+def test_a_tensor_parallel_group_waits_for_room_on_one_node(cluster: Cluster, fault_table: list[Row]) -> None:
     """Each of two nodes has one free CPU; Ray alone would start a worker on each."""
     cluster.nodes.add(2)
     others = [cluster.others_want(1) for _ in range(4)]
@@ -157,9 +176,10 @@ def test_a_tensor_parallel_group_waits_for_room_on_one_node(cluster: Cluster) ->
     assert len(set(cluster.started(2))) == 1
     (cluster.home / "done").touch()
     assert run.communicate(timeout=120)[0].endswith("finished\n")
+    fault_table.append(Row("TP 2, one CPU free on each of two nodes", "waits for two on one node, finishes"))
 
 
-def test_a_node_on_which_workers_failed_twice_is_left_alone(cluster: Cluster) -> None:
+def test_a_node_on_which_workers_failed_twice_is_left_alone(cluster: Cluster, fault_table: list[Row]) -> None:
     bad = cluster.nodes.add(2)
     run = cluster.run(2, 2, 60)
     if cluster.started(2)[0] != bad:  # the run has taken the other node: that one is the bad one then
@@ -171,9 +191,10 @@ def test_a_node_on_which_workers_failed_twice_is_left_alone(cluster: Cluster) ->
     (cluster.home / "done").touch()
     said = run.communicate(timeout=120)[0]
     assert said.endswith("finished\n") and "gets no more workers: they failed there 2 times" in said, said
+    fault_table.append(Row("a worker dies twice on one node of two", "the node gets no more workers; finishes"))
 
 
-def test_what_ends_withdraws_its_request(cluster: Cluster) -> None:
+def test_what_ends_withdraws_its_request(cluster: Cluster, fault_table: list[Row]) -> None:
     """The placement group of a driver that waits goes with it, however it ends."""
     script = (
         "import sys, ray; from ray.util import placement_group_table as table;"
@@ -189,5 +210,6 @@ def test_what_ends_withdraws_its_request(cluster: Cluster) -> None:
         words = [sys.executable, "-c", script, cluster.nodes.address]
         states = subprocess.run(words, capture_output=True, text=True, check=True, env=ENVIRONMENT).stdout.split()
         if set(states) <= {"REMOVED"}:
+            fault_table.append(Row("SIGTERM while a driver waits at its start", "ends; its request is withdrawn"))
             return
         assert time.monotonic() < deadline, states

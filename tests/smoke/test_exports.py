@@ -15,6 +15,7 @@ import pytest
 
 from raymb.export.finishing import FAILED
 from tests.families import make_model
+from tests.fault_table import Row
 from tests.smoke.conftest import MAIN_FLAGS, read_metrics, words_of
 
 pytestmark = [pytest.mark.smoke, pytest.mark.timeout(400)]
@@ -91,17 +92,18 @@ def test_ray_workers_write_the_same(trained: Path, tmp_path: Path) -> None:
     assert not (trained / ".export").exists()
 
 
-def test_a_full_disk_loses_nothing(trained: Path) -> None:
+def test_a_full_disk_loses_nothing(trained: Path, fault_table: list[Row]) -> None:
     before = (trained / "hf" / TENSORS).read_bytes()
     done = _raymb("export", str(trained), "--overwrite", program=("-c", LIMITED))
     assert done.returncode == 1
     assert f"error: the export cannot be written to {trained}: " in done.stderr and "make room there" in done.stderr
     assert (trained / "hf" / TENSORS).read_bytes() == before
     assert not [path.name for path in trained.iterdir() if path.name.startswith(".hf")]
+    fault_table.append(Row("no room for raymb export --overwrite", "exit 1, the former export stays"))
 
 
 def test_what_is_not_the_trained_model_is_marked(
-    finetune_with_faults: Callable[..., Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    finetune_with_faults: Callable[..., Path], capfd: pytest.CaptureFixture[str], fault_table: list[Row]
 ) -> None:
     fault = {"do": "spoil", "phase": "exporting", "rank": 0}
     run = finetune_with_faults(fault, num_workers=2, pipeline_parallel_size=2, train_iters=2, code=1)
@@ -111,6 +113,9 @@ def test_what_is_not_the_trained_model_is_marked(
     assert "its logits differ from the trained Megatron model's by" in (run / "hf-failed" / FAILED).read_text()
     done = _raymb("export", str(run))  # the checkpoint is whole
     assert done.returncode == 0 and (run / "hf" / TENSORS).exists(), done.stderr
+    fault_table.append(
+        Row("an export that is not what was trained", "exit 1, marked as failed; raymb export writes it")
+    )
 
 
 @pytest.mark.slow

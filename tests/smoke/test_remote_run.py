@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from raymb.storage.remote import Remote, storage_root
+from tests.fault_table import Row
 from tests.smoke.conftest import MAIN_FLAGS, read_metrics, words_of
 
 pytestmark = [pytest.mark.smoke, pytest.mark.slow, pytest.mark.timeout(600)]
@@ -33,6 +34,7 @@ def test_a_run_on_s3_survives_the_loss_of_the_machine(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
+    fault_table: list[Row],
 ) -> None:
     monkeypatch.setenv("RAYMB_CACHE", str(tmp_path / "cache"))
     whole = finetune(experiment_name="whole", **FLAGS)
@@ -62,6 +64,9 @@ def test_a_run_on_s3_survives_the_loss_of_the_machine(
     shutil.rmtree(tmp_path / "cache")
     finetune(**there)
     assert "has finished" in capfd.readouterr().err
+    fault_table.append(
+        Row("storage at a URI, the machine is lost with all its files", "same command, bit-exact", lost="0")
+    )
 
 
 def test_a_broken_checkpoint_at_the_uri_is_left_out(
@@ -70,6 +75,7 @@ def test_a_broken_checkpoint_at_the_uri_is_left_out(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture,
+    fault_table: list[Row],
 ) -> None:
     monkeypatch.setenv("RAYMB_CACHE", str(tmp_path / "cache"))
     flags = {"storage_path": s3, "no_export_hf": True, **FLAGS, "train_iters": 9, "num_workers": 1}
@@ -85,10 +91,16 @@ def test_a_broken_checkpoint_at_the_uri_is_left_out(
     error = capfd.readouterr().err
     assert "iter_0000006 is not whole and is left out: __0_0.distcp has another checksum" in error
     assert "training from step 3" in error
+    fault_table.append(Row("newest checkpoint at a URI flipped", "finishes from the one before, warns", lost="3"))
 
 
 def test_a_driver_that_has_lost_its_run_ends_its_workers_and_writes_nothing_more(
-    tiny_qwen2: Path, rows: Path, s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_qwen2: Path,
+    rows: Path,
+    s3: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    fault_table: list[Row],
 ) -> None:
     """It was cut off for a minute, and another machine has taken the run over. It asked for a last checkpoint, in the
     other one's place, and ended with 0."""
@@ -106,11 +118,15 @@ def test_a_driver_that_has_lost_its_run_ends_its_workers_and_writes_nothing_more
     while not (run / "metrics.jsonl").exists() or not read_metrics(run):
         assert process.poll() is None and time.monotonic() < deadline, process.stderr and process.stderr.read()
         time.sleep(0.2)
+    began = time.monotonic()
     remote.write_text("lock", "another-host 1 1\n")
     remote.write_text("spec.json", "the other one's")
     error = process.communicate(timeout=120)[1]
+    seconds = time.monotonic() - began
     print(error)
     assert process.returncode == 1
     assert f"another driver has taken {remote.url} over" in error and "Traceback" not in error
     assert remote.read_text("lock") == "another-host 1 1\n" and remote.read_text("spec.json") == "the other one's"
     assert not [name for name in remote.listing("checkpoints") if name.startswith("iter")], "no last checkpoint"
+    outcome = "exit 1 after these seconds, names the other driver, writes nothing more"
+    fault_table.append(Row("another driver takes the lock at a URI over", outcome, f"{seconds:.1f}"))

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from raymb.checkpoints.manifest import describe_files, latest_step, read_manifest, steps_of, write_manifest
+from tests.fault_table import Row
 from tests.smoke.conftest import CURVE, MAIN_FLAGS, curve, read_metrics
 
 pytestmark = [pytest.mark.smoke, pytest.mark.timeout(400)]
@@ -81,7 +82,7 @@ def test_early_stopping_keeps_the_best_checkpoint(
 
 
 @pytest.mark.slow
-def test_out_of_time(finetune: Callable[..., Path], capfd: pytest.CaptureFixture[str]) -> None:
+def test_out_of_time(finetune: Callable[..., Path], capfd: pytest.CaptureFixture[str], fault_table: list[Row]) -> None:
     flags = {"num_workers": 2, "train_iters": 5000, "no_export_hf": True}
     run = finetune(**flags, max_time="1s", code=75)  # over before the workers are there: after their first step
     step = latest_step(run / "checkpoints")
@@ -89,6 +90,7 @@ def test_out_of_time(finetune: Callable[..., Path], capfd: pytest.CaptureFixture
     assert f"out of time (--max_time 1s); the same command resumes from step {step}" in capfd.readouterr().err
     finetune(**{**flags, "train_iters": step + 2})
     assert curve(run)[-1][0] == step + 2
+    fault_table.append(Row("--max_time is over", "exit 75, checkpoint first; same command resumes", lost="0"))
 
 
 @pytest.mark.slow
@@ -115,12 +117,17 @@ def test_another_runs_checkpoint_is_never_loaded(
     assert "seq_length was 64, is 32" in error and "--overwrite" in error
 
 
-def test_a_failing_worker_is_named(finetune: Callable[..., Path], capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_failing_worker_is_named(
+    finetune: Callable[..., Path], capfd: pytest.CaptureFixture[str], fault_table: list[Row]
+) -> None:
     """An override that torch itself refuses: exit 1, one line with the cause, and where the logs are."""
     run = finetune("model.attention_dropout=7", num_workers=1, code=1)
     error = capfd.readouterr().err
     assert "worker 0 failed: " in error and "between 0 and 1, but got 7" in error and str(run / "logs") in error
     assert "Traceback" not in error
+    fault_table.append(
+        Row("a worker raises what would come again", "exit 1, one line with the cause and the logs' place")
+    )
 
 
 @pytest.mark.parametrize(
@@ -128,7 +135,7 @@ def test_a_failing_worker_is_named(finetune: Callable[..., Path], capfd: pytest.
     [pytest.param(signal.SIGINT, id="ctrl-c"), pytest.param(signal.SIGTERM, id="sigterm", marks=pytest.mark.slow)],
 )
 def test_interrupt_leaves_the_last_whole_checkpoint(
-    number: signal.Signals, tiny_qwen2: Path, rows: Path, tmp_path: Path
+    number: signal.Signals, tiny_qwen2: Path, rows: Path, tmp_path: Path, fault_table: list[Row]
 ) -> None:
     """A process of its own, with a Ray cluster of its own that must end with it."""
     flags = {**MAIN_FLAGS, "train_iters": 5000, "save_interval": 3, "hf_model_path": tiny_qwen2, "dataset": rows}
@@ -150,7 +157,9 @@ def test_interrupt_leaves_the_last_whole_checkpoint(
     while latest_step(checkpoints) is None and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.2)
     process.send_signal(number)
+    began = time.monotonic()
     error = process.communicate(timeout=120)[1]
+    seconds = time.monotonic() - began
     assert process.returncode == 130, error
     step = latest_step(checkpoints)
     assert step is not None
@@ -159,3 +168,5 @@ def test_interrupt_leaves_the_last_whole_checkpoint(
     assert f"resumes from step {step}" in error and "Traceback" not in error
     assert not (tmp_path / "run" / "lock").exists()
     assert json.loads((tmp_path / "run" / "spec.json").read_text())["train"]["train_iters"] == 5000
+    outcome = "exit 130 after these seconds, checkpoint of the last step"
+    fault_table.append(Row(f"{number.name} to the driver while it trains", outcome, f"{seconds:.1f}", "0"))

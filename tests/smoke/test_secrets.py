@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.fault_table import Row
 from tests.hub import MODEL, Hub
 from tests.smoke.conftest import MAIN_FLAGS, read_metrics, words_of
 
@@ -86,7 +87,9 @@ def holding(directory: Path) -> list[str]:
     return [str(file.relative_to(directory)) for file in files if PLANTED.encode() in file.read_bytes()]
 
 
-def test_where_planted_secrets_are(tiny_qwen2: Path, rows: Path, tmp_path: Path, session: Path) -> None:
+def test_where_planted_secrets_are(
+    tiny_qwen2: Path, rows: Path, tmp_path: Path, session: Path, fault_table: list[Row]
+) -> None:
     hub, runs = Hub({COMMIT: tiny_qwen2}, {"main": COMMIT}, SECRETS["HF_TOKEN"]), tmp_path / "runs"
     (tmp_path / "probe").mkdir()
     (tmp_path / "probe" / "sitecustomize.py").write_text(PROBE)
@@ -123,6 +126,8 @@ def test_where_planted_secrets_are(tiny_qwen2: Path, rows: Path, tmp_path: Path,
     assert {"gcs_server.out", "raylet.out"} <= set(files) and any("runtime_env" in name for name in files), files
     assert any(name.startswith("event_EXPORT") for name in files), files
     assert holding(session) == []
+    outcome = "not in Ray's session directory, the run, the output or a command line; both workers have them"
+    fault_table.append(Row("five planted secrets, one typed with --env", outcome))
 
 
 CARRIED = """
@@ -153,8 +158,9 @@ print("done")
 """
 
 
-def test_variables_arrive_in_tasks_and_actors_and_in_no_file_of_ray(session: Path) -> None:
+def test_variables_arrive_in_tasks_and_actors_and_in_no_file_of_ray(session: Path, fault_table: list[Row]) -> None:
     settings = {**os.environ, "PYTHONPATH": "src"}
     words = [sys.executable, "-c", CARRIED, str(session)]
     done = subprocess.run(words, capture_output=True, text=True, timeout=200, env=settings)
     assert done.stdout.endswith("done\n"), done.stderr
+    fault_table.append(Row("secrets of tasks and actors", "in their environment, in no file of Ray's"))

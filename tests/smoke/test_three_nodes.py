@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from tests.fault_table import Row
 from tests.smoke.conftest import MAIN_FLAGS, read_metrics, words_of
 from tests.smoke.ray_nodes import RayNodes
 
@@ -76,14 +77,17 @@ def test_doctor_finds_nothing_wrong_with_storage_that_all_see(nodes: Nodes) -> N
     assert list(nodes.storage.iterdir()) == []
 
 
-def test_a_run_is_refused_where_a_node_does_not_see_the_storage(nodes: Nodes, tiny_qwen2: Path, rows: Path) -> None:
+def test_a_run_is_refused_where_a_node_does_not_see_the_storage(
+    nodes: Nodes, tiny_qwen2: Path, rows: Path, fault_table: list[Row]
+) -> None:
     done = nodes.raymb(*words(tiny_qwen2, rows, nodes.apart, num_workers=2))
     assert done.returncode == 2, done.stderr
     assert "not one place for all nodes; not seen by\n  node-c (" in done.stderr and "Traceback" not in done.stderr
+    fault_table.append(Row("one of three nodes does not see the storage", "exit 2, names the node"))
 
 
 def test_groups_that_no_placement_keeps_whole_are_refused(
-    nodes: Nodes, tiny_qwen2: Path, rows: Path, tmp_path: Path
+    nodes: Nodes, tiny_qwen2: Path, rows: Path, tmp_path: Path, fault_table: list[Row]
 ) -> None:
     """Nodes that hold 3 workers, and so one group, each."""
     flags = {"num_workers": 8, "tensor_parallel_size": 2, "cpus_per_worker": 0.66, "global_batch_size": 24}
@@ -92,6 +96,7 @@ def test_groups_that_no_placement_keeps_whole_are_refused(
     said = "--num_workers 8 are 4 tensor parallel groups of 2, and nodes that hold 3, 3, 3 workers have room for 3"
     assert said in done.stderr and "--cpus_per_worker" in done.stderr
     assert "importing Megatron" not in done.stderr and "Traceback" not in done.stderr
+    fault_table.append(Row("TP groups that no placement keeps whole", "exit 2, the sum and the flags"))
 
 
 def test_tensor_parallel_inside_a_node_and_pipeline_parallel_across(

@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 
 from raymb.doctor.ranks import free_port
+from tests.fault_table import Row
 from tests.models import write_rows
 from tests.smoke.conftest import read_metrics, words_of
 
@@ -154,7 +155,7 @@ raise SystemExit(JobOutput(client, identity).follow())
 """
 
 
-def test_following_a_job_outlives_the_line(head: tuple[dict[str, str], str]) -> None:
+def test_following_a_job_outlives_the_line(head: tuple[dict[str, str], str], fault_table: list[Row]) -> None:
     settings, server = head
     line = Line(int(server.rpartition(":")[2]))
     process = subprocess.Popen(
@@ -174,9 +175,10 @@ def test_following_a_job_outlives_the_line(head: tuple[dict[str, str], str]) -> 
     assert process.returncode == 7, notes
     assert re.findall(r"^line (\d+)$", said, re.MULTILINE) == [str(number) for number in range(30)]
     assert notes.count("connecting again") >= 2 and said.endswith(f"{identity}: FAILED\n")
+    fault_table.append(Row("submit ray --follow: the line is cut three times", "every line once, the job's exit code"))
 
 
-def test_a_head_beside_another_one(tmp_path: Path) -> None:
+def test_a_head_beside_another_one(tmp_path: Path, fault_table: list[Row]) -> None:
     """Another job on a node that is shared, or SkyPilot's Ray, has the port of Ray's clients already."""
     joined = "import ray, time; time.sleep(20); ray.init(); print(ray.cluster_resources()['CPU'])"
     place = tempfile.mkdtemp(prefix="rs-", dir="/tmp")
@@ -200,6 +202,7 @@ def test_a_head_beside_another_one(tmp_path: Path) -> None:
         )
     shutil.rmtree(place, ignore_errors=True)
     assert (done.returncode, done.stdout.strip()) == (0, "3.0"), done.stderr[-3000:]
+    fault_table.append(Row("a job's head on a node where Ray's port is taken", "takes another one, runs"))
 
 
 def test_two_hosts_of_sagemaker(home: Path) -> None:
@@ -298,7 +301,7 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
 MUNGE = {"key-file": "key", "socket": "socket", "pid-file": "pid", "log-file": "log", "seed-file": "seed"}
 
 
-def test_a_job_of_slurm_stops_and_resumes(slurm: dict[str, str], home: Path) -> None:
+def test_a_job_of_slurm_stops_and_resumes(slurm: dict[str, str], home: Path, fault_table: list[Row]) -> None:
     """SIGTERM, as before the time limit: a checkpoint, the queue again, and every step once. In a directory with a
     space, and from a copy of the code."""
     home = home.rename(home.with_name("with a space"))
@@ -325,3 +328,6 @@ def test_a_job_of_slurm_stops_and_resumes(slurm: dict[str, str], home: Path) -> 
     assert "training from step" in (home / "job" / f"{job}.log").read_text()
     assert not list(Path("/tmp").glob(f"ray-{job}-*"))
     assert [record["step"] for record in read_metrics(home / "runs" / "run")] == list(range(1, 121))
+    fault_table.append(
+        Row("SIGTERM to a Slurm job before its time limit", "checkpoint, queued again, every step once", lost="0")
+    )
