@@ -19,6 +19,7 @@ from raymb.errors import StorageError, WorkersStopped
 from raymb.rank import interrupt
 from raymb.rank.accelerator import ACCELERATORS
 from raymb.rank.progress import Progress
+from raymb.rank.stopping import STARTS_AGAIN
 from raymb.run.job import Job
 from raymb.run.unverified import LeftToExport
 from raymb.telemetry.records import Emit, RankStatus
@@ -203,7 +204,7 @@ def train_under_ray(config: dict[str, Any]) -> dict[str, Any] | None:
         watch.close()
         sender.close()
         _push_log(job, rank)
-    if stop.left and stop.reason in ("preemption", "resize"):
+    if stop.left and stop.reason in STARTS_AGAIN:
         raise WorkersStopped(stop.reason, progress.step)
     return left and {"job": job.to_json(), "left": left, "node": ray.get_runtime_context().get_node_id()}
 

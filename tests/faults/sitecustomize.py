@@ -1,12 +1,14 @@
 """Faults in a worker process of a real run: on PYTHONPATH, Python imports this by itself when the process starts.
 
-RAYMB_FAULTS is a JSON file: a list of {"do", "phase", "rank", "host", "step"}. Each happens once, on the first start of
-the workers in which its rank, or a rank on its host, comes to its phase with so many steps done (any number if there is
-no "step").
+RAYMB_FAULTS is a JSON file: a list of {"do", "phase", "rank", "host", "step", "after", "actor", "seconds"}. Each
+happens once, on the first start of the workers in which its rank, or a rank on its host, comes to its phase with so many
+steps done (any number if there is no "step"), and fault number "after" has happened in an earlier start. The rank waits
+"seconds" after it.
 
-do: kill (SIGKILL to itself), machine (SIGKILL to every process on a host that has its own name), stop (SIGSTOP), term
-(SIGTERM), nan (the next forward pass gives NaN), raise, clock (the wall clock jumps a day ahead), spoil (what is
-exported from then on is not what was trained).
+do: kill (SIGKILL to itself), machine (SIGKILL to every process on a host that has its own name), other (SIGKILL to the
+process of "actor", on this node), stop (SIGSTOP), term (SIGTERM), nan (the next forward pass gives NaN), raise, clock
+(the wall clock jumps a day ahead), spoil (what is exported from then on is not what was trained), slow (each tensor is
+exported half a second late).
 phase: importing, loading, first step, step (the next forward pass), saving, writing (the thread that writes a
 checkpoint), validating, exporting.
 """
@@ -21,6 +23,8 @@ import socket
 import threading
 import time
 from pathlib import Path
+
+BEGAN = time.time()
 
 
 def install(file: Path) -> None:
@@ -65,10 +69,18 @@ def watch_the_writer(file, progress):
 
 def look(file: Path, progress, phase: str) -> None:
     for number, fault in enumerate(json.loads(file.read_text())):
+        if "after" in fault and not happened_before(file, fault["after"]):
+            continue
         rank, host = int(os.environ.get("RANK", "-1")), socket.gethostname()
         here = fault["phase"] == phase and fault.get("rank", rank) == rank and fault.get("host", host) == host
         if here and fault.get("step", progress.step) == progress.step and first_time(file, number):
-            happen(fault["do"])
+            happen(fault["do"], fault.get("actor", ""))
+            time.sleep(fault.get("seconds", 0))
+
+
+def happened_before(file: Path, number: int) -> bool:
+    mark = file.with_name(f"{file.name}.{number}")
+    return mark.exists() and mark.stat().st_mtime < BEGAN
 
 
 def first_time(file: Path, number: int) -> bool:
@@ -79,13 +91,14 @@ def first_time(file: Path, number: int) -> bool:
     return True
 
 
-def happen(what: str) -> None:
+def happen(what: str, actor: str) -> None:
     if what == "spoil":
-        from raymb.bridge import export
-
-        right = export.converted
-        export.converted = lambda tensor, *types: right(tensor, *types) * 1.1
-    if what in ("kill", "stop", "term"):
+        change_exports(lambda tensor: tensor * 1.1)
+    elif what == "slow":
+        change_exports(lambda tensor: time.sleep(0.5) or tensor)
+    elif what == "other":
+        end_the_process_of(actor)
+    elif what in ("kill", "stop", "term"):
         time.sleep(0.3)  # long enough for word of the phase to get out
         os.kill(os.getpid(), {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "term": signal.SIGTERM}[what])
     elif what == "machine":
@@ -97,6 +110,24 @@ def happen(what: str) -> None:
     elif what == "clock":
         real = time.time
         time.time = lambda: real() + 86400
+
+
+def change_exports(change) -> None:
+    from raymb.bridge import export
+
+    right = export.converted
+    export.converted = lambda tensor, *types: change(right(tensor, *types))
+
+
+def end_the_process_of(actor: str) -> None:
+    ended = []
+    for place in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            beside = (place / "stat").read_text().rpartition(")")[2].split()[1] == str(os.getppid())
+            if beside and (place / "cmdline").read_text().startswith(f"ray::{actor}"):
+                os.kill(int(place.name), signal.SIGKILL)
+                ended.append(place.name)
+    assert ended, actor
 
 
 def end_this_machine() -> None:

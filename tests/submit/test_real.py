@@ -205,6 +205,33 @@ def test_a_head_beside_another_one(tmp_path: Path, fault_table: list[Row]) -> No
     fault_table.append(Row("a job's head on a node where Ray's port is taken", "takes another one, runs"))
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can have an /etc/hosts of its own")
+def test_a_head_whose_name_is_not_known_yet(tmp_path: Path, fault_table: list[Row]) -> None:
+    """DNS of Kubernetes, and of a cloud, learns a pod's name some seconds after the pod begins."""
+    joined = "import ray; ray.init(); print(ray.cluster_resources()['CPU'])"
+    place, names = tempfile.mkdtemp(prefix="rs-", dir="/tmp"), tmp_path / "hosts"
+    names.write_text(Path("/etc/hosts").read_text())
+    head = f"head-{os.getpid()}.raymb"
+    words = ["-m", "raymb.submit.node", "--rank", "0", "--head", f"{head}:{free_port()}"]
+    words += ["--ray=--num-cpus=3", "--ray=--include-dashboard=false", "--", sys.executable, "-c", joined]
+    own = ["unshare", "--mount", "sh", "-c", 'mount --bind "$0" /etc/hosts && exec "$@"', str(names), sys.executable]
+    process = subprocess.Popen(
+        [*own, *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN="a" * 32, RAY_TMPDIR=place),
+    )
+    time.sleep(6)
+    assert process.poll() is None
+    with open(names, "a") as file:
+        file.write(f"127.0.0.1 {head}\n")
+    said, error = process.communicate(timeout=200)
+    shutil.rmtree(place, ignore_errors=True)
+    assert (process.returncode, said.strip()) == (0, "3.0"), error[-3000:]
+    fault_table.append(Row("a job's head whose name DNS learns after 6 s", "waits, runs"))
+
+
 def test_two_hosts_of_sagemaker(home: Path) -> None:
     flags = {"image": "a", "role": "arn:aws:iam::123456789012:role/train", "instance_type": "ml.c5.large"}
     flags |= {"hf_model_path": "/opt/ml/input/data/model", "dataset": None, "storage_path": "s3://bucket/runs"}

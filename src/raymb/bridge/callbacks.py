@@ -26,7 +26,7 @@ from raymb.checkpoints import manifest as checkpoint
 from raymb.checkpoints.remote import RemoteCheckpoints
 from raymb.rank.early_stopping import has_stalled
 from raymb.rank.progress import Progress
-from raymb.rank.stopping import StopTogether
+from raymb.rank.stopping import STARTS_AGAIN, StopTogether
 from raymb.run.job import Job
 from raymb.run.unverified import UnverifiedExport
 from raymb.spec.values import bounds
@@ -58,7 +58,13 @@ def make_callbacks(
         saving.warn,
         partial(_leave_out, job),
     )
-    callbacks: list[Callback] = [Phases(saving.progress), metrics, guard, Validations(job, saving, emit), Stops(stop)]
+    callbacks: list[Callback] = [
+        Phases(saving.progress),
+        metrics,
+        guard,
+        Validations(job, saving, emit),
+        Stops(stop, saving),
+    ]
     if job.test_rows:
         callbacks.append(WholeTest(job))
     if job.plan.adapters:
@@ -276,20 +282,23 @@ def _train_config(context: CallbackContext) -> Any:
 class Stops(Callback):
     """Leaves the loop after the step that all ranks have agreed on; Bridge saves and goes."""
 
-    def __init__(self, stop: StopTogether):
-        self.stop = stop
+    def __init__(self, stop: StopTogether, saving: Saving):
+        self.stop, self.saving = stop, saving
 
     def on_train_start(self, context: CallbackContext) -> None:
         self.stop.start(context.state.train_state.step)
 
     def on_train_step_end(self, context: CallbackContext) -> None:
         step, last = context.state.train_state.step + 1, _train_config(context).train_iters
-        if self.stop.leave_after(step) is None:
+        reason = self.stop.leave_after(step)
+        if reason is None:
             return
         if step >= last:
             self.stop.left = False  # the run ends here anyway, with all that follows a last step
-        else:
-            _train_config(context).exit_interval = step
+            return
+        _train_config(context).exit_interval = step
+        if reason not in STARTS_AGAIN:  # where it does, it resumes from the checkpoint before
+            self.saving.last_step = step
 
     def on_train_end(self, context: CallbackContext) -> None:
         self.stop.close()

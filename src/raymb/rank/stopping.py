@@ -14,6 +14,8 @@ import threading
 from datetime import timedelta
 from typing import Any, Protocol
 
+STARTS_AGAIN = ("preemption", "resize")
+"""Reasons after which Ray Train starts the workers again by itself."""
 _OVER = "-"
 _AT_A_TIME = timedelta(days=1)  # of waiting
 
