@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import http.client
+import http.server
 import socket
 import subprocess
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Iterator
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -26,6 +30,55 @@ def s3_server() -> Iterator[str]:
     finally:
         server.terminate()
         server.wait()
+
+
+class Refusal:
+    """A server before another one, which passes on what it is asked, but refuses to take what `refuses` names.
+
+    Attributes:
+        address: of it.
+        refuses: a part of a path.
+    """
+
+    def __init__(self, server: str):
+        refusal, to = self, urlsplit(server)
+        self.refuses = ""
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def handle_any(self) -> None:
+                body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                if self.command in ("PUT", "POST") and refusal.refuses and refusal.refuses in self.path:
+                    self.send_response(403)
+                    self.send_header("Content-Length", "0")
+                    self.end_headers()
+                    return
+                connection = http.client.HTTPConnection(to.hostname or "", to.port)
+                connection.request(self.command, self.path, body, dict(self.headers))
+                answer = connection.getresponse()
+                content = answer.read()
+                self.send_response(answer.status)
+                for name, value in answer.getheaders():
+                    if name.lower() not in ("transfer-encoding", "connection", "server", "date"):
+                        self.send_header(name, value)
+                if answer.getheader("Content-Length") is None:
+                    self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content)
+                connection.close()
+
+            do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = handle_any
+
+            def log_message(self, *arguments: object) -> None:
+                pass
+
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.address = f"http://127.0.0.1:{self.server.server_port}"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def close(self) -> None:
+        self.server.shutdown()
 
 
 def s3_environment(server: str) -> dict[str, str]:

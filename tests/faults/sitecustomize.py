@@ -1,14 +1,14 @@
 """Faults in a worker process of a real run: on PYTHONPATH, Python imports this by itself when the process starts.
 
 RAYMB_FAULTS is a JSON file: a list of {"do", "phase", "rank", "host", "step", "after", "actor", "seconds"}. Each
-happens once, on the first start of the workers in which its rank, or a rank on its host, comes to its phase with so many
-steps done (any number if there is no "step"), and fault number "after" has happened in an earlier start. The rank waits
-"seconds" after it.
+happens once, on the first start of the workers in which its rank, or a rank on its host, comes to its phase with so
+many steps done (any number if there is no "step"), and fault number "after" has happened in an earlier start. The rank
+waits "seconds" after it.
 
 do: kill (SIGKILL to itself), machine (SIGKILL to every process on a host that has its own name), other (SIGKILL to the
-process of "actor", on this node), stop (SIGSTOP), term (SIGTERM), nan (the next forward pass gives NaN), raise, clock
-(the wall clock jumps a day ahead), spoil (what is exported from then on is not what was trained), slow (each tensor is
-exported half a second late).
+process of "actor", on this node), pause (SIGSTOP to it for 12 seconds), stop (SIGSTOP), term (SIGTERM), nan (the next
+forward pass gives NaN), raise, clock (the wall clock jumps a day ahead), spoil (what is exported from then on is not what
+was trained), slow (each tensor is exported half a second late), nothing.
 phase: importing, loading, first step, step (the next forward pass), saving, writing (the thread that writes a
 checkpoint), validating, exporting.
 """
@@ -97,7 +97,10 @@ def happen(what: str, actor: str) -> None:
     elif what == "slow":
         change_exports(lambda tensor: time.sleep(0.5) or tensor)
     elif what == "other":
-        end_the_process_of(actor)
+        os.kill(process_of(actor), signal.SIGKILL)
+    elif what == "pause":
+        os.kill(other := process_of(actor), signal.SIGSTOP)
+        threading.Timer(12, os.kill, (other, signal.SIGCONT)).start()
     elif what in ("kill", "stop", "term"):
         time.sleep(0.3)  # long enough for word of the phase to get out
         os.kill(os.getpid(), {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "term": signal.SIGTERM}[what])
@@ -119,15 +122,13 @@ def change_exports(change) -> None:
     export.converted = lambda tensor, *types: change(right(tensor, *types))
 
 
-def end_the_process_of(actor: str) -> None:
-    ended = []
+def process_of(actor: str) -> int:
     for place in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             beside = (place / "stat").read_text().rpartition(")")[2].split()[1] == str(os.getppid())
             if beside and (place / "cmdline").read_text().startswith(f"ray::{actor}"):
-                os.kill(int(place.name), signal.SIGKILL)
-                ended.append(place.name)
-    assert ended, actor
+                return int(place.name)
+    raise RuntimeError(f"no process runs {actor}")
 
 
 def end_this_machine() -> None:

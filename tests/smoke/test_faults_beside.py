@@ -190,6 +190,16 @@ def test_the_records_actor_dies(
     fault_table.append(Row("SIGKILL of the actor that takes the ranks' records", "finishes, weights bit-exact; warns"))
 
 
+def test_the_records_actor_answers_late(
+    run_with: Callable[..., Path], undisturbed: Path, fault_table: list[Row]
+) -> None:
+    """Later than the driver waits: what the answer held was lost."""
+    run = run_with({"do": "pause", "actor": "Hub", "phase": "step", "rank": 1, "step": 7, "seconds": 14})
+    same_end(run, undisturbed)
+    assert not (run / "failures").exists()
+    fault_table.append(Row("the actor of the ranks' records stops for 12 s", "finishes, bit-exact, no record is lost"))
+
+
 def test_the_controller_dies(
     run_with: Callable[..., Path],
     finetune: Callable[..., Path],

@@ -15,6 +15,7 @@ import pytest
 
 from raymb.storage.remote import Remote, storage_root
 from tests.fault_table import Row
+from tests.s3 import Refusal
 from tests.smoke.conftest import MAIN_FLAGS, read_metrics, words_of
 
 pytestmark = [pytest.mark.smoke, pytest.mark.slow, pytest.mark.timeout(600)]
@@ -92,6 +93,40 @@ def test_a_broken_checkpoint_at_the_uri_is_left_out(
     assert "iter_0000006 is not whole and is left out: __0_0.distcp has another checksum" in error
     assert "training from step 3" in error
     fault_table.append(Row("newest checkpoint at a URI flipped", "finishes from the one before, warns", lost="3"))
+
+
+def test_a_last_checkpoint_that_the_storage_refuses(
+    finetune: Callable[..., Path],
+    s3: str,
+    s3_server: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    fault_table: list[Row],
+) -> None:
+    """It was printed into a log, and the run ended with 0."""
+    monkeypatch.setenv("RAYMB_CACHE", str(tmp_path / "cache"))
+    refusal = Refusal(s3_server)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", refusal.address)
+    flags = {"storage_path": s3, "no_export_hf": True, **FLAGS, "num_workers": 1}
+    refusal.refuses = "iter_0000006"
+    finetune("train.exit_interval=7", **flags)
+    assert "the checkpoint of step 6 could not be published" in capfd.readouterr().err
+    remote = Remote(f"{s3}/run")
+    assert remote.read_text("checkpoints/latest") == "iter_0000007\n"
+    refusal.refuses = "iter_0000010"
+    finetune(**flags, code=1)
+    error = capfd.readouterr().err
+    assert "the last checkpoint, at step 10, could not be published" in error and "Traceback" not in error
+    assert remote.read_text("checkpoints/latest") == "iter_0000009\n"
+    refusal.refuses = ""
+    shutil.rmtree(tmp_path / "cache")
+    finetune(**flags)
+    refusal.close()
+    assert "training from step 9" in capfd.readouterr().err
+    assert [record["step"] for record in read_metrics(storage_root(s3) / "run")] == list(range(1, 11))
+    fault_table.append(Row("the storage at a URI refuses a checkpoint", "warns; the next one counts"))
+    fault_table.append(Row("the storage at a URI refuses the last one", "exit 1; same command finishes", lost="1"))
 
 
 def test_a_driver_that_has_lost_its_run_ends_its_workers_and_writes_nothing_more(
