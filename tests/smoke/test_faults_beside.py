@@ -207,7 +207,7 @@ def test_the_controller_dies(
     capfd: pytest.CaptureFixture[str],
     fault_table: list[Row],
 ) -> None:
-    run = run_with({"do": "other", "actor": "TrainController", "phase": "step", "rank": 1, "step": 7}, code=1)
+    run = run_with({"do": "other", "actor": "Controller", "phase": "step", "rank": 1, "step": 7}, code=1)
     error = capfd.readouterr().err
     assert "Traceback" not in error and "error: " in error
     finetune(**FLAGS)
