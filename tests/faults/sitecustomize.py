@@ -138,8 +138,8 @@ def end_this_machine() -> None:
     def name_space(process: int) -> str:
         return os.readlink(f"/proc/{process}/ns/uts")
 
+    assert socket.gethostname().startswith("machine-"), "only one that a test has made"
     own = name_space(os.getpid())
-    assert own != name_space(1), "only a machine that the test has made"
     for place in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             if int(place.name) != os.getpid() and name_space(int(place.name)) == own:

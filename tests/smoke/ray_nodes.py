@@ -64,12 +64,13 @@ class RayNodes:
         self._apart: list[subprocess.Popen[bytes]] = []
 
     def add_apart(self, host: str, place: Path, cpus: int) -> None:
-        """A node with a name of its own and, in this place, a file system of its own; the test is skipped where there
-        can be none."""
+        """A node with a name and an address of its own (Ray Train takes workers of one address for those of one machine)
+        and, in this place, a file system of its own; the test is skipped where there can be none."""
         if not shutil.which("unshare") or subprocess.run([*_APART, "true"], capture_output=True).returncode:
             pytest.skip("no name spaces of its own for a process here (unshare)")
         alone = f'hostname {host} && mount -t tmpfs none "$0" && exec "$@"'
         start = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--address", self.address]
+        start += ["--node-ip-address", f"127.0.0.{len(self._apart) + 2}"]
         self._apart.append(
             subprocess.Popen(
                 [*_APART, "sh", "-c", alone, str(place), *start, "--num-cpus", str(cpus), "--disable-usage-stats"],
