@@ -64,7 +64,7 @@ class RayNodes:
         self._apart: list[subprocess.Popen[bytes]] = []
 
     def add_apart(self, host: str, place: Path, cpus: int) -> None:
-        """A node with a name and an address of its own (Ray Train takes workers of one address for those of one machine)
+        """A node with a name and an address of its own (Ray Train takes workers of one address for one machine's)
         and, in this place, a file system of its own; the test is skipped where there can be none."""
         if not shutil.which("unshare") or subprocess.run([*_APART, "true"], capture_output=True).returncode:
             pytest.skip("no name spaces of its own for a process here (unshare)")
