@@ -8,7 +8,6 @@ import logging
 import os
 import socket
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
@@ -76,8 +75,12 @@ def train(
     return LeftToExport(exporting.last_step or 0, exporting.written) if ended else None
 
 
-def export(job: Job, progress: Progress, emit: Emit) -> None:
-    """Write the weights of the job's load_dir as a Hugging Face model, each rank its part."""
+def export(job: Job, progress: Progress, emit: Emit) -> LeftToExport | None:
+    """Write the weights of the job's load_dir as a Hugging Face model, each rank its part.
+
+    Returns:
+        on rank 0, what is left to do: to merge and to verify what was written.
+    """
     from raymb.bridge.activation import activate
 
     emit({"kind": "phase", "text": "importing Megatron"})
@@ -86,18 +89,14 @@ def export(job: Job, progress: Progress, emit: Emit) -> None:
 
     from raymb.bridge.export import write_results
     from raymb.bridge.from_checkpoint import load_model
-    from raymb.export.finishing import finish
 
     progress.enter("loading")
     emit({"kind": "phase", "text": "loading the checkpoint"})
     hf_bridge, model = load_model(job)
     progress.enter("exporting")
-    emit({"kind": "phase", "text": "writing and verifying the export"})
+    emit({"kind": "phase", "text": "writing the export"})
     written = write_results(hf_bridge, model, job, progress)
-    del model
-    if dist.get_rank() == 0:
-        findings = finish(written, progress.beat)
-        emit({"kind": "export", "step": job.train_iters, "time": time.time(), **findings})
+    return LeftToExport(job.train_iters, written) if dist.get_rank() == 0 else None
 
 
 def prepare(job: Job, progress: Progress, emit: Emit) -> tuple[Any, Any, list[list[float]]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,9 @@ def export(request: ExportRequest, console: Console) -> Findings:
 
 
 def _on_ray(job: Job, request: ExportRequest, console: Console) -> Findings:
-    """The same by CPU workers of a Ray cluster, in the checkpoint's layout: no process has the whole model."""
+    """The same by CPU workers of a Ray cluster, in the checkpoint's layout: no process has the whole model. One has it
+    afterwards, to verify it, when the workers have given their memory back."""
+    from raymb.driver.after_training import finish_exports
     from raymb.driver.cluster import connect
     from raymb.driver.host_memory import memory_of_an_exporting_worker
     from raymb.driver.outcome import raise_refusal, reason_of
@@ -52,9 +55,11 @@ def _on_ray(job: Job, request: ExportRequest, console: Console) -> Findings:
     manifest = checkpoint.read_manifest(job.load_dir) or {}
     home = run_dir.RunDir(request.run.expanduser().absolute() / ".export", Path(job.checkpoint_dir))
     plan = smallest_plan(job.plan, manifest)
+    job = in_export_type(job).on_cpus()
     job = replace(
-        in_export_type(job).on_cpus(),
+        job,
         task="export",
+        spec=job.spec.changed(checkpoint={"save_hf_interval": None}),  # of this checkpoint alone
         plan=plan,
         plans={},
         run_dir=str(home.path),
@@ -65,14 +70,13 @@ def _on_ray(job: Job, request: ExportRequest, console: Console) -> Findings:
         resources = resources.with_memory(memory_of_an_exporting_worker(job))
         home.logs.mkdir(parents=True, exist_ok=True)
         trainer = make_trainer(job, cluster, resources, home)
-        monitor = Monitor(trainer.hub, job, home, console)
-        try:
-            trainer.fit()
-        except Exception as error:
-            raise_refusal(error)
-            raise RunFailed(reason_of(error), f"the workers' logs: {home.logs}") from error
-        finally:
-            monitor.close()
+        with closing(Monitor(trainer.hub, job, home, console)) as monitor:
+            try:
+                left = trainer.fit().return_value
+            except Exception as error:
+                raise_refusal(error)
+                raise RunFailed(reason_of(error), f"the workers' logs: {home.logs}") from error
+            finish_exports(left, job, monitor.hub, monitor.terminal.phase)
     findings: Any = next(one for one in read_metrics(home.metrics) if one["kind"] == "export")
     shutil.rmtree(home.path)
     write_cards(job, findings)
