@@ -154,6 +154,8 @@ def test_a_job_from_a_laptop(
     assert run(job / "job.sbatch", job, SLURM_SUBMIT_DIR=str(job)) == 0
     called = (place / "called/python").read_text()
     assert f"node 1 in {job}/code, 700, {job}/src" in called and f"  --config\n  {job}/spec.yaml\n" in called
+    assert {path.name for path in job.iterdir()} >= {"spec.yaml", "job.sbatch"} and not (job / "code").exists()
+    assert not (job / "src").exists()
 
 
 def test_the_commands_that_are_shown_do_it(

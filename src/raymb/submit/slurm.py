@@ -198,8 +198,11 @@ class Slurm(Target):
 if {{ [ "$code" = 75 ] || {{ [ -n "$stopping" ] && [ "$code" != 0 ]; }}; }} &&
     [ "${{SLURM_RESTART_COUNT:-0}}" -lt {self.max_requeues} ]; then
     scontrol requeue "$SLURM_JOB_ID"
+    exit "$code"
 fi
 """
+        # On another host nobody deletes it: each submission brings a copy of its own.
+        copies = "" if self.shares_files() else f'rm -rf "$RAYMB_JOB/{CODE}" "$RAYMB_JOB/{SOURCE}"\n'
         return "\n".join(
             [
                 *self._head(job),
@@ -210,7 +213,7 @@ fi
                 _NAMES,
                 f'{srun}--cpus-per-task="$SLURM_CPUS_ON_NODE" --cpu-bind=none \\',
                 f'    {_shell(self._apptainer(job))}bash "$RAYMB_JOB/{NODE}" &',
-                _WAIT + (again if self.requeue else ""),
+                _WAIT + (again if self.requeue else "") + copies,
                 'exit "$code"\n',
             ]
         )
