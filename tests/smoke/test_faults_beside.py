@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from raymb.checkpoints.manifest import iteration_dir, latest_step, steps_of
+from raymb.run.directory import REJECTED
 from tests.fault_table import Row
 from tests.smoke.conftest import FAULTS, read_metrics
 from tests.smoke.test_faults import FLAGS, command_of, mounted, page, same_end, start
@@ -99,7 +100,8 @@ def test_the_newest_checkpoint_is_broken_and_one_is_kept(
     victim = newest / "__1_0.distcp"
     victim.write_bytes(victim.read_bytes()[:-100])
     finetune("train.exit_interval=8", **{**FLAGS, "keep_last": 1})
-    assert steps_of(run / "checkpoints") == [8] and latest_step(run / "checkpoints") == 8
+    assert steps_of(run / "checkpoints") == [10, 8] and latest_step(run / "checkpoints") == 8
+    assert (newest / REJECTED).exists()
     finetune(**{**FLAGS, "keep_last": 1})
     same_end(run, undisturbed)
     fault_table.append(
