@@ -49,6 +49,8 @@ class RayNodes:
 
     Attributes:
         address: of the head.
+        authentication: variables of whoever joins: that these nodes want a token is not found out by itself, and a
+            client shows one of its own accord only to the cluster that this machine has started last.
     """
 
     def __init__(self, head_cpus: int):
@@ -60,7 +62,7 @@ class RayNodes:
             text=True,
         )
         self.address = self._answer()
-        self._authentication = self._answer()  # which `ray start` of another node does not find out by itself
+        self.authentication = {"RAY_AUTH_MODE": self._answer()}
         self._apart: list[subprocess.Popen[bytes]] = []
 
     def add_apart(self, host: str, place: Path, cpus: int) -> None:
@@ -76,7 +78,7 @@ class RayNodes:
                 [*_APART, "sh", "-c", alone, str(place), *start, "--num-cpus", str(cpus), "--disable-usage-stats"],
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
-                env={**os.environ, "RAY_AUTH_MODE": self._authentication},
+                env={**os.environ, **self.authentication},
             )
         )
 

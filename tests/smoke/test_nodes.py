@@ -37,7 +37,9 @@ def cluster() -> Iterator[RayNodes]:
 
 
 @pytest.fixture
-def started(tiny_qwen2: Path, rows: Path, tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+def started(
+    cluster: RayNodes, tiny_qwen2: Path, rows: Path, tmp_path: Path
+) -> Iterator[Callable[..., subprocess.Popen[str]]]:
     processes = []
 
     def start(address: str | None, name: str, **flags: Any) -> subprocess.Popen[str]:
@@ -53,7 +55,7 @@ def started(tiny_qwen2: Path, rows: Path, tmp_path: Path) -> Iterator[Callable[.
             [sys.executable, "-c", FAST, "finetune", *words],
             stderr=subprocess.PIPE,
             text=True,
-            env={**os.environ, "PYTHONPATH": "src"},
+            env={**os.environ, **cluster.authentication, "PYTHONPATH": "src"},
         )
         processes.append(process)
         return process

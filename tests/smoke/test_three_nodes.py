@@ -24,17 +24,17 @@ pytestmark = [pytest.mark.smoke, pytest.mark.slow, pytest.mark.timeout(900)]
 class Nodes:
     """
     Args:
-        address: of the head.
+        cluster: the three.
         storage: a directory that all see.
         apart: one in whose place the third node, called node-c, has a file system of its own.
     """
 
-    def __init__(self, address: str, storage: Path, apart: Path):
-        self.address, self.storage, self.apart = address, storage, apart
+    def __init__(self, cluster: RayNodes, storage: Path, apart: Path):
+        self.cluster, self.storage, self.apart = cluster, storage, apart
 
     def raymb(self, *words: object) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "raymb", *map(str, words), "--ray_address", self.address]
-        environment = {**os.environ, "PYTHONPATH": "src", "COLUMNS": "200"}
+        command = [sys.executable, "-m", "raymb", *map(str, words), "--ray_address", self.cluster.address]
+        environment = {**os.environ, **self.cluster.authentication, "PYTHONPATH": "src", "COLUMNS": "200"}
         return subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
 
 
@@ -48,7 +48,7 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
     cluster.add(2)
     cluster.add_apart("node-c", apart, 2)
     cluster.wait_for(3)
-    yield Nodes(cluster.address, storage, apart)
+    yield Nodes(cluster, storage, apart)
     cluster.close()
 
 

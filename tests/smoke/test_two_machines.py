@@ -67,7 +67,7 @@ def start_on(
         given |= {"env": [f"PYTHONPATH={FAULTS}{os.pathsep}src", f"RAYMB_FAULTS={tmp_path / 'faults.json'}"]}
         words = words_of({**given, **MAIN_FLAGS, **FLAGS, **flags, "ray_address": machines.address})
         command = [sys.executable, "-m", "raymb", "finetune", *overrides, *words]
-        environment = {**os.environ, "PYTHONPATH": "src", "COLUMNS": "200"}
+        environment = {**os.environ, **machines.authentication, "PYTHONPATH": "src", "COLUMNS": "200"}
         process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
         processes.append(process)
         return process
