@@ -141,7 +141,7 @@ def test_a_machine_is_lost_with_its_files_and_another_one_comes(
         time.sleep(0.1)
     machines.add_apart("machine-c", workspace, 1)
     said = ended(process)
-    assert "waiting for resources" in said and "training from step 6" in said
+    assert "training from step 6" in said
     run, whole = storage_root(s3) / "run", storage_root(s3) / "whole"
     assert curve(run) == curve(whole)
     assert (run / "hf" / "model.safetensors").read_bytes() == (whole / "hf" / "model.safetensors").read_bytes()
@@ -149,7 +149,7 @@ def test_a_machine_is_lost_with_its_files_and_another_one_comes(
     fault_table.append(
         Row(
             "two machines, S3: one is lost with its files, an empty one comes",
-            "waits, finishes, bit-exact",
+            "finishes there, bit-exact",
             found["seconds to training again"],
             found["steps lost"],
         )
