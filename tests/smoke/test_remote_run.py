@@ -111,10 +111,10 @@ def test_a_last_checkpoint_that_the_storage_refuses(
     flags = {"storage_path": s3, "no_export_hf": True, **FLAGS, "num_workers": 1}
     refusal.refuses = "iter_0000006"
     finetune("train.exit_interval=7", **flags)
-    assert "the checkpoint of step 6 could not be published" in capfd.readouterr().err
+    assert "warning: no checkpoint at step 6: " in capfd.readouterr().err
     remote = Remote(f"{s3}/run")
     assert remote.read_text("checkpoints/latest") == "iter_0000007\n"
-    refusal.refuses = "iter_0000010"
+    refusal.refuses = "iter_0000010/manifest.json"
     finetune(**flags, code=1)
     error = capfd.readouterr().err
     assert "the last checkpoint, at step 10, could not be published" in error and "Traceback" not in error
