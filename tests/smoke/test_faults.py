@@ -379,7 +379,8 @@ def test_the_driver_is_killed_and_two_at_once(
     seconds = time.monotonic() - began
     error = third.communicate(timeout=180)[1]
     assert third.returncode == 0, error
-    assert f"training from step {at}" in error
+    resumed = re.search(r"training from step (\d+)", error)
+    assert resumed is not None and int(resumed[1]) in (at, at + 5)  # a save may have been under way
     assert [record["step"] for record in read_metrics(tmp_path / "run")] == list(range(1, at + 11))
     fault_table.append(Row("SIGKILL of the driver, same command again", "finishes", f"{seconds:.1f}", "at most 5"))
 
