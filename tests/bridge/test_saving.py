@@ -180,6 +180,8 @@ def test_what_stays(
     write_manifest(run.saving.directory(5), describe_files([run.saving.directory(5) / "__0_0.distcp"]), {"step": 5})
     for step, loss in {10: 3.0, 20: 1.0, 30: 1.5, 40: 2.0, 50: 2.5, 60: 2.75}.items():
         run.saving.made_whole(step, loss, run.writes(step))
+        run.saving.later.submit(lambda: None).result()
+        assert (run.home / (run.home / "best").read_text().strip()).is_dir()
     run.saving.close()
     assert sorted(steps_of(run.home)) == kept
     assert (run.home / "best").read_text() == f"iter_{20 if 20 in kept else 60:07d}\n"

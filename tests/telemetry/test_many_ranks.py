@@ -25,9 +25,12 @@ SECONDS = 60.0  # after which something hangs
 
 @pytest.fixture(scope="module")
 def node() -> Iterator[str]:
-    ray.init("local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level=40)
+    own = not ray.is_initialized()  # the smoke tests' cluster lasts until the end
+    if own:
+        ray.init("local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level=40)
     yield ray.get_runtime_context().get_node_id()
-    ray.shutdown()
+    if own:
+        ray.shutdown()
 
 
 @pytest.fixture

@@ -195,7 +195,7 @@ class Saving:
         if self.remote is not None:
             self.remote.finish(self.directory(step), uploaded)
         checkpoint.point(home, checkpoint.LATEST, step)
-        best = checkpoint.best_of(self._whole(step))
+        best = checkpoint.best_of(self._lasting(step))
         if best is not None:
             checkpoint.point(home, checkpoint.BEST, best)
         if self.remote is not None:
@@ -210,9 +210,18 @@ class Saving:
         self.known = checkpoint.whole(self.job.checkpoint_dir, older)
         return self.known
 
+    def _lasting(self, step: int) -> checkpoint.Manifests:
+        """Those that are not deleted next: `best` must not name one that is."""
+        settings, manifests = self.job.spec.checkpoint, self._whole(step)
+        newest = sorted(manifests, reverse=True)
+        old = checkpoint.old_steps(newest, manifests, settings.keep_last, settings.keep_best, self._in_use(step))
+        return {at: manifest for at, manifest in manifests.items() if at not in old}
+
+    def _in_use(self, step: int) -> set[int]:
+        return {step, *(self.exports.in_use if self.exports is not None else ())}
+
     def _delete_old(self, step: int) -> None:
-        settings, home = self.job.spec.checkpoint, self.job.checkpoint_dir
-        in_use = {step, *(self.exports.in_use if self.exports is not None else ())}
+        settings, home, in_use = self.job.spec.checkpoint, self.job.checkpoint_dir, self._in_use(step)
         if self.remote is None:
             checkpoint.delete_old(home, settings.keep_last, settings.keep_best, in_use, self.known)
         else:
