@@ -37,15 +37,15 @@ def main(address: str, home: Path, workers: int, tensor: int, seconds: float) ->
     from raymb.driver.process_group import ProcessGroupConfig
     from raymb.driver.recovery import FixedPolicy, RestartPolicy
     from raymb.driver.resources import Request, wait_for
-    from raymb.driver.trainer import RaymbTrainer
+    from raymb.driver.trainer import RaymbTrainer, make_hub
     from raymb.rank.interrupt import Interrupts
     from raymb.run.directory import RunDir
-    from raymb.telemetry.hub import Hub, Receiver
+    from raymb.telemetry.hub import Receiver
 
     ray.init(address, log_to_driver=False, logging_level=40)
     request = Request({"CPU": 1.0}, [workers], tensor)
     held = wait_for(request, seconds, lambda line: print(line, flush=True))
-    hub = Hub.remote()  # pyright: ignore[reportAttributeAccessIssue]
+    hub = make_hub()
     failures = FailureConfig(max_failures=3, max_preemption_failures=-1)
     scaling = ScalingConfig(num_workers=workers, resources_per_worker=dict(request.worker))
     trainer = RaymbTrainer(

@@ -102,6 +102,12 @@ class RaymbTrainer(TorchTrainer):
         signal.signal(signal.SIGINT, abort)
 
 
+def make_hub() -> Any:
+    """On the driver's node: it must outlive the workers' nodes."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return Hub.options(scheduling_strategy=here).remote()
+
+
 def make_trainer(
     job: Job, cluster: Cluster, resources: Resources, place: RunDir, held: Reservation | None = None
 ) -> RaymbTrainer:
@@ -111,8 +117,7 @@ def make_trainer(
         held: places that have been waited for.
     """
     logging.getLogger("ray.train").setLevel(logging.WARNING)
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    hub = Hub.options(scheduling_strategy=here).remote()  # it must outlive the workers' nodes
+    hub = make_hub()
     failures, scaling = _failures(job), _scaling(job, resources)
     variables = given_variables(job.spec.cluster.env)
     # The controller looks at the storage, too; of Ray Train it gets only variables that Ray Train knows.
