@@ -28,6 +28,8 @@ def _apply_patches() -> None:
         hybrids,
         loaders,
         models,
+        positions,
+        routing,
         startup,
         weights,
     )
@@ -38,6 +40,9 @@ def _apply_patches() -> None:
     checkpoint_writing.keep_write_results_in_process()
     models.give_post_norms_their_epsilon()
     models.leave_queries_without_a_latent_unnormed()
+    positions.rotate_samples_without_tokens()
+    routing.weigh_by_all_ranks()
+    routing.count_for_bias_with_mask()
     hybrids.find_embeddings_by_either_name()
     hybrids.save_norms_of_falcon_once()
     checkpoint_writing.build_config_text_once()

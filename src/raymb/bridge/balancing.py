@@ -40,9 +40,10 @@ def counting_trained_tokens(bridges_step: Callable) -> Callable:
 def _not_trained(batch: dict[str, Any], model: Any) -> torch.Tensor:
     """[rows, tokens of this rank], true where a token is no target."""
     group, config = model.pg_collection.cp, model.config
-    names = [name for name in batch if name.startswith("cu_seqlens")]
-    own = {"loss_mask": batch["loss_mask"].cuda(non_blocking=True), **{name: batch[name].cuda() for name in names}}
-    if names and group.size() > 1:
+    # Of packed rows, which are cut among context parallel workers by where their samples begin.
+    names = [name for name in batch if name.startswith("cu_seqlens")] if group.size() > 1 else []
+    own = {name: batch[name].cuda(non_blocking=True) for name in ("loss_mask", *names)}
+    if names:
         own = gpt_step._partition_packed_batch_for_cp(own, group)
     else:
         own = get_batch_on_this_cp_rank(own, is_hybrid_cp=False, cp_group=group)

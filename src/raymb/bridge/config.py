@@ -112,7 +112,6 @@ def _model(job: Job, hf_bridge: AutoBridge, accelerator: Accelerator, precision:
     families.mend(hf_config, provider, job.architecture)
     routing.mend(hf_config, provider, job.architecture)
     positions.give_rotary_frequencies(hf_config, provider, job.architecture)
-    positions.rotate_samples_without_tokens()
     positions.give_windows(hf_config, provider, job.architecture, job.spec.data.seq_length)
     leave_attention_to_transformer_engine(provider)
     hybrids.leave_out_what_is_not_loaded(provider)

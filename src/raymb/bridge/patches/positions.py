@@ -62,14 +62,15 @@ def give_windows(hf_config: Any, provider: Any, architecture: str, seq_length: i
 
 def rotate_samples_without_tokens() -> None:
     """Packed rows of a batch have as many samples as the one with most, some of them without a token."""
-    rope = importlib.import_module(_ROTARY)
-    rotate = rope._rotate_half
-    if rotate.__name__ != "rotate_if_any":
+    rope: Any = importlib.import_module(_ROTARY)
+    if hasattr(rope, "_raymb_rotate"):
+        return
+    rotate = rope._raymb_rotate = rope._rotate_half
 
-        def rotate_if_any(x: torch.Tensor, rotary_interleaved: bool) -> torch.Tensor:
-            return rotate(x, rotary_interleaved) if x.numel() else x
+    def rotate_if_any(x: torch.Tensor, rotary_interleaved: bool) -> torch.Tensor:
+        return rotate(x, rotary_interleaved) if x.numel() else x
 
-        rope._rotate_half = rotate_if_any  # type: ignore[attr-defined]
+    rope._rotate_half = rotate_if_any
 
 
 def _fails_without_tokens() -> bool:

@@ -67,34 +67,35 @@ def _top_k(logits: torch.Tensor, topk: int, **settings: Any) -> Any:
 
 def weigh_by_all_ranks() -> None:
     """A rank's part of a balancing loss, whose gradients are summed, counts as much as the tokens of all ranks."""
-    router = importlib.import_module(_ROUTER)
-    if getattr(router, _COUNT) is upstream(f"{_MOE}:{_COUNT}"):
-        setattr(router, _COUNT, _count)
+    router: Any = importlib.import_module(_ROUTER)
+    if hasattr(router, "_raymb_count"):
+        return
+    count = router._raymb_count = getattr(router, _COUNT)
 
+    def of_all_ranks(routing_map: torch.Tensor, reduce_group: Any, **settings: Any) -> tuple[torch.Tensor, Any, Any]:
+        experts, _, total = count(routing_map, reduce_group, **settings)
+        if isinstance(total, torch.Tensor):  # with a mask; a micro batch in which nothing is trained has a loss of 0
+            total = total.clamp(min=1)
+        return experts, total / reduce_group.size(), total
 
-def _count(routing_map: torch.Tensor, reduce_group: Any, **settings: Any) -> tuple[torch.Tensor, Any, Any]:
-    experts, _, total = upstream(f"{_MOE}:{_COUNT}")(routing_map, reduce_group, **settings)
-    if isinstance(total, torch.Tensor):  # with a mask; a micro batch in which nothing is trained has a loss of 0
-        total = total.clamp(min=1)
-    return experts, total / reduce_group.size(), total
+    setattr(router, _COUNT, of_all_ranks)
 
 
 def count_for_bias_with_mask() -> None:
     """A bias counts each expert's tokens without those that a mask leaves out."""
-    router = upstream(f"{_ROUTER}:TopKRouter")
-    count = router._apply_expert_bias
-    if count.__name__ != "with_mask":
+    cls = upstream(f"{_ROUTER}:TopKRouter")
+    if hasattr(cls, "_raymb_bias"):
+        return
+    cls._raymb_bias = cls._apply_expert_bias
 
-        def with_mask(self: Any, routing_map: torch.Tensor, padding_mask: torch.Tensor | None = None) -> None:
-            count(self, routing_map, None if padding_mask is None else padding_mask.unsqueeze(-1))
+    def with_mask(self: Any, routing_map: torch.Tensor, padding_mask: torch.Tensor | None = None) -> None:
+        self._raymb_bias(routing_map, None if padding_mask is None else padding_mask.unsqueeze(-1))
 
-        router._apply_expert_bias = with_mask
+    cls._apply_expert_bias = with_mask
 
 
 def mend(hf_config: Any, provider: Any, architecture: str) -> None:
     """Of a provider that Bridge has made."""
-    weigh_by_all_ranks()
-    count_for_bias_with_mask()
     give_layers_with_experts(hf_config, provider)
     leave_out_flex_dispatcher(provider)
     if architecture == "Ernie4_5_MoeForCausalLM":
