@@ -18,8 +18,8 @@ from bench_torchrun import again, finetune, finished, layout_of, peak, steps
 SIDES = {
     "raymb": "raymb under Ray",
     "torchrun": "Bridge under torchrun",
-    "ddp": "Hugging Face, DDP",
-    "fsdp2": "Hugging Face, FSDP2",
+    "ddp": "TRL with Liger, DDP",
+    "fsdp2": "TRL with Liger, FSDP2",
 }
 WARM_UP = 5
 
@@ -38,6 +38,7 @@ class Result:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sides", default=",".join(SIDES), help="which, in which order, after raymb")
+    parser.add_argument("--micro_batches", default="8,16", help="TRL's: all are tried, and the table has each")
     parser.add_argument("--warm", action="store_true", help="start raymb once before, so that nothing is compiled anew")
     given, flags = parser.parse_known_args()
     with tempfile.TemporaryDirectory(prefix="bench-gpu-") as work:
@@ -46,10 +47,19 @@ def main() -> None:
         ours = _raymb(Path(work), flags)
         table = _Table(Path(work), " ".join(flags))
         table.print("raymb", ours)
-        for side in given.sides.split(","):
-            if side != "raymb":
-                table.print(side, result := _torchrun(Path(work), side))
-                print(f"    raymb is {result.step / ours.step:.3f} times as fast", file=sys.stderr, flush=True)
+        for side, size in _others(given.sides.split(","), given.micro_batches.split(",")):
+            try:
+                result = _torchrun(Path(work), side, size)
+            except SystemExit as failed:  # of TRL's sizes one may be too large; the others are compared
+                print(f"{side} {size}: {failed}"[:2000], file=sys.stderr, flush=True)
+                continue
+            table.print(side, result, size)
+            print(f"    raymb is {result.step / ours.step:.3f} times as fast", file=sys.stderr, flush=True)
+
+
+def _others(sides: list[str], sizes: list[str]) -> list[tuple[str, str]]:
+    """(side, TRL's micro-batch) besides raymb."""
+    return [(side, size) for side in sides if side != "raymb" for size in ([""] if side == "torchrun" else sizes)]
 
 
 def _raymb(work: Path, flags: list[str]) -> Result:
@@ -64,15 +74,17 @@ def _records(run: Path) -> list[dict[str, Any]]:
     return [record for record in map(json.loads, lines) if record["kind"] == "train"]
 
 
-def _torchrun(work: Path, side: str) -> Result:
-    file, program = again(work / "raymb", side), []
+def _torchrun(work: Path, side: str, micro_batch: str) -> Result:
+    """Of Bridge alone, or of TRL with so many samples in a micro-batch."""
+    file, program = again(work / "raymb", f"{side}{micro_batch}"), []
     if side != "torchrun":
-        program = [str(Path(__file__).with_name("bench_hugging_face.py")), str(file), side]
+        metrics = str(work / "raymb" / "metrics.jsonl")
+        program = [str(Path(__file__).with_name("bench_trl.py")), str(file), side, micro_batch, metrics]
     # Where raymb has its compiled kernels, so that no side starts faster for having found them.
     kernels = {"TRITON_CACHE_DIR": f"{work}/_compiled/triton", "TORCHINDUCTOR_CACHE_DIR": f"{work}/_compiled/inductor"}
     began = time.time()
-    text = finished(file, work / f"{side}.log", program, **kernels)
-    return _of_megatron(text, began) if side == "torchrun" else _of_hugging_face(text, began)
+    text = finished(file, work / f"{file.stem}.log", program, **kernels)
+    return _of_megatron(text, began) if side == "torchrun" else _of_trl(text, began)
 
 
 def _of_megatron(text: str, began: float) -> Result:
@@ -81,7 +93,7 @@ def _of_megatron(text: str, began: float) -> Result:
     return Result(median(seconds[WARM_UP:]), found[0].end - began, peak(text), found[-1].loss)
 
 
-def _of_hugging_face(text: str, began: float) -> Result:
+def _of_trl(text: str, began: float) -> Result:
     records = [json.loads(line) for line in text.splitlines() if line.startswith('{"step"')]
     seconds, last = [one["seconds"] for one in records], records[-1]
     return Result(median(seconds[WARM_UP:]), records[0]["time"] - began, last["memory"], last["loss"])
@@ -99,11 +111,12 @@ class _Table:
         print(f"{datetime.now():%Y-%m-%d}, {plan['num_workers']} x {chip}, raymb's layout {layout}\n`{flags}`\n")
         print("| | ms a step | tokens/s/GPU | TFLOP/s | MFU | peak GB | start, s | last loss |\n" + "|---" * 8 + "|")
 
-    def print(self, side: str, one: Result) -> None:
+    def print(self, side: str, one: Result, micro_batch: str = "") -> None:
         speed = self.last["step_seconds"] / one.step  # beside the step that the operations were counted of
         rate = self.last["tflops_per_worker"] * speed
         mfu = f"{self.last['mfu'] * speed:.1%}" if "mfu" in self.last else "-"
-        print(f"| {SIDES[side]} | {one.step * 1e3:.1f} | {self.tokens / one.step:,.0f} | {rate:.4g} | {mfu} | "
+        name = SIDES[side] + (f", micro batch {micro_batch}" if micro_batch else "")
+        print(f"| {name} | {one.step * 1e3:.1f} | {self.tokens / one.step:,.0f} | {rate:.4g} | {mfu} | "
               f"{one.memory / 1e9:.1f} | {one.start:.1f} | {one.loss:.4f} |", flush=True)  # fmt: skip
 
 
