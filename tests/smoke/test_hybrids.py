@@ -16,6 +16,7 @@ import pytest
 from tests.families import MOE_FAMILIES, make_model
 from tests.models import write_rows
 from tests.smoke.conftest import MAIN_FLAGS, batches_of, read_metrics, train_variant, worst_deviation
+from tests.smoke.test_families import overrides_of
 
 pytestmark = [pytest.mark.smoke, pytest.mark.slow, pytest.mark.timeout(400)]
 TP, CP = "tensor_parallel_size", "context_parallel_size"
@@ -31,7 +32,7 @@ def _worst(out: Path, family: str, layout: dict[str, int], model: dict[str, Any]
     directory, rows = make_model(family, out / "model", **model), write_rows(out / "rows", train=240)
     balancing = {"moe_aux_loss_coeff": 0} if family in MOE_FAMILIES else {}
     given = {"hf_model_path": directory, "dataset": rows, "train_iters": 3, **balancing, **layout, **flags}
-    steps = train_variant(out, prod(layout.values()), **given)
+    steps = train_variant(out, prod(layout.values()), *overrides_of(family), **given)
     adapter = {"adapter": out / "adapter"} if "peft" in flags else {}
     whole = flags.get("peft") == "dora" or flags.get("lora_target_modules") == "linear_qkv"
     rate = flags.get("learning_rate", MAIN_FLAGS["learning_rate"])
