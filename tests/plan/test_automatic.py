@@ -153,7 +153,7 @@ MEASURED_MEMORY = [
     (MOE_TIED, layout_of(data=2, micro=4, batch=16, expert=2), 20.6),
     (MOE_TIED, layout_of(data=2, micro=4, batch=16), 23.0),
 ]
-"""Peaks of torch's allocator in GB at 2048 tokens in bf16 (docs/layout.md)."""
+"""Peaks of torch's allocator in GB at 2048 tokens in bf16 (docs/estimates.md)."""
 MEASURED_SECONDS = [
     (QWEN_05B, layout_of(batch=16), 0.237),
     (QWEN_05B, layout_of(batch=16, micro=16), 0.226),

@@ -1,7 +1,8 @@
 """Bytes that a layout takes on the fullest of its GPUs, part by part.
 
 Terms follow Megatron-Core 0.19's layers on Transformer Engine, with flash attention and the distributed optimizer. The
-two fitted constants (_NORMS, _LOGITS) come from measured peaks; docs/layout.md compares.
+four constants that were fitted (_NORMS, both of _LOGITS, _GATED of an unfused layer) come from four measured peaks, the
+rows with * in docs/estimates.md.
 """
 
 from __future__ import annotations

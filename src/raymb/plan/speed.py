@@ -1,6 +1,6 @@
 """Seconds that a step takes in a layout: what the chips compute, what they wait for, in a handful of terms.
 
-Good for an order among layouts, and for what a bad one costs; docs/layout.md compares with measured steps.
+Good for an order among layouts, and for what a bad one costs; docs/estimates.md compares with measured steps.
 """
 
 from __future__ import annotations
