@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from tests.fault_table import Row
+from tests.outputs import compare
 from tests.smoke.conftest import MAIN_FLAGS, read_metrics, words_of
 from tests.smoke.ray_nodes import RayNodes
 
@@ -36,6 +37,12 @@ class Nodes:
         command = [sys.executable, "-m", "raymb", *map(str, words), "--ray_address", self.cluster.address]
         environment = {**os.environ, **self.cluster.authentication, "PYTHONPATH": "src", "COLUMNS": "200"}
         return subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
+
+    @property
+    def stand_ins(self) -> dict[str, str]:
+        """For the pages that show what raymb says here."""
+        names = {r"\(127\.[\d.]+, node \w+\)": "(10.0.0.7, node 785ac265)", r"\d+(\.\d+){3}:\d+": "10.0.0.5:6379"}
+        return {re.escape(str(self.apart)): "/shared/runs", re.escape(str(self.storage)): "/shared/runs", **names}
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +73,9 @@ def test_doctor_names_the_node_that_does_not_see_the_storage(nodes: Nodes) -> No
     errors = [one for one in said if one["status"] == "error"]
     assert [(one["name"], one["said"].split(" ")[0]) for one in errors] == [("storage", "node-c")]
     assert str(nodes.apart) in errors[0]["said"] and "--storage_path" in errors[0]["fix"]
+    text = nodes.raymb("doctor", "--storage_path", nodes.apart, "--hf_model_path", "sample").stdout
+    of_nodes = re.findall(r"^  \w+ +(?:nodes|versions|storage): .*(?:\n {11}fix: .*)?", text, re.MULTILINE)
+    compare("doctor.md", "storage", "\n".join(of_nodes), nodes.stand_ins)
 
 
 def test_doctor_finds_nothing_wrong_with_storage_that_all_see(nodes: Nodes) -> None:
@@ -83,6 +93,7 @@ def test_a_run_is_refused_where_a_node_does_not_see_the_storage(
     done = nodes.raymb(*words(tiny_qwen2, rows, nodes.apart, num_workers=2))
     assert done.returncode == 2, done.stderr
     assert "not one place for all nodes; not seen by\n  node-c (" in done.stderr and "Traceback" not in done.stderr
+    compare("doctor.md", "refused", done.stderr[done.stderr.index("error: ") :], nodes.stand_ins)
     fault_table.append(Row("one of three nodes does not see the storage", "exit 2, names the node"))
 
 
@@ -96,6 +107,7 @@ def test_groups_that_no_placement_keeps_whole_are_refused(
     said = "--num_workers 8 are 4 tensor parallel groups of 2, and nodes that hold 3, 3, 3 workers have room for 3"
     assert said in done.stderr and "--cpus_per_worker" in done.stderr
     assert "importing Megatron" not in done.stderr and "Traceback" not in done.stderr
+    compare("multi-node.md", "straddling", done.stderr[done.stderr.index("error: ") :], nodes.stand_ins)
     fault_table.append(Row("TP groups that no placement keeps whole", "exit 2, the sum and the flags"))
 
 
