@@ -15,12 +15,13 @@ import torch
 import torch.distributed as dist
 from megatron.bridge.peft.canonical_lora import LoRALinearSplitFC1UpGate, LoRALinearSplitQKV, ModuleDict
 from megatron.bridge.peft.dora_layers import DoRALinear, ParallelLinearDoRAAdapter
+from megatron.bridge.peft.lora_layers import LoRALinear
 from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attributes
-from megatron.core.tensor_parallel.mappings import all_gather_last_dim_from_tensor_parallel_region
 from megatron.core.transformer.mlp import apply_swiglu_sharded_factory
 from megatron.core.utils import get_pg_rank, get_pg_size
 from torch import nn
 
+from raymb.bridge import low_rank
 from raymb.bridge.patches.gated_queries import gates_after_queries, vectors_of_a_head
 from raymb.bridge.patches.patch import Patch, text_of
 
@@ -74,7 +75,11 @@ def mended(wrapper: Any) -> nn.Module:
         parts: dict[str, Any] = {name: part for name, part in adapter.items() if part is not None}
         for part in parts.values():  # a checkpoint cuts what is named so into gate and up
             part.base_linear_name = part.base_linear_name.replace("linear_fc1", "linear_gate_or_up")
+            low_rank.prepare(part)
         wrapper.adapter = ModuleDict(parts)
+    elif type(wrapper) is LoRALinear and low_rank.computes(adapter, wrapper.to_wrap):
+        wrapper.__class__ = _Whole
+        low_rank.prepare(adapter)
     if isinstance(wrapper, _DoRALinear):
         _mend_dora(wrapper)
     return wrapper
@@ -91,52 +96,57 @@ def _mend_dora(wrapper: Any) -> None:
 
 
 def _forward(self: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Of a fused matrix: its output, and what the adapters of its parts add."""
+    """A matrix's output, and what the adapters of its parts add."""
     output, bias, normed = self.base_linear_forward(x, *args, **kwargs)
     if not self._adapter_enabled:
         return output, bias
-    shares = self.shares()
-    sizes = [output.shape[-1] * share // sum(shares.values()) for share in shares.values()]
-    parts = [
-        self.adapter[name](normed) if name in self.adapter else output.new_zeros(*output.shape[:-1], size)
-        for name, size in zip(shares, sizes, strict=True)
-    ]
-    return output + self.joined(parts), bias
+    return low_rank.add(output, normed, *self.parts(output)), bias
 
 
-class _SplitQKV(LoRALinearSplitQKV):
+class _Whole(LoRALinear):
+    """An adapter on a whole matrix."""
+
     forward = _forward
-    to_wrap: Any  # type: ignore[assignment]
 
-    def shares(self) -> dict[str, int]:
-        config = self.to_wrap.config
-        heads, groups = config.num_attention_heads, config.num_query_groups
-        return {"adapter_q": heads * vectors_of_a_head(config), "adapter_k": groups, "adapter_v": groups}
-
-    def joined(self, parts: list[torch.Tensor]) -> torch.Tensor:
-        """This rank's columns of Megatron's matrix, which has the queries, key and value of one group after another.
-
-        With fewer groups than ranks these are not its columns of q, k and v: ranks exchange them, as Megatron's
-        attention does with the matrix's output.
-        """
-        adapters: Any = self.adapter
-        config, group = self.to_wrap.config, next(iter(adapters.values())).tp_group
-        groups, ranks = config.num_query_groups, get_pg_size(group)
-        if groups < ranks:
-            parts = [all_gather_last_dim_from_tensor_parallel_region(part, group) for part in parts]
-        queries, *others = (part.unflatten(-1, (groups // ranks or groups, -1)) for part in parts)
-        columns = torch.cat([gates_after_queries(queries, config), *others], dim=-1).flatten(-2)
-        return columns if groups >= ranks else columns.chunk(ranks, dim=-1)[get_pg_rank(group)]
+    def parts(self, output: torch.Tensor) -> tuple[list[tuple[Any, int]]]:
+        return ([(self.adapter, output.shape[-1])],)
 
 
 class _SplitGateUp(LoRALinearSplitFC1UpGate):
     forward = _forward
+    adapter: Any  # type: ignore[assignment]
 
-    def shares(self) -> dict[str, int]:
-        return {"adapter_gate": 1, "adapter_up": 1}
+    def parts(self, output: torch.Tensor) -> tuple[list[tuple[Any, int]]]:
+        adapters = dict(self.adapter.items())
+        return ([(adapters.get(name), output.shape[-1] // 2) for name in ("adapter_gate", "adapter_up")],)
 
-    def joined(self, parts: list[torch.Tensor]) -> torch.Tensor:
-        return torch.cat(parts, dim=-1)
+
+class _SplitQKV(LoRALinearSplitQKV):
+    forward = _forward
+    adapter: Any  # type: ignore[assignment]
+    to_wrap: Any  # type: ignore[assignment]
+    order: torch.Tensor | None = None
+
+    def parts(self, output: torch.Tensor) -> tuple[list[tuple[Any, int]], torch.Tensor, bool]:
+        """Of queries, keys and values; which of their columns each one of output is.
+
+        With fewer groups than ranks a rank's columns of output are not its columns of them: ranks exchange them, as
+        Megatron's attention does with the matrix's output.
+        """
+        adapters, config = dict(self.adapter.items()), self.to_wrap.config
+        group = next(iter(adapters.values())).tp_group
+        groups, ranks = config.num_query_groups, get_pg_size(group)
+        exchanged = groups < ranks
+        share = 1 if exchanged else ranks
+        heads = [config.num_attention_heads * vectors_of_a_head(config), groups, groups]
+        columns = [config.kv_channels * count // share for count in heads]
+        if self.order is None:
+            numbers = torch.arange(sum(columns), device=output.device).split(columns)
+            queries, *others = (part.unflatten(-1, (groups // share, -1)) for part in numbers)
+            order = torch.cat([gates_after_queries(queries, config), *others], dim=-1).flatten()
+            self.order = order.chunk(ranks)[get_pg_rank(group)] if exchanged else order
+        names = ("adapter_q", "adapter_k", "adapter_v")
+        return list(zip(map(adapters.get, names), columns, strict=True)), self.order, exchanged
 
 
 class _DoRAAdapter(ParallelLinearDoRAAdapter):
@@ -190,21 +200,42 @@ def _bare(cls: type[nn.Module], **attributes: Any) -> Any:
     """A module of a class without what its __init__ needs, to try a method of it."""
     module = cls.__new__(cls)
     nn.Module.__init__(module)
-    vars(module).update(attributes)
+    for name, value in attributes.items():
+        setattr(module, name, value)
     return module
+
+
+class _Pair(nn.Module):
+    linear_in: nn.Module
+    linear_out: nn.Module
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.linear_out(self.linear_in(x))
 
 
 def _calls_absent_adapters(prepare: Callable[[Any], Any] = lambda wrapper: wrapper) -> bool:
     """Of q, k and v without an adapter on k and v, and of gate and up without one on up."""
-    config = SimpleNamespace(num_attention_heads=1, num_query_groups=1, kv_channels=2, hidden_size=2)
+    config = SimpleNamespace(
+        num_attention_heads=1, num_query_groups=1, kv_channels=2, hidden_size=2, gradient_accumulation_fusion=False
+    )
     kinds = (
         (LoRALinearSplitQKV, 6, ("adapter_q", "adapter_k", "adapter_v")),
         (LoRALinearSplitFC1UpGate, 4, ("adapter_gate", "adapter_up")),
     )
     for cls, outputs, (first, *others) in kinds:
-        one = nn.Linear(2, 2, bias=False)
-        one.base_linear_name = "linear"  # type: ignore[assignment]
-        one.tp_group = None  # type: ignore[assignment]
+        one = _bare(
+            _Pair,
+            linear_in=nn.Linear(2, 1, bias=False),
+            linear_out=nn.Linear(1, 2, bias=False),
+            dropout=nn.Identity(),
+            disable_sequence_parallel_comm=True,
+            input_is_parallel=False,
+            base_linear_name="linear",
+            tp_group=None,
+            alpha=1,
+            dim=1,
+            config=config,
+        )
         base = torch.zeros(1, 1, outputs)
         wrapper = _bare(
             cls,
