@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -14,8 +16,9 @@ import typer
 
 from raymb import __version__
 from raymb.cli import app, main
-from raymb.spec import SECTION_OF_FLAG, load_spec
+from raymb.spec import SECTION_OF_FLAG, SECTIONS, load_spec
 from raymb.spec.names import FLAG_OF_SHORT
+from raymb.spec.values import is_common
 
 HEAVY = ("ray", "torch", "transformers", "megatron", "datasets", "omegaconf", "numpy")
 SOURCE = Path(__file__).parents[2] / "src"
@@ -64,7 +67,7 @@ def test_plan_costs_at_most_1_5_cpu_seconds(shape_only_model_dir):
 
 def test_help_is_never_cut_short_in_a_narrow_terminal(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "60")
-    assert main(["finetune", "--help"]) == 0
+    assert main(["finetune", "--help_all"]) == 0
     text = capsys.readouterr().out
     assert [flag for flag in SECTION_OF_FLAG if f"--{flag}" not in text] == []
     for part in ("--config", "--dry_run", "--no_overwrite", "Parallel:", "Cluster:", "INT|auto"):
@@ -75,9 +78,125 @@ def test_an_option_of_a_commands_own_has_its_kind_and_its_default(capsys):
     assert main(["data", "inspect", "--help"]) == 0
     text = " ".join(capsys.readouterr().out.split())
     assert "--samples INT Samples to show. (default: 3)" in text
-    assert "--part TEXT Which rows: train, validation or test. (default: train)" in text
+    assert "--part train|validation|test Which rows. (default: train)" in text
     assert "--plot FILE.png Write the lengths as a picture." in text and "picture. (default" not in text
     assert " None" not in text and "--config FILE YAML file" in text
+
+
+def commands(group=None, words=()):
+    """(words, command) of every command."""
+    for name, command in (group or typer.main.get_command(app)).commands.items():
+        if hasattr(command, "commands"):
+            yield from commands(command, [*words, name])
+        else:
+            yield [*words, name], command
+
+
+def takes_all_flags(command):
+    return {param.name for param in command.params} >= SECTION_OF_FLAG.keys()
+
+
+ALL_FLAGS = [words for words, command in commands() if takes_all_flags(command)]
+FIELDS = [(section, flag, field) for section, model in SECTIONS.items() for flag, field in model.model_fields.items()]
+
+
+@pytest.mark.parametrize("words", ALL_FLAGS, ids=" ".join)
+def test_help_shows_what_most_runs_need_on_two_screens_and_complete_examples(words, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    assert main([*words, "--help"]) == 0
+    text = capsys.readouterr().out
+    lines = text.splitlines()
+    options = lines[lines.index("Options:") :]
+    flags = [line.split()[0].rstrip(",") for line in options if line.startswith("  --")]
+    assert [flag for _, flag, field in FIELDS if is_common(field) != (f"--{flag}" in flags)] == []
+    assert 20 <= sum(is_common(field) for _, _, field in FIELDS) <= 30
+    assert max(map(len, lines)) <= 100 and len(lines) <= (90 if words == ["finetune"] else 130)
+    assert text.index("\nExamples:") < text.index("\nOptions:") < text.index("\nModel:")
+    assert "more flags: --help SECTION" in text and "--help_all" in text
+
+
+@pytest.mark.parametrize("words", ALL_FLAGS, ids=" ".join)
+def test_its_examples_are_commands_that_can_be_given(words, capsys):
+    assert main([*words, "--help"]) == 0
+    block = capsys.readouterr().out.partition("Examples:\n")[2].partition("\n\n")[0]
+    examples = [shlex.split(line) for line in block.replace("\\\n", " ").splitlines()]
+    assert len(examples) == 2
+    for example in examples:
+        assert example[: len(words) + 1] == ["raymb", *words]
+        command = next(command for names, command in commands() if names == words)
+        values = command.make_context(words[-1], example[len(words) + 1 :]).params
+        given = {flag: values[flag] for flag in SECTION_OF_FLAG if values[flag] not in (None, [], ())}
+        assert load_spec({"hf_model_path": "MODEL"} | given).model.hf_model_path
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_help_of_a_section_says_all_of_its_flags_and_of_no_other(section, capsys):
+    assert main(["finetune", "--num_workers", "8", "--help", section]) == 0
+    text = capsys.readouterr().out
+    assert main(["plan", f"--help={section}"]) == 0 and capsys.readouterr().out == text
+    assert text.startswith(f"{section.capitalize()}:\n")
+    flat = " ".join(text.split())
+    for of, flag, field in FIELDS:
+        assert (f"\n  --{flag}" in text) == (of == section)
+        assert of != section or " ".join(field.description.split()) in flat
+
+
+def test_the_target_of_a_job_is_a_section_too(capsys):
+    assert main(["submit", "slurm", "--help", "target"]) == 0
+    text = capsys.readouterr().out
+    assert "--partition TEXT" in text and "--job_name" not in text and "--dataset" not in text
+    assert main(["submit", "slurm", "--help"]) == 0
+    assert {"Target:", "Job:"} <= set(capsys.readouterr().out.splitlines())
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("optimiser", "--help optimiser: optimiser is no section"),
+        ("train_iters", "train_iters is a flag of the section train: --help train"),
+    ],
+)
+def test_help_of_what_is_no_section_lists_the_sections(word, said, capsys):
+    assert main(["finetune", "--help", word]) == 2
+    captured = capsys.readouterr()
+    assert said in captured.err and ", ".join(SECTIONS) in captured.err and captured.out == ""
+    assert len(captured.err.splitlines()) == 2
+
+
+def test_help_before_another_flag_or_an_override_is_the_short_one(capsys):
+    texts = []
+    for rest in ([], ["--train_iters", "5"], ["train.exit_interval=3"]):
+        assert main(["finetune", "--help", *rest]) == 0
+        texts.append(capsys.readouterr().out)
+    assert len(set(texts)) == 1
+
+
+@pytest.mark.parametrize("words", [words for words, _ in commands()], ids=" ".join)
+def test_all_commands_have_one_look(words, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main([*words, "--help_all" if words in ALL_FLAGS else "--help"]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith(f"Usage: raymb {' '.join(words)} ") and "\nOptions:\n" in text
+    # typer's own: <str>, [default: 1; x>=1], [required]
+    assert not re.search(r"<\w+>|x>=|\[default|\[required|\{[A-Z]|/ --", text)
+    examples = text.partition("Examples:\n")[2].partition("\n\n")[0]
+    lines = text.replace(examples, "").splitlines()
+    assert [line for line in lines if len(line) > 80 and not re.fullmatch(r"  --\S+ \S+", line)] == []
+
+
+@pytest.mark.parametrize(("section", "flag", "field"), FIELDS, ids=[flag for _, flag, _ in FIELDS])
+def test_help_shows_choices_and_the_defaults_of_switches(section, flag, field, capsys):
+    assert main(["finetune", "--help", section]) == 0
+    page = capsys.readouterr().out
+    text = " ".join(page.split())
+    if field.annotation is bool:
+        entry = text.partition(f"--{flag}, --no_{flag} ")[2]
+        assert re.match(
+            rf"{re.escape(' '.join(field.description.split()))} \(default: {'on' if field.default else 'off'}\)", entry
+        )
+    words = [word for part in re.findall(r"Literal\[([^]]+)\]", str(field.annotation)) for word in part.split(", ")]
+    shown = re.search(rf"  --{flag}(?:, --\w+)? (\S+)", page)
+    assert not words or (shown and [word for word in words if word.strip("'") not in shown[1]] == [])
 
 
 @pytest.mark.parametrize("words", [[], ["--help"], ["-h"]])
@@ -161,18 +280,12 @@ def test_its_value_is_one_of_the_three(shape_only_model_dir, capsys):
 
 
 def test_every_command_that_has_the_long_flag_has_the_short_one_and_shows_it(capsys):
-    def check(group, words):
-        for name, command in group.commands.items():
-            if hasattr(command, "commands"):
-                yield from check(command, [*words, name])
-            elif {param.name for param in command.params} >= SECTION_OF_FLAG.keys():
-                assert main([*words, name, "--help"]) == 0
-                text = capsys.readouterr().out
-                assert [short for short, flag in FLAG_OF_SHORT.items() if f"  --{flag}, --{short} " not in text] == []
-                yield " ".join([*words, name])
-
-    commands = list(check(typer.main.get_command(app), []))
-    assert {"finetune", "plan", "data prepare", "submit slurm"} <= set(commands) and len(commands) == 10
+    for words in ALL_FLAGS:
+        assert main([*words, "--help_all"]) == 0
+        text = capsys.readouterr().out
+        assert [short for short, flag in FLAG_OF_SHORT.items() if f"  --{flag}, --{short} " not in text] == []
+    assert {"finetune", "plan", "data prepare", "submit slurm"} <= {" ".join(words) for words in ALL_FLAGS}
+    assert len(ALL_FLAGS) == 10
 
 
 def test_the_missions_command_plans(shape_only_model_dir, tmp_path, capsys):

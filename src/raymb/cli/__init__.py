@@ -27,7 +27,7 @@ from raymb.cli import (
     schema,
     submit,
 )
-from raymb.cli.help_text import SectionedCommand
+from raymb.cli.help_text import WIDTH, PlainCommand, SectionedCommand
 from raymb.cli.own_words import own_words
 from raymb.credentials import redacted
 from raymb.driver.ray_start import prepare_environment
@@ -45,7 +45,11 @@ app = typer.Typer(
     add_completion=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    context_settings={"help_option_names": ["--help", "-h"], "token_normalize_func": options.underscored},
+    context_settings={
+        "help_option_names": ["--help", "-h"],
+        "token_normalize_func": options.underscored,
+        "max_content_width": WIDTH,
+    },
 )
 for _name, _module, _summary in (
     ("finetune", finetune, "Fine-tune a model on a Ray cluster."),
@@ -63,7 +67,7 @@ for _name, _command, _summary in (
     ("doctor", doctor.command, "Is this environment able to train?"),
     ("schema", schema.command, "Print the schema of the flags, for editors or as a page."),
 ):
-    app.command(_name, short_help=_summary)(_command)
+    app.command(_name, cls=PlainCommand, short_help=_summary)(_command)
 
 _data = typer.Typer(help="Prepare and look at training rows.", rich_markup_mode=None)
 for _name, _command, _summary in (
@@ -74,13 +78,15 @@ for _name, _command, _summary in (
 app.add_typer(_data, name="data")
 
 _recipes = typer.Typer(help="Look at the recipes of Megatron-Bridge.", rich_markup_mode=None)
-_recipes.command("list", short_help="Every recipe by family, with mode, GPUs and layout.")(recipes.list_)
-_recipes.command("show", short_help="A recipe as YAML for --config.")(recipes.show)
+_recipes.command("list", cls=PlainCommand, short_help="Every recipe by family, with mode, GPUs and layout.")(
+    recipes.list_
+)
+_recipes.command("show", cls=PlainCommand, short_help="A recipe as YAML for --config.")(recipes.show)
 app.add_typer(_recipes, name="recipes")
 
 _submit = typer.Typer(help="Run as the job of a cluster.", cls=submit.TargetGroup, rich_markup_mode=None)
 for _name, (_kind, _summary) in submit.TARGETS.items():
-    _command = options.with_spec_options(submit.command_for(_kind))
+    _command = options.with_spec_options(submit.command_for(_name, _kind))
     _submit.command(_name, cls=SectionedCommand, short_help=_summary)(_command)
 app.add_typer(_submit, name="submit")
 

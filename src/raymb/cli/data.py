@@ -16,7 +16,12 @@ _JSON = typer.Option(False, "--json", help="Print numbers as one JSON object, no
 
 
 def prepare(spec: RunSpec, json: bool = _JSON) -> int:
-    """Read, check, tokenize and pack the rows, so that finetune with the same flags starts at once."""
+    """Read, check, tokenize and pack the rows, so that finetune with the same flags starts at once.
+
+    Examples:
+      raymb data prepare --hf_model_path Qwen/Qwen2.5-0.5B --dataset rows.jsonl --seq_length 2048
+      raymb data prepare --config run.yaml --json
+    """
     from raymb.model.initial import at_commit
 
     prepared = _prepared(at_commit(spec), any_layout=False)
@@ -28,11 +33,16 @@ def inspect(
     spec: RunSpec,
     json: bool = _JSON,
     samples: int = typer.Option(3, "--samples", min=0, help="Samples to show."),
-    part: str = typer.Option("train", "--part", help="Which rows: train, validation or test."),
+    part: str = typer.Option("train", "--part", metavar="train|validation|test", help="Which rows."),
     ids: bool = typer.Option(False, "--ids", help="Show token ids, too.", show_default=False),
     plot: str = typer.Option("", "--plot", metavar="FILE.png", help="Write the lengths as a picture."),
 ) -> int:
-    """Show rows as the model will see them, with the trained tokens marked, and what they are like in numbers."""
+    """Show rows as the model will see them, with the trained tokens marked, and what they are like in numbers.
+
+    Examples:
+      raymb data inspect --hf_model_path Qwen/Qwen2.5-0.5B --dataset rows.jsonl --samples 2
+      raymb data inspect --config run.yaml --part validation --ids
+    """
     from raymb.data import inspection
     from raymb.model.initial import at_commit
 

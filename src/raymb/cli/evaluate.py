@@ -35,7 +35,12 @@ def command(
     to: Annotated[Path | None, typer.Option(metavar="DIR", help="Results; default: RUN/evaluation.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace results that are there.")] = False,
 ) -> int:
-    """Score a tuned model on held-out rows, and write its answers beside the expected ones."""
+    """Score a tuned model on held-out rows, and write its answers beside the expected ones.
+
+    Examples:
+      raymb evaluate raymb-runs/my-run --compare --limit 100
+      raymb evaluate raymb-runs/my-run --dataset questions.jsonl --metrics loss,exact_match
+    """
     from rich.console import Console
 
     from raymb.errors import SpecError

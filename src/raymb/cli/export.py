@@ -29,7 +29,12 @@ def command(
     ] = None,
 ) -> int:
     """Write a checkpoint of a finished or stopped run as a Hugging Face model, or as a PEFT adapter, whatever layout
-    it was trained with. Takes no GPU."""
+    it was trained with. Takes no GPU.
+
+    Examples:
+      raymb export raymb-runs/my-run --checkpoint best
+      raymb export raymb-runs/my-run --merge --to merged --export_dtype bf16
+    """
     from rich.console import Console
 
     from raymb.driver.exporting import export

@@ -37,7 +37,12 @@ def command(
     trust_remote_code: Annotated[bool, typer.Option("--trust_remote_code", help=TRUST)] = False,
     output: Annotated[Path | None, typer.Option(metavar="FILE.jsonl", help="Write answers there.")] = None,
 ) -> int:
-    """Answer prompts with a tuned model. Without --prompt and --prompts: a conversation."""
+    """Answer prompts with a tuned model. Without --prompt and --prompts: a conversation.
+
+    Examples:
+      raymb generate raymb-runs/my-run --prompt "What is AI?" --compare
+      raymb generate raymb-runs/my-run --prompts questions.jsonl --output answers.jsonl
+    """
     from rich.console import Console
 
     from raymb.errors import SpecError

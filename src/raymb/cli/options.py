@@ -14,10 +14,11 @@ import typer
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from raymb.cli.help_text import print_all_help
 from raymb.errors import SpecError
 from raymb.spec import load_section
 from raymb.spec.sections import SECTIONS, RunSpec
-from raymb.spec.values import Section, short_spelling
+from raymb.spec.values import Section, ShownAs, short_spelling
 
 
 def underscored(name: str) -> str:
@@ -38,6 +39,7 @@ def with_spec_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(command)
     def wrapped(**values: Any) -> Any:
+        values.pop("help_all", None)  # has had its effect
         own_values = {name: values.pop(name) for name in own}
         own_flags = {name: {flag: values.pop(flag) for flag in kind.model_fields} for name, kind in sections.items()}
         own_values |= {name: load_section(kind, own_flags[name]) for name, kind in sections.items()}
@@ -49,6 +51,7 @@ def with_spec_options(command: Callable[..., Any]) -> Callable[..., Any]:
     parameters = [
         inspect.Parameter("overrides", inspect.Parameter.KEYWORD_ONLY, default=_OVERRIDES, annotation=list[str]),
         inspect.Parameter("config", inspect.Parameter.KEYWORD_ONLY, default=_CONFIG, annotation=list[str]),
+        inspect.Parameter("help_all", inspect.Parameter.KEYWORD_ONLY, default=_HELP_ALL, annotation=bool),
         *(one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in others if one.name in own),
         *(
             _parameter(name, flag, field)
@@ -68,12 +71,19 @@ def _is_section(annotation: Any) -> bool:
 
 
 _CONFIG = typer.Option(
-    [], "--config", metavar="FILE", help="YAML file of sections, or a run's spec.json; repeatable, a later one wins."
+    [], "--config", metavar="FILE", help="YAML of sections, or a run's spec.json; repeatable, the last wins."
+)
+_HELP_ALL = typer.Option(
+    False,
+    "--help_all",
+    help="Show all flags, with all that there is to say about them.",
+    is_eager=True,
+    callback=print_all_help,
 )
 _OVERRIDES = typer.Argument(
     None,
     metavar="[SECTION.FIELD=VALUE]",
-    help="Any other Megatron-Bridge ConfigContainer field, for example optimizer.decoupled_lr=1e-4.",
+    help="Another field of Bridge's ConfigContainer, such as optimizer.decoupled_lr=1e-4.",
 )
 
 
@@ -141,7 +151,7 @@ def _default(field: FieldInfo) -> str:
     if field.is_required():
         return " (needed)"
     default = default_of(field)
-    return f" (default: {default})" if default not in ("", "on") else ""
+    return f" (default: {default})" if default else ""
 
 
 def default_of(field: FieldInfo) -> str:
@@ -156,23 +166,32 @@ def default_of(field: FieldInfo) -> str:
 
 def metavar_of(field: FieldInfo) -> str:
     """The kind of value that `--help` shows after a flag."""
-    many = {dict: "NAME=VALUE", list: "TEXT"}
-    return many.get(get_origin(field.annotation)) or _metavar(field.annotation)
+    own = next((one.word for one in field.metadata if isinstance(one, ShownAs)), None)
+    return own or _metavar(field.annotation)
 
 
 def _completion(annotation: Any) -> Callable[[str], list[str]] | None:
     """The shell completes the words that a flag takes."""
-    words = [word for word in _metavar(annotation).split("|") if word.islower()]
+    words = [word for word in _metavar(annotation).removesuffix(_MANY).split("|") if word.islower()]
     return (lambda incomplete: [word for word in words if word.startswith(incomplete)]) if words else None
 
 
+_MANY = ",..."
+
+
 def _metavar(annotation: Any) -> str:
-    """`INT|auto` for `int | Literal["auto"]`."""
-    origin = get_origin(annotation)
+    """`INT|auto` for `int | Literal["auto"]`, `a|b,...` for a list of two words."""
+    origin, inner = get_origin(annotation), get_args(annotation)
     if origin in (Union, types.UnionType):
-        return "|".join(dict.fromkeys(_metavar(item) for item in get_args(annotation) if item is not type(None)))
+        return "|".join(dict.fromkeys(_metavar(item) for item in inner if item is not type(None)))
     if origin is Literal:
-        return "|".join(str(item) for item in get_args(annotation))
+        return "|".join(str(item) for item in inner)
+    if origin is dict:
+        return "NAME=VALUE"
+    if origin is list:
+        words = _metavar(inner[0])
+        return f"{words}{_MANY}" if "|" in words else words
     if hasattr(annotation, "__metadata__"):
-        return _metavar(get_args(annotation)[0])
+        shown = next((one.word for one in annotation.__metadata__ if isinstance(one, ShownAs)), None)
+        return shown or _metavar(inner[0])
     return {int: "INT", float: "FLOAT", bool: "true|false", str: "TEXT", Path: "PATH"}.get(annotation, "TEXT")

@@ -12,7 +12,12 @@ def command(
     json: bool = typer.Option(False, "--json", help="Print the plan as one JSON object.", show_default=False),
 ) -> int:
     """Show how the workers would share the work, without starting anything. Takes finetune's flags; --gpu plans for a
-    cluster that one is not on."""
+    cluster that one is not on.
+
+    Examples:
+      raymb plan --hf_model_path Qwen/Qwen2.5-0.5B --num_workers 8 --gpu h100-80gb --gpus_per_node 8
+      raymb plan --config run.yaml --num_workers 16 --tp 4 --pp 2 --json
+    """
     from raymb.driver.preflight import checked_shape, local_backend, local_gpu
     from raymb.plan import make_plan
 

@@ -48,7 +48,8 @@ def _sections() -> Iterator[str]:
 def _commands() -> Iterator[str]:
     from raymb.cli import app
 
-    yield "With what a command has of its own. Those marked * take all flags above, `--config` and overrides, too.\n"
+    yield "With what a command has of its own. Those with * take all flags above, `--config` and overrides, too: their"
+    yield "`--help` shows the flags that most runs need, `--help SECTION` those of one section, `--help_all` all.\n"
     yield "| command | option | what |"
     yield "|---|---|---|"
     yield from _of_group("", typer.main.get_command(app))
@@ -63,7 +64,7 @@ def _of_group(prefix: str, group: Any) -> Iterator[str]:
         takes_all = {param.name for param in command.params} >= SECTION_OF_FLAG.keys()
         yield _row([f"`raymb {path}`{' *' if takes_all else ''}", "", (command.help or "").partition("\n\n")[0]])
         for param in command.params:
-            if not takes_all or param.name not in {*SECTION_OF_FLAG, "config", "overrides"}:
+            if not takes_all or param.name not in {*SECTION_OF_FLAG, "config", "overrides", "help_all"}:
                 argument = param.param_type_name == "argument"
                 names = [param.metavar or param.name] if argument else [*param.opts, *param.secondary_opts]
                 yield _row(["", _code(names), getattr(param, "help", None) or ""])

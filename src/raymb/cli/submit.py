@@ -38,23 +38,26 @@ class TargetGroup(TyperGroup):
         return super().get_command(ctx, cmd_name)
 
 
-def command_for(kind: type[Target]) -> Callable[..., int]:
+def command_for(name: str, kind: type[Target]) -> Callable[..., int]:
     """The command of a target."""
 
     def command(
         spec: RunSpec,
         target: Target,
-        options: JobOptions,
+        job: JobOptions,
         dry_run: bool = typer.Option(
             False, "--dry_run", help="Write the job's files, print the command that submits them.", show_default=False
         ),
     ) -> int:
-        return _submit(spec, target, options, dry_run)
+        return _submit(spec, target, job, dry_run)
 
     command.__annotations__["target"] = kind
     command.__doc__ = (
         "Check a run as `finetune --dry_run` does, write it as a job into --output, and submit it with the target's "
-        "own client. Takes finetune's flags."
+        "own client. Takes finetune's flags.\n\nExamples:\n"
+        f"  raymb submit {name} --config run.yaml --dry_run\n"
+        f"  raymb submit {name} --hf_model_path Qwen/Qwen2.5-0.5B --dataset squad --num_workers 8 --tp 2 \\\n"
+        "      --train_iters 100 --storage_path /shared/runs\n"
     )
     return command
 

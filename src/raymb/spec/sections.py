@@ -16,8 +16,10 @@ from pydantic import BeforeValidator, Field
 from raymb.spec.training import Moe, Optimizer, Parallel, Peft, Performance, Train
 from raymb.spec.values import (
     Auto,
+    Common,
     PathOrUri,
     Section,
+    ShownAs,
     Size,
     Words,
     bridge,
@@ -41,7 +43,7 @@ NO_DATASET = "no --dataset: training on SQuAD, as the public example does"
 
 
 class Model(Section):
-    hf_model_path: str = Field(min_length=1)
+    hf_model_path: Common[str] = Field(min_length=1)
     """Hugging Face model: a hub id such as Qwen/Qwen2.5-0.5B, or a local directory."""
     hf_revision: str | None = None
     """Branch, tag or commit of a hub model. A run keeps to the commit that it began with."""
@@ -59,11 +61,11 @@ class Model(Section):
 
 
 class Data(Section):
-    dataset: Words = Field(default=[])
-    """JSONL, JSON, CSV, TSV or Parquet file, glob, directory or URI (s3://...); hub id (owner/name, with
-    ?config=&split=&revision=); squad, gsm8k, tulu3, openmathinstruct2; `sample` (dialogues of the chatterbot-corpus
-    package). Repeatable; a:0.7 and b:0.3 mix by weight, a:2 uses the rows of a twice, a#500 its first 500. Default:
-    squad, as Megatron-Bridge's public example."""
+    dataset: Common[Words] = Field(default=[])
+    """JSONL, JSON, CSV, TSV or Parquet file, glob, directory or URI; hub id; squad, gsm8k, tulu3, openmathinstruct2 or
+    sample. A URI is s3://... and the like, a hub id owner/name with ?config=&split=&revision=, `sample` the dialogues
+    of the chatterbot-corpus package. Repeatable; a:0.7 and b:0.3 mix by weight, a:2 uses the rows of a twice, a#500 its
+    first 500. Default: squad, as Megatron-Bridge's public example."""
     validation_dataset: str | None = None
     """Rows to validate on; default: the data set's own validation rows, else --validation_split of its rows."""
     test_dataset: str | None = None
@@ -78,10 +80,10 @@ class Data(Section):
     """Share of the rows held out for validation, where the data set has none of its own; 0 for none."""
     test_split: float = Field(default=0.0, ge=0.0, lt=1.0)
     """Share of the rows held out for the test, where the data set has none of its own."""
-    seq_length: Size = bridge("model.seq_length", "dataset.seq_length", default=512)
-    """Tokens in a row; longer samples are cut (see --long_rows), shorter ones padded or packed."""
-    packing: bool = bridge("dataset.enable_offline_packing", "dataset.offline_packing_specs", default=False)
-    """Put several samples into a row, each with attention and positions of its own; a batch counts packed rows."""
+    seq_length: Common[Size] = bridge("model.seq_length", "dataset.seq_length", default=512)
+    """Tokens in a row. Longer samples are cut (see --long_rows), shorter ones padded or packed."""
+    packing: Common[bool] = bridge("dataset.enable_offline_packing", "dataset.offline_packing_specs", default=False)
+    """Put several samples into a row, each with attention and positions of its own. A batch counts packed rows."""
     prompt_column: str | None = None
     """Column of the prompt; default: prompt."""
     completion_column: str | None = None
@@ -125,7 +127,7 @@ class Data(Section):
 
 
 class Evaluation(Section):
-    eval_interval: int = bridge("validation.eval_interval", default=50, ge=0)
+    eval_interval: Common[int] = bridge("validation.eval_interval", default=50, ge=0)
     """Steps between validations; 0 for none."""
     max_validation_samples: Size | None = bridge("validation.eval_iters", default=None)
     """How many of the validation rows are kept, the same ones for the same --data_seed; default: all. A validation is
@@ -137,11 +139,11 @@ class Evaluation(Section):
 
 
 class Checkpoint(Section):
-    save_interval: int = bridge("checkpoint.save_interval", default=50, ge=0)
-    """Steps between checkpoints; the last step is always saved. 0: only the last."""
-    resume: str = Field(default="auto", min_length=1)
-    """auto: resume from the run directory's newest checkpoint if there is one; never: refuse a used run directory;
-    PATH: start from that checkpoint directory."""
+    save_interval: Common[int] = bridge("checkpoint.save_interval", default=50, ge=0)
+    """Steps between checkpoints. The last step is always saved; 0: only the last."""
+    resume: Common[Annotated[str, ShownAs("auto|never|PATH")]] = Field(default="auto", min_length=1)
+    """auto: from the newest checkpoint in the run directory; never: refuse a used one; PATH: from that checkpoint
+    directory."""
     async_save: bool = bridge("checkpoint.async_save", default=True)
     """Write checkpoints while the training continues."""
     parallel_save: bool = bridge("checkpoint.fully_parallel_save", default=True)
@@ -184,7 +186,9 @@ class Resilience(Section):
     grace_time: float = Field(default=30.0, ge=0)
     """Seconds that Ctrl-C, SIGTERM or a preemption leave for a last checkpoint, or twice what the one before took, if
     that is more; 0 for none."""
-    max_time: str | None = Field(default=None, pattern=r"^(\d+(\.\d+)?[smhd]?|(\d+-)?\d+:\d\d(:\d\d)?)$")
+    max_time: Annotated[str, ShownAs("TIME")] | None = Field(
+        default=None, pattern=r"^(\d+(\.\d+)?[smhd]?|(\d+-)?\d+:\d\d(:\d\d)?)$"
+    )
     """Stop with a checkpoint after this time: seconds, 90m, 2h, 1d, or [DAYS-]HH:MM[:SS]. The same command resumes."""
     hang_timeout: float = Field(default=1800.0, ge=0)
     """Seconds without progress after which a rank's stacks are written and the workers restart; 0 for never. Files that
@@ -205,12 +209,12 @@ class Resilience(Section):
 
 
 class Run(Section):
-    storage_path: PathOrUri = "raymb-runs"
+    storage_path: Common[PathOrUri] = "raymb-runs"
     """Directory that holds runs; on a cluster every node must see it. Or a URI (s3://bucket/prefix), with which
     every node works in a directory of its own below RAYMB_CACHE (default: ~/.cache/raymb)."""
-    experiment_name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    experiment_name: Common[str | None] = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """Name of the run directory. Default: made from model and layout, so the same command finds its run again."""
-    backend: Literal["auto", "cuda", "cpu"] = "auto"
+    backend: Common[Literal["auto", "cuda", "cpu"]] = "auto"
     """auto: CUDA on a Ray cluster that is joined, and on a machine with GPUs; otherwise CPU."""
     log_interval: Size = bridge("logger.log_interval", default=10)
     """Steps between lines of Megatron's own log (in the run directory's logs/)."""
@@ -220,7 +224,7 @@ class Run(Section):
 
 
 class Telemetry(Section):
-    wandb_project: str | None = bridge(
+    wandb_project: Common[str | None] = bridge(
         "logger.wandb_project", "logger.wandb_exp_name", "logger.wandb_save_dir", default=None, min_length=1
     )
     """Weights & Biases project that metrics go to, too. WANDB_MODE=offline keeps them in the run directory."""
@@ -235,7 +239,7 @@ class Telemetry(Section):
 
 
 class Cluster(Section):
-    ray_address: str | None = None
+    ray_address: Common[str | None] = None
     """Ray cluster to join, HOST:PORT; local: one that starts and ends with the run. Default: the RAY_ADDRESS variable,
     else the cluster that runs on this machine, else local."""
     cpus_per_worker: Annotated[float, Field(gt=0)] | Auto = "auto"

@@ -10,9 +10,11 @@ from pydantic import BeforeValidator, Field
 from raymb.spec.values import (
     Auto,
     AutoSize,
+    Common,
     Names,
     Patterns,
     Section,
+    ShownAs,
     Size,
     WorkerRange,
     bounds,
@@ -25,19 +27,19 @@ Recomputed = Literal["core_attn", "layernorm", "mlp", "moe", "moe_act", "shared_
 
 
 class Parallel(Section):
-    num_workers: Size | WorkerRange | Auto = "auto"
+    num_workers: Common[Size | WorkerRange | Auto] = "auto"
     """Workers, one GPU each (on CPU: one process each). The world size. MIN:MAX is elastic: as many as the cluster has
     and the layout can use, growing and shrinking during the run. auto: tensor x pipeline x context x data parallel,
     where sizes that are auto count as 1."""
-    tensor_parallel_size: AutoSize = bridge("model.tensor_model_parallel_size", default="auto", short="tp")
+    tensor_parallel_size: Common[AutoSize] = bridge("model.tensor_model_parallel_size", default="auto", short="tp")
     """TP: how many workers share each layer's matrices."""
-    pipeline_parallel_size: AutoSize = bridge("model.pipeline_model_parallel_size", default="auto", short="pp")
+    pipeline_parallel_size: Common[AutoSize] = bridge("model.pipeline_model_parallel_size", default="auto", short="pp")
     """PP: how many stages the layers are cut into."""
     virtual_pipeline_parallel_size: AutoSize = bridge(
         "model.virtual_pipeline_model_parallel_size", default="auto", short="vpp"
     )
     """VPP: model chunks on each pipeline stage (interleaved schedule); 1 for the plain schedule."""
-    context_parallel_size: AutoSize = bridge("model.context_parallel_size", default="auto", short="cp")
+    context_parallel_size: Common[AutoSize] = bridge("model.context_parallel_size", default="auto", short="cp")
     """CP: how many workers share one sequence."""
     data_parallel_size: Size | WorkerRange | Auto = bridge(default="auto", short="dp")
     """DP: how many copies of the model share the batch. Without --num_workers it makes the number of workers; with it
@@ -100,15 +102,17 @@ def worker_flag(parallel: Parallel) -> str:
 
 
 class Train(Section):
-    train_iters: Size | None = bridge("train.train_iters", default=None)
-    """Optimizer steps (default: 100)."""
-    num_epochs: float | None = bridge("train.num_epochs", default=None, gt=0)
+    train_iters: Common[Size | None] = bridge("train.train_iters", default=None)
+    """Optimizer steps. Default: 100, unless --num_epochs is given."""
+    num_epochs: Common[float | None] = bridge("train.num_epochs", default=None, gt=0)
     """Passes over the training rows, instead of --train_iters."""
-    global_batch_size: Size = bridge("train.global_batch_size", "validation.eval_global_batch_size", default=8)
+    global_batch_size: Common[Size] = bridge("train.global_batch_size", "validation.eval_global_batch_size", default=8)
     """Samples in an optimizer step, over all workers."""
-    micro_batch_size: AutoSize = bridge("train.micro_batch_size", "validation.eval_micro_batch_size", default="auto")
+    micro_batch_size: Common[AutoSize] = bridge(
+        "train.micro_batch_size", "validation.eval_micro_batch_size", default="auto"
+    )
     """Samples in one forward and backward pass of a worker."""
-    precision: Literal["auto", "bf16", "fp32", "fp8", "fp8_blockwise", "mxfp8"] = bridge(
+    precision: Common[Literal["auto", "bf16", "fp32", "fp8", "fp8_blockwise", "mxfp8"]] = bridge(
         "mixed_precision",
         "model.bf16",
         "model.fp16",
@@ -157,9 +161,9 @@ class Train(Section):
 
 
 class Peft(Section):
-    peft: Literal["none", "lora", "dora"] = "none"
-    """Train low-rank adapters beside the frozen model (LoRA, DoRA) instead of the model itself."""
-    lora_rank: Size = 16
+    peft: Common[Literal["none", "lora", "dora"]] = "none"
+    """Train low-rank adapters (LoRA, DoRA) beside the frozen model, instead of the model itself."""
+    lora_rank: Common[Size] = 16
     """Rank of the adapters."""
     lora_alpha: float = Field(default=32, gt=0)
     """An adapter's output is multiplied by alpha / rank."""
@@ -168,21 +172,22 @@ class Peft(Section):
     lora_dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout on the adapters' input."""
     lora_target_modules: Names = Field(default=["all-linear"])
-    """What gets an adapter: q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj, or all-linear. Megatron's names
-    (linear_qkv, linear_proj, linear_fc1, linear_fc2) put one adapter on a whole fused matrix."""
+    """What gets an adapter, with commas between: q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj, or
+    all-linear. Megatron's names (linear_qkv, linear_proj, linear_fc1, linear_fc2) put one adapter on a whole fused
+    matrix."""
     modules_to_save: Annotated[list[str], BeforeValidator(comma_words)] = Field(default=[])
     """Train embed_tokens, lm_head (the embedding, the output layer), or both, in full beside the adapters, and save
     them with these."""
 
 
 class Optimizer(Section):
-    learning_rate: float = bridge("optimizer.lr", default=1e-5, gt=0)
+    learning_rate: Common[float] = bridge("optimizer.lr", default=1e-5, gt=0)
     """Peak learning rate."""
     min_learning_rate: float = bridge("optimizer.min_lr", default=0.0, ge=0)
     """Learning rate at the end of the decay."""
     lr_decay_style: Literal["constant", "linear", "cosine"] = bridge("scheduler.lr_decay_style", default="cosine")
     """Shape of the decay."""
-    lr_warmup_iters: int = bridge("scheduler.lr_warmup_iters", default=0, ge=0)
+    lr_warmup_iters: Common[int] = bridge("scheduler.lr_warmup_iters", default=0, ge=0)
     """Steps of linear warm-up from 0."""
     weight_decay: float = bridge(
         "optimizer.weight_decay", "scheduler.start_weight_decay", "scheduler.end_weight_decay", default=0.01, ge=0
@@ -254,7 +259,7 @@ class Performance(Section):
     """Let torch's allocator grow its segments: less memory is lost between them."""
     compile_cache: bool = True
     """Keep compiled kernels in STORAGE_PATH/_compiled, where the next start finds them."""
-    profile_steps: str | None = Field(default=None, pattern=r"^[1-9]\d*:[1-9]\d*$")
+    profile_steps: Annotated[str, ShownAs("FIRST:LAST")] | None = Field(default=None, pattern=r"^[1-9]\d*:[1-9]\d*$")
     """FIRST:LAST: write a profile of these steps to profile/ in the run directory."""
     profiler: Literal["torch", "nsys"] = "torch"
     """What --profile_steps uses: torch's profiler (a trace and a table of rank 0), or nsys, which is NVIDIA Nsight

@@ -5,13 +5,30 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
+_Value = TypeVar("_Value")
+
+
+@dataclass(frozen=True)
+class ShownAs:
+    """What `--help` shows for a text of a form of its own, instead of TEXT."""
+
+    word: str
+
+
+class _Common:
+    """Mark of a flag that most runs need."""
+
+
+Common = Annotated[_Value, _Common()]
+"""The value of a flag that `--help` shows without being asked for its section."""
 Auto = Literal["auto"]
 Size = Annotated[int, Field(ge=1)]
 AutoSize = Size | Auto
@@ -92,9 +109,11 @@ def json_object(*reserved: str) -> BeforeValidator:
     return BeforeValidator(read)
 
 
-PathOrUri = Annotated[str, BeforeValidator(lambda value: str(value) if isinstance(value, Path) else value)]
+PathOrUri = Annotated[
+    str, BeforeValidator(lambda value: str(value) if isinstance(value, Path) else value), ShownAs("PATH|URI")
+]
 """Kept as it is written: a Path would make s3:/bucket of s3://bucket."""
-WorkerRange = Annotated[str, Field(pattern=r"^[1-9]\d*:[1-9]\d*$")]
+WorkerRange = Annotated[str, Field(pattern=r"^[1-9]\d*:[1-9]\d*$"), ShownAs("MIN:MAX")]
 """MIN:MAX."""
 
 
@@ -111,6 +130,11 @@ def bridge(*paths: str, default: Any = ..., short: str | None = None, **constrai
 def short_spelling(field: FieldInfo) -> str | None:
     extra: Any = field.json_schema_extra or {}
     return extra.get("short")
+
+
+def is_common(field: FieldInfo) -> bool:
+    """Whether `--help` shows the flag without being asked for its section."""
+    return any(isinstance(one, _Common) for one in field.metadata)
 
 
 class Section(BaseModel):
