@@ -10,7 +10,10 @@ import pytest
 from raymb.plan import make_plan
 from raymb.plan.gpus import GIB, gpu_named
 from raymb.recipes.fields import check_overrides
-from raymb.spec import FLAG_THAT_OWNS, SECTION_OF_FLAG, SECTIONS, RunSpec, load_spec
+from raymb.spec import FLAG_THAT_OWNS, RunSpec, load_spec
+from raymb.spec.other_tools import TABLES
+from raymb.spec.other_tools.page import tables_of, with_tables
+from raymb.spec.other_tools.record import Tool
 from tests.test_configs import plan_for_its_gpu, shape_of
 
 PAGE = (Path(__file__).parents[1] / "docs" / "coming-from.md").read_text(encoding="utf-8")
@@ -23,7 +26,7 @@ EXAMPLES = [
 
 
 MEAN_OTHERS = {"load", "save"}
-"""Flags that are more than the field of the same name: ms-swift's --load is the model."""
+"""Keys that are more than the field of the same name: ms-swift's --load is the model."""
 
 
 def spec_of(text: str, directory: Path) -> RunSpec:
@@ -46,38 +49,22 @@ def test_all_four_tools_are_there() -> None:
     assert "tensor_parallel_size: 8" in examples["Oumi"] and "expert_parallel_size: 2" in examples["LLaMA-Factory"]
 
 
-def rows(tool: str) -> list[list[str]]:
-    """[what the tool says, what raymb says, note] of its table."""
-    lines = [line for line in tool.splitlines() if line.startswith("| ")]
-    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines[1:]]
+def test_the_tables_are_those_that_translate() -> None:
+    assert with_tables(PAGE) == PAGE, "run scripts/generate-reference"
+    assert sorted(tables_of(PAGE)) == sorted(TABLES) and len(PAGE.split("## ")) == len(TABLES) + 1
+    assert "| `cutoff_len` | `data.seq_length` |  |" in PAGE
+    stale = PAGE.replace("| `cutoff_len` | `data.seq_length` |", "| `cutoff_len` | `data.packing` |")
+    assert with_tables(stale) == PAGE
 
 
-@pytest.mark.parametrize("tool", TOOLS, ids=lambda tool: tool.splitlines()[0])
-def test_every_key_is_one_of_raymbs(tool: str) -> None:
-    """`section.key`, with `: value` or without, and the bare names that follow in the same row."""
-    table = rows(tool)
-    assert len(table) > 15
-    for row in table:
-        ours = re.findall(r"`([^`]+)`", row[1])
-        assert ours or row[1] in ("-", "the same names"), row
-        section = ""
-        for word in ours:
-            path = word.partition(":")[0].rstrip(".")
-            section, _, key = path.rpartition(".") if "." in path else (section, "", path)
-            if path in (*SECTIONS, "overrides") or row[1].startswith(f"`{path}.` and"):
-                continue
-            assert SECTION_OF_FLAG.get(key) == section or path == "lora", (row, word)
-
-
-@pytest.mark.parametrize("tool", TOOLS, ids=lambda tool: tool.splitlines()[0])
-def test_megatrons_own_names_lead_to_the_flag_that_owns_them(tool: str) -> None:
+@pytest.mark.parametrize("tool", TABLES.values(), ids=lambda tool: tool.name)
+def test_megatrons_own_names_lead_to_the_flag_that_owns_them(tool: Tool) -> None:
     """Where a tool has Megatron's name for a field, the row names the flag that owns it."""
     names = {path.rpartition(".")[2]: flag for path, flag in FLAG_THAT_OWNS.items()}
-    for theirs, ours, *_ in rows(tool):
-        for word in re.findall(r"`(?:--|\w+\.)*(\w+)", theirs):
-            flag = names.get(word)
-            unnamed = "the same name" in ours or "without model" in ours or ours == "-" or word in MEAN_OTHERS
-            assert flag is None or unnamed or flag in ours, (word, flag, ours)
+    for row in tool.keys:
+        for name in row.theirs:
+            flag = names.get(name.rpartition(".")[2])
+            assert flag is None or not row.flags or flag in row.flags or name in MEAN_OTHERS, (name, row.flags)
 
 
 def test_why_one_translation_differs(tmp_path: Path) -> None:

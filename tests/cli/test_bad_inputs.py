@@ -198,7 +198,11 @@ SPEC = {
     "override without section": ("foo=1", ["override 'foo=1'", "section.field=value is expected"]),
     "override that is no YAML": ("ddp.bucket_size=[1", ["override 'ddp.bucket_size=[1'", "not a YAML value"]),
     "override of what is not trained": ("model.mtp_num_layers=1", ["override model.mtp_num_layers", "leave it out"]),
-    "override that a flag owns": ("optimizer.lr=1", ["override optimizer.lr", "belongs to the flag --learning_rate"]),
+    "override that a flag owns": ("model.bf16=true", ["override model.bf16", "belongs to the flag --precision"]),
+    "override beside its flag": (
+        "optimizer.lr=1e-4 --learning_rate 2e-4",
+        ["override optimizer.lr=0.0001 is --learning_rate, which is given as 2e-4, too; give one"],
+    ),
     "override of no section": ("optimiser.eps=1", ["override optimiser.eps", "no section", "optimizer"]),
     "override of no field": ("ddp.bucket_sizes=1", ["override ddp.bucket_sizes", "no field", "ddp.bucket_size"]),
     "config that is not there": ("--config {tmp}/none.yaml", ["--config", "none.yaml", "no such file"]),
@@ -214,7 +218,7 @@ SPEC = {
     "config with a wrong type": ("--config @type.yaml", ["--train_iters many", "whole number"]),
     "config with a list for a number": ("--config @nested.yaml", ["--train_iters [1, 2]", "whole number"]),
     "config with a section that is none": ("--config @scalar.yaml", ["section 'train' must be a mapping", "5"]),
-    "config with an owned override": ("--config @owned.yaml", ["optimizer.lr", "belongs to the flag --learning_rate"]),
+    "config with an owned override": ("--config @owned.yaml", ["model.bf16", "belongs to the flag --precision"]),
 }
 FILES = {
     "broken.yaml": "train: {train_iters: 5\nmodel: [",
@@ -228,7 +232,7 @@ FILES = {
     "type.yaml": "train: {train_iters: many}\n",
     "nested.yaml": "train: {train_iters: [1, 2]}\n",
     "scalar.yaml": "train: 5\n",
-    "owned.yaml": "overrides: {optimizer.lr: 1}\n",
+    "owned.yaml": "overrides: {model.bf16: true}\n",
     "rows.jsonl": ROW,
 }
 

@@ -182,7 +182,7 @@ def test_overrides_are_typed_and_a_later_one_wins():
 
 def test_every_mistake_is_reported_at_once(tmp_path):
     file = yaml_file(tmp_path, "train: {train_itres: 5, micro_batch_size: 0}\ntrian: {}\n")
-    text = problems_of({"num_workers": "-1", "adam_beta1": "one"}, [file], ["optimizer.lr=1", "nonsense"])
+    text = problems_of({"num_workers": "-1", "adam_beta1": "one"}, [file], ["model.bf16=true", "nonsense"])
     for part in (
         "--hf_model_path is needed",
         "unknown key train.train_itres; did you mean 'train_iters'?",
@@ -190,7 +190,7 @@ def test_every_mistake_is_reported_at_once(tmp_path):
         "--micro_batch_size 0: must be greater than or equal to 1 or 'auto'",
         "--num_workers -1: must be greater than or equal to 1",
         "--adam_beta1 one: must be a number",
-        "override optimizer.lr: this field belongs to the flag --learning_rate",
+        "override model.bf16: this field belongs to the flag --precision",
         "override 'nonsense': section.field=value is expected",
     ):
         assert part in text

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from raymb.spec import FLAG_THAT_OWNS, SECTION_OF_FLAG
-from raymb.spec.names import _OTHERS, FLAG_OF_SHORT, flag_meant
+from raymb.spec.names import FLAG_OF_SHORT, flag_meant, suggestion
+from raymb.spec.other_tools import FILES, meaning_of
 
 KNOWN = ["config", "dry_run", "json", *SECTION_OF_FLAG, *FLAG_OF_SHORT]
 MEANT = {
@@ -69,11 +70,40 @@ def test_megatrons_own_names_lead_to_a_flag_that_owns_one_of_them(path: str) -> 
     assert flag_meant(name, KNOWN) in owners
 
 
-def test_the_names_that_are_listed_lead_to_flags_and_need_the_list(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert {*_OTHERS.values()} <= SECTION_OF_FLAG.keys()
-    listed = dict(_OTHERS)
-    monkeypatch.setattr("raymb.spec.names._OTHERS", {})
-    assert [name for name, flag in listed.items() if flag_meant(name, KNOWN) == flag] == []
+SAID = {
+    "cutoff_len": "; LLaMA-Factory's cutoff_len is --seq_length here",
+    "per_device_train_batch_size": "; TRL's per_device_train_batch_size is --micro_batch_size here",
+    "gradient_accumulation_steps": "is --global_batch_size here: these steps x micro batch x data parallel size",
+    "report_to": "--wandb_project and --mlflow_experiment here: each takes the name of a project or experiment",
+    "model": "; ms-swift's model is --hf_model_path here",
+    "warmup_ratio": "is --lr_warmup_iters here: in steps: the ratio times the steps of the run",
+    "deepspeed": "has no flag here: --megatron_fsdp shares weights, gradients, optimizer state",
+    "lr": "; did you mean --learning_rate?",
+    "train_itres": "; did you mean --train_iters?",
+    "tp_size": "; did you mean --tp?",
+    "xyzzy": "",
+}
+
+
+@pytest.mark.parametrize(("name", "said"), SAID.items())
+def test_what_is_said_of_an_unknown_flag(name: str, said: str) -> None:
+    assert suggestion(name, KNOWN).endswith(said) and bool(said) == bool(suggestion(name, KNOWN))
+
+
+@pytest.mark.parametrize("name", ["cutoff_len", "report_to", "deepspeed"])
+def test_no_flag_is_named_that_the_command_does_not_have(name: str) -> None:
+    assert suggestion(name, ["prompt", "engine"]) == ""
+
+
+def test_every_word_of_a_table_leads_to_a_flag_of_its_row_or_is_megatrons() -> None:
+    megatrons = {path.rpartition(".")[2] for path in FLAG_THAT_OWNS}
+    for tool in FILES.values():
+        for name, row in tool.names():
+            word = name.rpartition(".")[2]
+            meaning = meaning_of(word)
+            if word not in megatrons and word not in KNOWN and meaning and meaning.flags:
+                assert flag_meant(word, KNOWN) == meaning.flags[0], word
+            assert tool.name == "bridge" or (meaning is not None and (meaning.flags or not row.flags))
 
 
 def test_short_spellings_are_no_flags() -> None:

@@ -26,13 +26,14 @@ from raymb.cli import (
     report,
     schema,
     submit,
+    translate,
 )
 from raymb.cli.help_text import WIDTH, PlainCommand, SectionedCommand
 from raymb.cli.own_words import own_words
 from raymb.credentials import redacted
 from raymb.driver.ray_start import prepare_environment
 from raymb.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_USER, RaymbError
-from raymb.spec.names import flag_meant
+from raymb.spec.names import suggestion
 
 # typer carries its own copy of click and names only this leaf of click's errors in public.
 _UsageError = typer.BadParameter.__mro__[1]
@@ -63,6 +64,7 @@ for _name, _command, _summary in (
     ("evaluate", evaluate.command, "Score a tuned model on held-out rows."),
     ("runs", report.runs, "List runs with their state, step, loss and speed."),
     ("report", report.report, "Write a run, or two compared, as one HTML page."),
+    ("translate", translate.command, "Another tool's config as YAML for --config."),
     ("models", models.command, "Which models can be trained, and where it was proven."),
     ("doctor", doctor.command, "Is this environment able to train?"),
     ("schema", schema.command, "Print the schema of the flags, for editors or as a page."),
@@ -147,9 +149,7 @@ def _explained(error: Any) -> str:
         return f"{error.format_message()}\n  see: {_help_of(error)}"
     known = [name.lstrip("-") for param in error.ctx.command.params for name in param.opts if name.startswith("--")]
     name = options.underscored(unknown.lstrip("-"))
-    near = flag_meant(name, known)
-    guess = f"; did you mean --{near}?" if near else ""
-    return f"unknown flag {unknown}{guess}\n  see: {_help_of(error)}"
+    return f"unknown flag {unknown}{suggestion(name, known)}\n  see: {_help_of(error)}"
 
 
 def _help_of(error: Any) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import os
+import sys
 import types
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,6 +16,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from raymb.cli.help_text import print_all_help
+from raymb.credentials import redacted
 from raymb.errors import SpecError
 from raymb.spec import load_section
 from raymb.spec.sections import SECTIONS, RunSpec
@@ -93,7 +95,12 @@ def _spec(values: Mapping[str, Any]) -> RunSpec:
     flags = {name: value for name, value in values.items() if name not in ("config", "overrides")}
     flags = {name: value for name, value in flags.items() if value != []}  # a repeatable flag that was not given
     flags["env"] = _environment(flags.get("env") or ())
-    return load_spec(flags, [Path(file) for file in values["config"] or ()], values["overrides"] or (), recipe=_below)
+    files = [Path(file) for file in values["config"] or ()]
+    return load_spec(flags, files, values["overrides"] or (), recipe=_below, say=_say)
+
+
+def _say(line: str) -> None:
+    print(redacted(line), file=sys.stderr)
 
 
 def _below(recipe: str, given: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -3,9 +3,10 @@
 May import storage and what is below it; no framework.
 """
 
+from raymb.spec.interpolation import without_interpolation
 from raymb.spec.load import load_section, load_spec, spec_as_yaml, spec_from_json, spec_to_json, without_secrets
 from raymb.spec.sections import FLAG_THAT_OWNS, SECTION_OF_FLAG, SECTIONS, RunSpec
-from raymb.spec.sparse import differing_sections, sparse_yaml, without_interpolation
+from raymb.spec.sparse import differing_sections, sparse_yaml
 from raymb.spec.training import worker_range
 
 __all__ = [

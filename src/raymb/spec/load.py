@@ -15,8 +15,9 @@ from pydantic import ValidationError
 from raymb.credentials import harmless
 from raymb.errors import SpecError
 from raymb.spec.conflicts import conflicts, stored_credentials
+from raymb.spec.dotted import taken_as_flags
 from raymb.spec.names import flag_meant
-from raymb.spec.sections import FLAG_THAT_OWNS, SECTION_OF_FLAG, SECTIONS, RunSpec
+from raymb.spec.sections import SECTION_OF_FLAG, SECTIONS, RunSpec
 from raymb.spec.values import Section
 
 
@@ -25,43 +26,42 @@ def load_spec(
     config_files: Sequence[Path] = (),
     overrides: Sequence[str] = (),
     recipe: Callable[[str, Mapping[str, Any]], Mapping[str, Any]] | None = None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> RunSpec:
     """Build the spec. With --recipe its values are below all others, and the spec no longer names it.
 
     Args:
         flags: flag name (no dashes in front) to value; None means not given.
         config_files: YAML files with flag names in sections; a later file wins.
-        overrides: `section.field=value` words for ConfigContainer fields that no flag owns.
+        overrides: `section.field=value` words for ConfigContainer fields; one that a flag owns is taken as the flag,
+            if its value says the same.
         recipe: from a recipe's name, and what YAML and flags give, to the recipe's sections.
+        say: told a line for each field that is taken as a flag.
 
     Raises:
         SpecError: with every mistake found, one a line.
     """
     merged: dict[str, Any] = {}
     problems: list[str] = []
+    said: list[str] = []
     for file in config_files:
         content = _read_yaml(file)
         problems += _unknown_keys(content, file)
-        merged = _merge(merged, content)
-    merged = _without_unknown(merged)
-    for flag, value in flags.items():
-        if value is not None:
-            merged = _merge(merged, {SECTION_OF_FLAG[flag]: {flag: value}})
+        merged = _merge(merged, _with_dotted_flags(_without_unknown(content), problems, said))
+    dotted = _parsed_overrides(overrides, problems)
+    flags = {flag: value for flag, value in flags.items() if value is not None}
+    taken = taken_as_flags(dotted, flags)
+    problems += taken.problems
+    said += taken.said
+    for flag, value in {**taken.flags, **flags}.items():
+        merged = _merge(merged, {SECTION_OF_FLAG[flag]: {flag: value}})
     name = merged.get("model", {}).pop("recipe", None)
     if name is not None:
         if recipe is None:
             raise SpecError(f"--recipe {name} is read by commands only", f"raymb recipes show {name} writes it as YAML")
         merged = _merge(recipe(str(name), merged), merged)
     given = merged.get("overrides")
-    overrides_by_path = dict(given) if isinstance(given, Mapping) else {}
-    for word in overrides:
-        path, value, problem = _parse_override(word)
-        if problem:
-            problems.append(problem)
-        else:
-            overrides_by_path[path] = value
-    problems += [text for path in overrides_by_path if (text := _owned_override(path))]
-    merged["overrides"] = overrides_by_path
+    merged["overrides"] = (dict(given) if isinstance(given, Mapping) else {}) | taken.rest
     merged.setdefault("model", {})
     try:
         spec = RunSpec.model_validate(merged)
@@ -70,6 +70,8 @@ def load_spec(
         problems += _in_flag_names(error)
     if problems:
         raise SpecError("\n  ".join(problems))
+    for line in said:
+        say(line)
     return spec
 
 
@@ -190,6 +192,32 @@ def _without_unknown(content: Mapping[str, Any]) -> dict[str, Any]:
     return kept
 
 
+def _with_dotted_flags(content: Mapping[str, Any], problems: list[str], said: list[str]) -> dict[str, Any]:
+    """A YAML file's sections, with the paths of its `overrides` that are flags as flags."""
+    overrides = content.get("overrides")
+    if not isinstance(overrides, Mapping):
+        return dict(content)
+    given = {flag: value for name, section in content.items() if name != "overrides" for flag, value in section.items()}
+    taken = taken_as_flags({str(path): value for path, value in overrides.items()}, given)
+    problems += taken.problems
+    said += taken.said
+    flags: dict[str, Any] = {}
+    for flag, value in taken.flags.items():
+        flags.setdefault(SECTION_OF_FLAG[flag], {})[flag] = value
+    return _merge({**content, "overrides": taken.rest}, flags)
+
+
+def _parsed_overrides(words: Sequence[str], problems: list[str]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for word in words:
+        path, value, problem = _parse_override(word)
+        if problem:
+            problems.append(problem)
+        else:
+            found[path] = value
+    return found
+
+
 def _merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
     """`top` over `base`; mappings (sections, env, overrides) are merged key by key."""
     merged = dict(base)
@@ -221,21 +249,6 @@ def _is_number(text: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _owned_override(path: str) -> str:
-    parts = path.split(".")
-    prefixes = (".".join(parts[: length + 1]) for length in range(len(parts)))
-    flag = next((FLAG_THAT_OWNS[prefix] for prefix in prefixes if prefix in FLAG_THAT_OWNS), None)
-    if path in _NOT_TRAINED:
-        return f"override {path}: {_NOT_TRAINED[path]}; leave it out"
-    return f"override {path}: this field belongs to the flag --{flag}; use the flag" if flag else ""
-
-
-_NOT_TRAINED = {
-    "model.mtp_num_layers": "layers of multi-token prediction are not trained, but exported as they are in the source"
-}
-"""ConfigContainer paths that no run can have, and why."""
 
 
 def _in_flag_names(error: ValidationError, depth: int = 1) -> list[str]:

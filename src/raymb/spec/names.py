@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import re
+from collections.abc import Collection, Iterable
 
-from raymb.spec.sections import FLAG_THAT_OWNS, SECTIONS
+from raymb.spec.other_tools import meaning_of
+from raymb.spec.sections import FLAG_THAT_OWNS, SECTION_OF_FLAG, SECTIONS
 from raymb.spec.values import short_spelling
 
 FLAG_OF_SHORT: dict[str, str] = {
@@ -16,20 +18,6 @@ FLAG_OF_SHORT: dict[str, str] = {
 }
 """`tp` to tensor_parallel_size. YAML has the long names only."""
 
-_OTHERS = {
-    "dataset_text_field": "text_column",
-    "eval_dataset": "validation_dataset",
-    "gradient_checkpointing": "recompute",
-    "hf_dataset_revision": "dataset",
-    "max_grad_norm": "clip_grad",
-    "max_steps": "train_iters",
-    "model": "hf_model_path",
-    "num_gpus": "num_workers",
-    "run_name": "experiment_name",
-    "source_dir": "working_dir",
-    "world_size": "num_workers",
-}
-"""Names of other tools whose words say nothing, or something else."""
 _SLIP = 0.85
 """Likeness from which on a name is a flag misspelt, whatever its words mean."""
 
@@ -42,13 +30,51 @@ def flag_meant(name: str, known: Iterable[str]) -> str | None:
         known: spellings, short ones among them where these may be named.
     """
     flags = list(known)
-    exact = FLAG_OF_SHORT.get(name) or _OTHERS.get(name) or _flag_of_megatron(name)
+    if name in flags and name not in FLAG_OF_SHORT:
+        return name
+    exact = FLAG_OF_SHORT.get(name) or _flag_of_megatron(name) or _flag_of_others(name)
     if exact in flags:
         return exact
     slip = difflib.get_close_matches(name, flags, n=1, cutoff=_SLIP)
     long = [flag for flag in flags if flag not in FLAG_OF_SHORT]  # two letters resemble too many names
     found = slip or _by_words(name, flags) or difflib.get_close_matches(name, long, n=1)
     return found[0] if found else None
+
+
+def suggestion(name: str, known: Collection[str]) -> str:
+    """How a message about an unknown flag goes on: what another tool's flag is here, or which flag may be meant; ""
+    where nothing is like it.
+
+    Args:
+        name, known: as of flag_meant.
+    """
+    meaning = meaning_of(name)
+    if meaning and name not in FLAG_OF_SHORT and not _flag_of_megatron(name) and {*meaning.flags} <= {*known}:
+        note = f": {in_flags(meaning.note)}" if meaning.note else ""
+        flags = " and ".join(f"--{flag}" for flag in meaning.flags)
+        what = f"is {flags} here" if flags else "has no flag here"
+        # Without a flag for it, the word is explained where flags of the schema are, and nowhere else.
+        if flags or {*SECTION_OF_FLAG} <= {*known}:
+            return f"; {meaning.tool}'s {name} {what}{note}"
+    near = flag_meant(name, known)
+    return f"; did you mean --{near}?" if near else ""
+
+
+def in_flags(note: str) -> str:
+    """A note of a table for a terminal: `data.seq_length` is --seq_length."""
+
+    def shown(match: re.Match[str]) -> str:
+        word, _, value = match[1].partition(": ")
+        flag = word.rpartition(".")[2]
+        return f"--{flag}{' ' if value else ''}{value}" if flag in SECTION_OF_FLAG else match[1]
+
+    return re.sub(r"`([^`]+)`", shown, note)
+
+
+def _flag_of_others(name: str) -> str | None:
+    """Of another tool's word the first flag."""
+    meaning = meaning_of(name)
+    return meaning.flags[0] if meaning and meaning.flags else None
 
 
 def _flag_of_megatron(name: str) -> str | None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
+from raymb.spec.interpolation import without_interpolation
 from raymb.spec.load import without_secrets
 from raymb.spec.sections import Model, RunSpec
 
@@ -31,15 +31,3 @@ def sparse_yaml(spec: RunSpec) -> str:
     import yaml
 
     return yaml.safe_dump(without_interpolation(differing_sections(spec)), sort_keys=False, width=float("inf"))
-
-
-def without_interpolation(content: Any) -> Any:
-    """Texts such that --config reads them as they are: `${` begins an interpolation there, `\\${` does not."""
-    if isinstance(content, dict):
-        return {key: without_interpolation(value) for key, value in content.items()}
-    if isinstance(content, list):
-        return [without_interpolation(value) for value in content]
-    return _INTERPOLATION.sub(r"\1\1\\${", content) if isinstance(content, str) else content
-
-
-_INTERPOLATION = re.compile(r"(\\*)\$\{")
