@@ -20,7 +20,8 @@ first line of a YAML file: `# yaml-language-server: $schema=PATH`). `raymb --ins
 flags.
 
 The last column names the fields of Megatron-Bridge's `ConfigContainer` that a flag owns. Every other field is set as
-`section.field=value` on the command line, or under `overrides:` in YAML.
+`section.field=value` on the command line, or under `overrides:` in YAML; one that a flag owns is taken as the flag,
+where its value says the same.
 """
 
 

@@ -2,7 +2,7 @@
 
 Each class is a section of the YAML file. The text after a field becomes its `--help` line.
 `bridge(...)` names the Megatron-Bridge ConfigContainer fields that a field owns, so that an
-override of one of them can be refused with the flag's name.
+override of one of them is taken as the flag, or refused with its name.
 """
 
 from __future__ import annotations

@@ -65,7 +65,7 @@ def read_run(path: Path, asked: str = "", recent_only: bool = False) -> RunRecor
     """
     if not (path / "spec.json").is_file():
         raise RunDirError(
-            f"{asked or path} is no run directory: it has no spec.json", "raymb runs STORAGE_PATH lists the runs"
+            f"{asked or path} is no run directory: it has no spec.json", "raymb runs --storage_path DIR lists the runs"
         )
     spec, plan, data = (read_object(path / f"{name}.json") or {} for name in ("spec", "plan", "data"))
     records = read_metrics(path / "metrics.jsonl", _RECENT if recent_only else None)
@@ -144,7 +144,7 @@ def summaries(directory: Path, asked: str) -> list[Line]:
         RunDirError: it is no directory.
     """
     if not directory.is_dir():
-        raise RunDirError(f"{asked}: no such directory", "name a storage path: raymb runs STORAGE_PATH")
+        raise RunDirError(f"{asked}: no such directory", "name a storage path: raymb runs --storage_path DIR")
     found = [path.parent for path in directory.glob("*/spec.json")]
     lines = [summary(read_run(path, f"{asked.rstrip('/')}/{path.name}", recent_only=True)) for path in found]
     return sorted(lines, key=lambda line: line["time"] or 0.0)
