@@ -19,6 +19,7 @@ from raymb.cli import (
     export,
     finetune,
     generate,
+    init,
     models,
     options,
     plan,
@@ -59,6 +60,7 @@ for _name, _module, _summary in (
     app.command(_name, cls=SectionedCommand, short_help=_summary)(options.with_spec_options(_module.command))
 
 for _name, _command, _summary in (
+    ("init", init.command, "Four questions, and the YAML of a first run."),
     ("export", export.command, "Write a checkpoint as a Hugging Face model or a PEFT adapter."),
     ("generate", generate.command, "Ask a tuned model, and its base beside it."),
     ("evaluate", evaluate.command, "Score a tuned model on held-out rows."),
