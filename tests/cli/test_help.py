@@ -80,7 +80,7 @@ def test_an_option_of_a_commands_own_has_its_kind_and_its_default(capsys):
     assert "--samples INT Samples to show. (default: 3)" in text
     assert "--part train|validation|test Which rows. (default: train)" in text
     assert "--plot FILE.png Write the lengths as a picture." in text and "picture. (default" not in text
-    assert " None" not in text and "--config FILE YAML file" in text
+    assert " None" not in text and "--config FILE YAML of sections" in text
 
 
 def commands(group=None, words=()):
