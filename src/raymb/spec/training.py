@@ -103,7 +103,7 @@ def worker_flag(parallel: Parallel) -> str:
 
 class Train(Section):
     train_iters: Common[Size | None] = bridge("train.train_iters", default=None)
-    """Optimizer steps. Default: 100, unless --num_epochs is given."""
+    """Optimizer steps (default: 100, unless --num_epochs is given)."""
     num_epochs: Common[float | None] = bridge("train.num_epochs", default=None, gt=0)
     """Passes over the training rows, instead of --train_iters."""
     global_batch_size: Common[Size] = bridge("train.global_batch_size", "validation.eval_global_batch_size", default=8)
