@@ -152,6 +152,22 @@ def test_a_value_that_raymb_does_not_have_is_a_comment_with_its_own() -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("max_steps", "many"), ("lr_scheduler_type", ["cosine"]), ("learning_rate", "high"), ("bf16", ["a"])],
+)
+def test_a_value_of_another_kind_is_a_comment(key: str, value: object) -> None:
+    translation = translate(FILES["trl"], {"model_name_or_path": "m", key: value})
+    assert [name for name, _, _ in translation.left_out] == [key]
+
+
+def test_a_batch_that_is_no_number_is_one_message(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "theirs.yaml"
+    file.write_text("base_model: m\nmicro_batch_size: 1\ngradient_accumulation_steps: auto\n")
+    assert main(["translate", str(file)]) == 2
+    assert "axolotl: a value is not of the kind that it should be" in capsys.readouterr().err
+
+
 def test_a_file_without_a_model_says_what_to_change(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "theirs.yaml"
     file.write_text("cutoff_len: 512\nlora_target: all\nfinetuning_type: lora\n")

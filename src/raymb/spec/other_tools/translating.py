@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from raymb.errors import SpecError
 from raymb.spec.conflicts import conflicts
 from raymb.spec.other_tools.reading import flattened, read_file, tool_of
 from raymb.spec.other_tools.record import NOTHING, TOGETHER, Key, Tool
@@ -45,9 +46,16 @@ def translate(tool: Tool, content: Mapping[str, Any], workers: int | None = None
         translation.set("num_workers", workers, "the number of GPUs")
     for name, value in given.items():
         _take(tool, names.get(name), name, value, translation)
-    tool.together(given, translation)
+    try:
+        tool.together(given, translation)
+    except _UNREADABLE as error:
+        raise SpecError(f"{tool.title}: a value is not of the kind that it should be: {error}") from None
     _tidy(translation)
     return translation
+
+
+_UNREADABLE = (AttributeError, IndexError, KeyError, TypeError, ValueError)
+"""What a conversion raises for a value of another kind than its tool takes."""
 
 
 def _take(tool: Tool, row: Key | None, name: str, value: Any, translation: Translation) -> None:
@@ -64,14 +72,18 @@ def _take(tool: Tool, row: Key | None, name: str, value: Any, translation: Trans
 def _set(translation: Translation, row: Key, name: str, value: Any) -> None:
     flags = row.flags_of(name)
     if isinstance(row.value, Mapping):
-        if value not in row.value:
+        if isinstance(value, list | dict) or value not in row.value:
             translation.leave_out(
                 name, value, f"--{flags[0]} has {', '.join(dict.fromkeys(map(str, row.value.values())))}"
             )
             return
         value = row.value[value]
     elif callable(row.value):
-        value = row.value(value)
+        try:
+            value = row.value(value)
+        except _UNREADABLE:
+            translation.leave_out(name, value, f"not a value that can be read for --{flags[0]}")
+            return
     if value is NOTHING:
         return
     found = value if isinstance(value, Mapping) and {*value} <= {*row.flags} else {flags[0]: value}
