@@ -42,9 +42,9 @@ def with_faults(file: Path) -> list[str]:
     return [f"PYTHONPATH={FAULTS}{os.pathsep}src{os.pathsep}{os.environ.get('PYTHONPATH', '')}", f"RAYMB_FAULTS={file}"]
 
 
-def deviations(run: Path, other: Path) -> dict[str, float]:
-    """The largest relative difference of any step's loss and gradient norm."""
-    both = list(zip(read_metrics(run), read_metrics(other), strict=True))
+def deviations(run: Path, other: Path, steps: int | None = None) -> dict[str, float]:
+    """The largest relative difference of a loss and of a gradient norm, in any step or in the first ones."""
+    both = list(zip(read_metrics(run), read_metrics(other), strict=True))[:steps]
     worst = {name: max(abs(one[name] / two[name] - 1) for one, two in both) for name in ("loss", "grad_norm")}
     (first, same), (last, _) = both[0], both[-1]
     print(

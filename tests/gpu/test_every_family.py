@@ -16,7 +16,12 @@ pytestmark = [pytest.mark.gpu, pytest.mark.timeout(900)]
 VISION = "Qwen2.5-VL"
 WORST = {"fp32": (1e-5, 1e-4), "bf16": (5e-3, 5e-2)}
 WORST_OF_MOE = {"fp32": (1e-4, 1e-3), "bf16": (2e-2, 5e-1)}
-"""Of a loss, of a gradient norm. A token at the edge between two experts may go to the other one."""
+"""Of a loss, of a gradient norm, in any step. A token at the edge between two experts may go to the other one."""
+FIRST = (1e-5, 1e-4)
+"""The same of the first step in fp32, for every family."""
+GROWS: dict[str, tuple[float, float]] = {"Gemma 4": (1e-4, 2e-2)}
+"""fp32, where rounding grows from step to step: on CPUs alone, 20 steps of Gemma 4 with TP 2 deviate from those with
+TP 1 by 2.8e-5 in a loss and by 6.1e-3 in a norm."""
 
 
 @pytest.mark.parametrize("family", [*FAMILIES, VISION])
@@ -28,8 +33,11 @@ def test_a_family_computes_what_a_cpu_does(family: str, tmp_path: Path) -> None:
     for precision, bounds in (WORST_OF_MOE if family in MOE_FAMILIES else WORST).items():
         more = EXACT if precision == "fp32" else {}
         run = train(tmp_path, f"{family}-{precision}", *overrides, **flags, **more)
-        worst = deviations(run, on_a_cpu)
-        steps = read_metrics(run)
+        worst, steps = deviations(run, on_a_cpu), read_metrics(run)
+        if precision == "fp32":
+            bounds = GROWS.get(family, bounds)
+            first = deviations(run, on_a_cpu, steps=1)
+            assert first["loss"] < FIRST[0] and first["grad_norm"] < FIRST[1]
         assert steps[-1]["loss"] < steps[0]["loss"]
         assert worst["loss"] < bounds[0] and worst["grad_norm"] < bounds[1]
 
