@@ -225,7 +225,7 @@ def test_the_table_names_every_size_and_its_accumulation():
     plan = make_plan(spec_of(num_workers="4:16", global_batch_size=64, tensor_parallel_size=2), DENSE, backend="cpu")
     rows = dict(plan_rows(plan, DENSE, "m"))
     assert rows["workers"].startswith("16 = 2 x 1 x 1 x 8 ")
-    assert rows["elastic"] == "4, 8, 16 workers (shown: 16) with 32, 16, 8 micro-batches a step"
+    assert rows["elastic"] == "4, 8, 16 workers (shown: 16) with 8, 4, 2 micro-batches a step"
     many = make_plan(spec_of(num_workers="1:5040", global_batch_size=5040), DENSE, backend="cpu")
     assert dict(plan_rows(many, DENSE, "m"))["elastic"].startswith(
         "1, 2, 3, 4, 5, 6, 7, 8, ..., 1680, 2520, 5040 workers"

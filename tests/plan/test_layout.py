@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from tests.conftest import QWEN2_4_LAYERS, QWEN3_MOE_4_LAYERS
@@ -82,8 +83,15 @@ def test_a_plan_is_made_exactly_where_the_arithmetic_allows_it(workers, batch):
 
 
 def test_auto_on_cpu():
+    """At most 2048 tokens in a micro-batch, and 4 micro-batches for each pipeline stage."""
     plan = plan_of(num_workers=4, tensor_parallel_size=2, backend="cpu", global_batch_size=8)
-    assert (plan.layout.micro_batch_size, plan.layout.sequence_parallel, plan.backend) == (1, True, "cpu")
+    assert (plan.layout.micro_batch_size, plan.layout.sequence_parallel, plan.backend) == (4, True, "cpu")
+
+    def size(batch: int, **flags: Any) -> int:
+        return plan_of(backend="cpu", global_batch_size=batch, **flags).layout.micro_batch_size
+
+    assert [size(32, num_workers=1, seq_length=length) for length in (96, 256, 512, 1024)] == [8, 8, 4, 2]
+    assert [size(batch, num_workers=2, pipeline_parallel_size=2) for batch in (8, 16, 32)] == [1, 2, 4]
 
 
 def test_every_auto_is_explained_and_nothing_else():

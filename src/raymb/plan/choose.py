@@ -12,9 +12,12 @@ from raymb.plan.sizes import DetailedLayout
 from raymb.spec.sections import RunSpec
 from raymb.spec.training import Parallel, data_range
 
-TOKENS_IN_A_MICRO_BATCH = 16384
-"""Upper bound of micro batch x sequence length that `auto` chooses on CUDA."""
+TOKENS_IN_A_MICRO_BATCH, TOKENS_ON_A_CPU = 16384, 2048
+"""Upper bounds of micro batch x sequence length that `auto` chooses. A CPU's matrix products gain nothing from more."""
 LARGEST_AUTO_MICRO_BATCH = 8
+MICRO_BATCHES_A_STAGE_ON_A_CPU = 4
+"""The fewest that `auto` leaves to a pipeline: a larger micro-batch saves what it costs to add to each weight's gradient,
+and stages that wait cost more."""
 
 
 Chosen = tuple[DetailedLayout, dict[str, Reason]]
@@ -148,13 +151,13 @@ def _micro_batch_size(
         return asked, None
     if spec.data.packing:
         return 1, Reason("1", "a packed row is a micro batch of its own")
-    if backend == "cpu":
-        return 1, Reason("1", "the CPU gains nothing from a larger one")
     if not data or spec.train.global_batch_size % data:
         return 1, Reason("1", "the global batch does not divide among the data parallel workers")
     share = spec.train.global_batch_size // data
-    size, limit = LARGEST_AUTO_MICRO_BATCH, TOKENS_IN_A_MICRO_BATCH
-    while size > 1 and not _suits(size, share, spec.data.seq_length, pipeline, virtual):
+    size, limit, fewest = LARGEST_AUTO_MICRO_BATCH, TOKENS_IN_A_MICRO_BATCH, pipeline
+    if backend == "cpu":
+        limit, fewest = TOKENS_ON_A_CPU, MICRO_BATCHES_A_STAGE_ON_A_CPU * pipeline if pipeline > 1 else 1
+    while size > 1 and not _suits(size, share, limit // spec.data.seq_length, pipeline, virtual, fewest):
         size //= 2
     filled = " and fills the pipeline" if pipeline > 1 else ""
     why = (
@@ -164,8 +167,14 @@ def _micro_batch_size(
     return size, Reason(str(size), why)
 
 
-def _suits(size: int, share: int, seq_length: int, pipeline: int, virtual: int | None) -> bool:
+def _suits(size: int, share: int, most: int, pipeline: int, virtual: int | None, fewest: int) -> bool:
+    """
+    Args:
+        share: samples of a data parallel worker in a step.
+        most: samples in a micro-batch.
+        fewest: micro-batches in a step.
+    """
     micro_batches = share // size
-    if share % size or size * seq_length > TOKENS_IN_A_MICRO_BATCH or micro_batches < pipeline:
+    if share % size or size > most or micro_batches < fewest:
         return False
     return not virtual or micro_batches % pipeline == 0
