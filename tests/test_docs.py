@@ -1,4 +1,4 @@
-"""README.md and docs/: every command is one that the command line takes, every file and heading that is named is there,
+"""README.md, its neighbours and docs/: every command is one that the command line takes, every file and heading that is named is there,
 every output of `raymb plan` is what it prints, and every quoted message is in the source. tests/outputs.py has the
 outputs of real runs."""
 
@@ -30,7 +30,7 @@ from raymb.telemetry import records
 from tests.messages import is_printed
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 _START = re.compile(r"^(?:\$ )?(?:RAYMB_\w+=\S+ |CUDA_VISIBLE_DEVICES=\S+ )*(?:python -m |scripts/)?raymb (?=[a-z-])")
 
 
