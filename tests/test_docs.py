@@ -1,6 +1,6 @@
-"""README.md, its neighbours and docs/: every command is one that the command line takes, every file and heading that is named is there,
-every output of `raymb plan` is what it prints, and every quoted message is in the source. tests/outputs.py has the
-outputs of real runs."""
+"""README.md, its neighbours and docs/: every command is one that the command line takes, every file and heading that is
+named is there, every output of `raymb plan` is what it prints, and every quoted message is in the source.
+tests/outputs.py has the outputs of real runs."""
 
 from __future__ import annotations
 

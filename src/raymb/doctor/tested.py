@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from pathlib import Path
 
 DIRECTORY = Path(__file__).with_name("tested")
@@ -18,6 +19,6 @@ def pinned_versions(name: str) -> dict[str, str]:
     """
     from packaging.utils import canonicalize_name
 
-    lines = (DIRECTORY / f"{name}.txt").read_text(encoding="utf-8").splitlines()
-    pins = (line.split("==") for line in lines if line and not line.startswith("#"))
-    return {canonicalize_name(package): version.strip() for package, version in pins}
+    text = (DIRECTORY / f"{name}.txt").read_text(encoding="utf-8")
+    pins = re.findall(r"^([\w.-]+)==(\S+)", text, re.M)  # hashes are on lines of their own
+    return {canonicalize_name(package): version for package, version in pins}
