@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from raymb.errors import SpecError
 from raymb.model.shape import ModelShape
 from raymb.plan import Plan, make_plan
 from raymb.plan.gpus import gpu_named
@@ -83,3 +84,14 @@ def test_the_large_ones_are_what_their_names_say() -> None:
 def test_the_shapes_are_the_real_ones(model: str, billions: float) -> None:
     """By the number of parameters that their cards give."""
     assert round(shape_of(model).parameter_count / 1e9, 3) == billions
+
+
+@pytest.mark.parametrize("given", ["quickstart-cpu", "quickstart-cpu.yaml", "qwen2.5-0.5b"])
+def test_a_config_is_found_by_its_name(given: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever one is; a file of that name there comes first, and a path is a path."""
+    monkeypatch.chdir(tmp_path)
+    assert load_spec({}, [Path(given)]) == load_spec({}, [CONFIGS[given.removesuffix(".yaml")]])
+    with pytest.raises(SpecError, match="no such file"):
+        load_spec({}, [Path("elsewhere", given)])
+    (tmp_path / given).write_text("model: {hf_model_path: mine}\n")
+    assert load_spec({}, [Path(given)]).model.hf_model_path == "mine"

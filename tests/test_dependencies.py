@@ -16,12 +16,10 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
 STAND_INS = ROOT / "src/raymb/cpu/packages"
-OPTIONAL = {"bert-score": "score", "mlflow": "mlflow", "rouge-score": "score", "wandb": "wandb"}
+OPTIONAL = {"bert-score": "score", "mlflow-skinny": "mlflow", "rouge-score": "score", "wandb": "wandb"}
 """Distribution to the extra that has it; every other one is a dependency of raymb."""
 LEFT_TO_THE_USER = {"vllm"}
 """Releases of vLLM ask for one torch each, and none yet for the one that is pinned here."""
-OTHER_NAMES = {"mlflow-skinny": "mlflow"}
-"""Distributions that have the same modules as the one that raymb asks for."""
 
 
 def imported(file: Path) -> Iterator[str]:
@@ -58,7 +56,7 @@ packages_distributions = functools.cache(importlib.metadata.packages_distributio
 def test_an_imported_module_is_declared(module: str) -> None:
     having = packages_distributions().get(module)
     assert having, f"{module} is not installed, and imported by {IMPORTED[module]}"
-    names = {OTHER_NAMES.get(name, name) for name in map(canonicalize_name, having)}
+    names = set(map(canonicalize_name, having))
     extras = {OPTIONAL.get(name, "") for name in names}
     have = declared()
     assert any(names & have[extra] for extra in extras), (

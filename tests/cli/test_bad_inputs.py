@@ -208,6 +208,7 @@ SPEC = {
     "override of no section": ("optimiser.eps=1", ["override optimiser.eps", "no section", "optimizer"]),
     "override of no field": ("ddp.bucket_sizes=1", ["override ddp.bucket_sizes", "no field", "ddp.bucket_size"]),
     "config that is not there": ("--config {tmp}/none.yaml", ["--config", "none.yaml", "no such file"]),
+    "no shipped config": ("--config quickstart", ["quickstart: no such file", "quickstart-cpu", "qwen2.5-0.5b"]),
     "config that is a directory": ("--config {tmp}", ["--config", "cannot be read"]),
     "config of broken YAML": ("--config @broken.yaml", ["--config", "broken.yaml", "not valid YAML"]),
     "config with an open reference": ("--config @reference.yaml", ["--config", "reference.yaml", "nowhere"]),

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
-import sys
-import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,22 +26,6 @@ def test_the_tested_set_is_the_projects_own_lists() -> None:
         assert (DIRECTORY / f"{list_}.txt").read_text() == text
         assert len(pinned_versions(list_)) == text.count("==")
     assert pinned_versions("cpu")["ray"] in (PROJECT / "pyproject.toml").read_text()
-
-
-def test_a_wheel_has_the_lists(tmp_path: Path) -> None:
-    source = tmp_path / "source"
-    source.mkdir()
-    for name in ("pyproject.toml", "LICENSE", "README.md"):
-        shutil.copy(PROJECT / name, source)
-    for name in ("src", "requirements"):
-        left_out = shutil.ignore_patterns("*.egg-info", "__pycache__")
-        shutil.copytree(PROJECT / name, source / name, symlinks=True, ignore=left_out)
-    make = [sys.executable, "-c", "from setuptools.build_meta import build_wheel; build_wheel('.')"]
-    done = subprocess.run(make, cwd=source, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    with zipfile.ZipFile(next(source.glob("*.whl"))) as wheel:
-        for file in (PROJECT / "requirements").glob("*.txt"):
-            assert wheel.read(f"raymb/doctor/tested/{file.name}") == file.read_bytes()
 
 
 def test_the_tested_set_has_nothing_wrong(tested_machine: Machine) -> None:

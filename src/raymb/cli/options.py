@@ -73,7 +73,10 @@ def _is_section(annotation: Any) -> bool:
 
 
 _CONFIG = typer.Option(
-    [], "--config", metavar="FILE", help="YAML of sections, or a run's spec.json; repeatable, the last wins."
+    [],
+    "--config",
+    metavar="FILE",
+    help="YAML of sections, a run's spec.json, or the name of a config that comes with raymb; repeatable, the last wins.",
 )
 _HELP_ALL = typer.Option(
     False,

@@ -28,9 +28,7 @@ def check_metrics(names: Sequence[str], bertscore_model: str | None) -> None:
             raise SpecError(f"--metrics {name}: {', '.join(METRICS)} are known")
         if not _installed(name):
             package = _PACKAGES[name].replace("_", "-")
-            raise SpecError(
-                f"--metrics {name}: {package} is not installed", 'pip install "raymb[score]", or leave it out'
-            )
+            raise SpecError(f"--metrics {name}: {package} is not installed", f"pip install {package}, or leave it out")
     if "bertscore" in names and bertscore_model is None:
         raise SpecError("--metrics bertscore needs a model", "--bertscore_model roberta-large, or a directory:LAYER")
 

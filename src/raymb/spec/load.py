@@ -20,6 +20,9 @@ from raymb.spec.names import flag_meant
 from raymb.spec.sections import SECTION_OF_FLAG, SECTIONS, RunSpec
 from raymb.spec.values import Section
 
+SHIPPED = Path(__file__).with_name("shipped")
+"""A link to configs/ in the source tree, its content in a wheel."""
+
 
 def load_spec(
     flags: Mapping[str, Any],
@@ -121,10 +124,12 @@ def _read_yaml(file: Path) -> dict[str, Any]:
 
     try:
         content = OmegaConf.to_container(
-            OmegaConf.load(io.StringIO(_colons_as_text(file.read_text("utf-8")))), resolve=True
+            OmegaConf.load(io.StringIO(_colons_as_text(_found(file).read_text("utf-8")))), resolve=True
         )
     except FileNotFoundError:
-        raise SpecError(f"--config {file}: no such file") from None
+        names = ", ".join(sorted(shipped.stem for shipped in SHIPPED.glob("*.yaml")))
+        hint = f"a path, or the name of a config that comes with raymb: {names}" if len(file.parts) == 1 else ""
+        raise SpecError(f"--config {file}: no such file", hint) from None
     except (OSError, UnicodeDecodeError) as error:
         raise SpecError(f"--config {file}: cannot be read ({error})") from None
     except (YAMLError, OmegaConfBaseException) as error:
@@ -134,6 +139,12 @@ def _read_yaml(file: Path) -> dict[str, Any]:
             f"--config {file}: a mapping of sections is expected", f"sections: {', '.join(SECTIONS)}, overrides"
         )
     return content  # type: ignore[return-value]
+
+
+def _found(file: Path) -> Path:
+    """The file, or the config that comes with raymb whose name it is where there is no such file."""
+    shipped = SHIPPED / f"{file.name.removesuffix('.yaml')}.yaml"
+    return shipped if len(file.parts) == 1 and not file.exists() and shipped.exists() else file
 
 
 def _colons_as_text(text: str) -> str:
