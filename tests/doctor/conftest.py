@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import stat
+import shutil
+import subprocess
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -25,17 +26,27 @@ def tested_machine(here: Machine) -> Machine:
     return replace(here, packages=dict(pinned_versions("cpu")), devices=[], driver="", trouble="", python="3.12.1")
 
 
-@pytest.fixture
-def nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Machine]:
-    """A machine whose nvidia-smi is the given shell script."""
+@pytest.fixture(scope="session")
+def nvml_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a libnvidia-ml.so.1 that says what it is told to (nvml.c)."""
+    if shutil.which("cc") is None:
+        pytest.skip("needs a C compiler")
+    library = tmp_path_factory.mktemp("nvml") / "libnvidia-ml.so.1"
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", library, Path(__file__).with_name("nvml.c")], check=True)
+    return library.parent
 
-    def look(script: str) -> Machine:
-        program = tmp_path / "nvidia-smi"
-        program.write_text(f"#!/bin/sh\n{script}\n")
-        program.chmod(program.stat().st_mode | stat.S_IXUSR)
-        monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+
+@pytest.fixture
+def with_gpus(nvml_library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Machine]:
+    """A machine whose NVIDIA driver has the given GPUs: memory in MiB, used, compute capability, errors."""
+
+    def look(*gpus: tuple[int, int, str, int], driver: str = "580.95.05", **settings: str) -> Machine:
+        told = {"NVML_GPUS": "\n".join(" ".join(map(str, gpu)) for gpu in gpus), "NVML_DRIVER": driver, **settings}
+        for name, value in told.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setenv("LD_LIBRARY_PATH", str(nvml_library), prepend=":")
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-        monkeypatch.setattr(machines, "SECONDS_FOR_NVIDIA_SMI", 1.0)
+        monkeypatch.setattr(machines, "_DEVICE_FILES", (str(tmp_path),))
         return this_machine(None)
 
     return look

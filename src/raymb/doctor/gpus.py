@@ -1,4 +1,4 @@
-"""GPUs and driver of a machine, by what nvidia-smi says: nothing here imports torch."""
+"""GPUs and driver of a machine, by what NVML says: nothing here imports torch."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _OWN_SHARE = 0.05
 def check_gpus(machine: Machine) -> Iterator[Finding]:
     if machine.trouble:
         fix = "see that `nvidia-smi` works here: driver loaded, container started with its GPUs (--gpus all)"
-        yield Finding(AREA, "nvidia-smi", "error", machine.trouble, fix)
+        yield Finding(AREA, "driver", "error", machine.trouble, fix)
     elif not machine.devices:
         yield Finding(AREA, "devices", "ok", f"{machine.host} has no NVIDIA GPU: runs take --backend cpu by themselves")
     else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import importlib.util
+import json
 import os
 import platform
 import re
@@ -19,9 +20,9 @@ from typing import Any
 
 from raymb import __version__
 from raymb.driver.host_memory import memory_of_this_machine
+from raymb.runtime.child import Child
 
-SECONDS_FOR_NVIDIA_SMI = 20.0
-_ASKED = "index,name,driver_version,memory.total,memory.used,compute_cap,ecc.errors.uncorrected.volatile.total"
+SECONDS_FOR_NVML = 20.0
 _DEVICE_FILES = ("/dev/nvidiactl", "/dev/dxg")
 
 
@@ -45,7 +46,7 @@ class Disk:
 
 @dataclass(frozen=True)
 class Device:
-    """A GPU as nvidia-smi describes it. Memory in bytes.
+    """A GPU as NVIDIA's driver describes it. Memory in bytes.
 
     Args:
         capability: of its architecture, such as 9.0.
@@ -71,7 +72,7 @@ class Machine:
         disks: by what they are for: storage (only where a directory was named), temp and shm.
         devices: GPUs.
         driver: of NVIDIA; "" without GPUs.
-        trouble: why nvidia-smi gives no answer though there is a driver; "" otherwise.
+        trouble: why NVIDIA's driver gives no answer though it is there; "" otherwise.
         torch_cuda: version that torch was built for; "" without.
     """
 
@@ -170,48 +171,22 @@ def huggingface_home() -> str:
 
 def _gpus() -> tuple[list[Device], str, str]:
     """(GPUs, the driver's version, trouble)."""
-    if shutil.which("nvidia-smi") is None:
-        there = any(Path(file).exists() for file in _DEVICE_FILES)
-        return [], "", "there is an NVIDIA driver, and no nvidia-smi on PATH" if there else ""
-    code, text = _ask_nvidia_smi([f"--query-gpu={_ASKED}", "--format=csv,noheader,nounits"])
-    rows = [[cell.strip() for cell in line.split(",")] for line in text.splitlines() if line.count(",") == 6]
-    if code or not rows:
-        return [], "", " ".join(text.split())[:300] or f"nvidia-smi ended with {code}"
-    return [_device(row) for row in rows], rows[0][2], ""
-
-
-def _device(row: list[str]) -> Device:
-    index, name, _, memory, used, capability, errors = row
-    mib = 1 << 20
-    return Device(
-        int(index),
-        name,
-        int(_number(memory)) * mib,
-        int(_number(used)) * mib,
-        _number(capability),
-        int(_number(errors)),
-    )
-
-
-def _number(cell: str) -> float:
-    """[N/A] and the like are 0."""
+    if shutil.which("nvidia-smi") is None and not any(Path(file).exists() for file in _DEVICE_FILES):
+        return [], "", ""
+    process = Child("raymb.doctor.nvml", {}).process
     try:
-        return float(cell)
-    except ValueError:
-        return 0.0
-
-
-def _ask_nvidia_smi(words: list[str]) -> tuple[int, str]:
-    """(exit code, what it printed). With a broken driver it hangs where not even SIGKILL ends it: nobody waits."""
-    process = subprocess.Popen(
-        ["nvidia-smi", *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding="utf-8"
-    )
-    try:
-        text, _ = process.communicate(timeout=SECONDS_FOR_NVIDIA_SMI)
+        text, errors = process.communicate(timeout=SECONDS_FOR_NVML)
     except subprocess.TimeoutExpired:
-        process.kill()
-        return 1, f"nvidia-smi gives no answer within {SECONDS_FOR_NVIDIA_SMI:g} s"
-    return process.returncode, text
+        process.kill()  # with a broken driver not even that ends it: nobody waits
+        return [], "", f"NVIDIA's driver gives no answer within {SECONDS_FOR_NVML:g} s"
+    if process.returncode:
+        return [], "", " ".join(errors.split())[-300:] or f"asking NVIDIA's driver ended with {process.returncode}"
+    answer = json.loads(text.splitlines()[-1])
+    return (
+        [Device(**device) for device in answer.get("devices", ())],
+        answer.get("driver", ""),
+        answer.get("trouble", ""),
+    )
 
 
 def from_dict(values: Mapping[str, Any]) -> Machine:
