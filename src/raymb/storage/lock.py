@@ -1,4 +1,8 @@
-"""A lock file: one driver at a time in a run directory, on one host and on storage that several hosts share."""
+"""A lock file: one driver at a time in a run directory, on one host and on storage that several hosts share.
+
+Not filelock's: its locks of this kind (SoftFileLease) take a dead owner's file over by exchanging two names, which NFS
+refuses, so that the file would stay there; and none tells who holds it without taking it (`raymb runs`).
+"""
 
 from __future__ import annotations
 
