@@ -15,6 +15,7 @@ import pytest
 
 from tests.hub import MODEL, Hub
 from tests.smoke.conftest import MAIN_FLAGS, read_metrics, words_of
+from tests.writable_hub import WritableHub
 
 pytestmark = [pytest.mark.smoke, pytest.mark.slow, pytest.mark.timeout(900)]
 FIRST, SECOND, THIRD = "1" * 40, "2" * 40, "3" * 40
@@ -58,6 +59,44 @@ def raymb(hub: Hub, home: Path, *words: str) -> subprocess.CompletedProcess[str]
     print(done.stderr, hub.asked, dict(hub.fetched))
     assert done.returncode == 0, done.stderr
     return done
+
+
+def test_the_export_of_a_run_is_pushed(tiny_qwen2: Path, rows: Path, tmp_path: Path) -> None:
+    hub = WritableHub()
+    environment = {**os.environ, "PYTHONPATH": "src", "HF_ENDPOINT": hub.endpoint, "HF_HUB_DISABLE_XET": "1"}
+    environment |= {"HF_HOME": str(tmp_path / "hf-home"), "HF_TOKEN": "hf_ann"}
+    given: dict[str, Any] = {"hf_model_path": tiny_qwen2, "dataset": rows, "storage_path": tmp_path, "num_workers": 1}
+    given |= {"experiment_name": "run", "train_iters": 2, "peft": "lora", "push_to_hub": "ann/tuned"}
+
+    def raymb(*words: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "raymb", *words]
+        return subprocess.run(command, capture_output=True, text=True, timeout=500, env=environment)
+
+    def files_of(directory: Path) -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+    hub.full = True
+    done = raymb("finetune", *words_of({**MAIN_FLAGS, **given}))
+    run = tmp_path / "run"
+    assert done.returncode == 1, done.stderr
+    assert f"{run / 'adapter'} is whole, and is not pushed to ann/tuned" in done.stderr
+    assert f"hf upload ann/tuned {run / 'adapter'} . --private" in done.stderr
+    assert [record["step"] for record in read_metrics(run)] == [1, 2]
+
+    hub.full = False
+    done = raymb("export", str(run), "--merge", "--to", str(tmp_path / "later"), "--push_to_hub", "ann/tuned")
+    assert done.returncode == 0 and f"pushed to {hub.endpoint}/ann/tuned" in done.stderr, done.stderr
+    assert hub.repositories["ann/tuned"]["files"] == files_of(tmp_path / "later")
+    assert hub.repositories["ann/tuned-merged"]["files"] == files_of(tmp_path / "later-merged")
+    assert b"license" not in hub.repositories["ann/tuned"]["files"]["README.md"], "the tiny model has none"
+
+    done = raymb("finetune", *words_of({**MAIN_FLAGS, **given, "experiment_name": "whole", "peft": "none"}))
+    assert done.returncode == 0 and f"{hub.endpoint}/ann/tuned" in done.stderr, done.stderr
+    there = hub.repositories["ann/tuned"]
+    assert there["private"] and files_of(tmp_path / "whole" / "hf").items() <= there["files"].items()
+    for file in [path for path in tmp_path.rglob("*") if path.is_file() and path.stat().st_size < 1 << 20]:
+        assert b"hf_ann" not in file.read_bytes(), f"{file} has the token"
+    hub.close()
 
 
 def test_the_commit_of_a_revision_is_trained_and_named(hub: Hub, rows: Path, tmp_path: Path) -> None:

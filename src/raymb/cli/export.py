@@ -18,6 +18,10 @@ def command(
     export_dtype: Annotated[
         str | None, typer.Option("--export_dtype", metavar="source|bf16|fp16|fp32", help="Type of the tensors.")
     ] = None,
+    push_to_hub: Annotated[
+        str | None, typer.Option("--push_to_hub", metavar="OWNER/NAME", help="Push it to the hub; private if new.")
+    ] = None,
+    hub_public: Annotated[bool, typer.Option("--hub_public", help="The repository is public.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")] = False,
     trust_remote_code: Annotated[bool, typer.Option("--trust_remote_code", help=TRUST)] = False,
     ray: Annotated[
@@ -40,13 +44,26 @@ def command(
     from raymb.driver.exporting import export
     from raymb.errors import SpecError
     from raymb.export.later import ExportRequest
+    from raymb.spec import load_section
+    from raymb.spec.sections import Checkpoint
 
     types = ("source", "bf16", "fp16", "fp32")
     if export_dtype not in (None, *types):
         raise SpecError(f"--export_dtype {export_dtype}: {', '.join(types)} is expected")
+    load_section(Checkpoint, {"push_to_hub": push_to_hub})  # its form
     console = Console(stderr=True)
     request = ExportRequest(
-        run, checkpoint, merge, to, export_dtype, overwrite, ray, ray_address, trust_remote_code=trust_remote_code
+        run,
+        checkpoint,
+        merge,
+        to,
+        export_dtype,
+        overwrite,
+        ray,
+        ray_address,
+        trust_remote_code=trust_remote_code,
+        repository=push_to_hub,
+        hub_public=hub_public,
     )
     findings = export(request, console)
     for directory in findings["directories"]:

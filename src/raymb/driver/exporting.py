@@ -14,6 +14,7 @@ from raymb.checkpoints import manifest as checkpoint
 from raymb.checkpoints.format import smallest_plan
 from raymb.errors import RunFailed
 from raymb.export.later import ExportRequest, checked_job, export_alone, exporting_job, in_export_type, write_cards
+from raymb.export.push import check_push, push, repositories
 from raymb.run import directory as run_dir
 from raymb.run.job import Job
 from raymb.telemetry.export_line import exported_line
@@ -29,8 +30,10 @@ def export(request: ExportRequest, console: Console) -> Findings:
 
     Raises:
         RunDirError: no run there, no such checkpoint, a broken one, another base model, or a directory in the way.
-        RunFailed: what was written is not as it should be.
+        RunFailed: what was written is not as it should be, or cannot be pushed.
+        SpecError: the token may not push to request.repository.
     """
+    check_push(request.repository, request.hub_public)
     job = checked_job(request)
     console.print(f"exporting {job.load_dir}", highlight=False, soft_wrap=True)
     if request.ray:
@@ -39,6 +42,12 @@ def export(request: ExportRequest, console: Console) -> Findings:
         with console.status("") as status:
             findings = export_alone(exporting_job(job), status.update)
         console.print(exported_line(findings), highlight=False, soft_wrap=True)
+    if request.repository is not None:
+        adapter = Path(job.adapter_dir) if job.plan.adapters is not None else None
+        for directory, repository in repositories(request.repository, Path(job.hf_dir), adapter).items():
+            if str(directory) in findings["directories"]:
+                page = push(directory, repository, request.hub_public)
+                console.print(f"pushed to {page}", highlight=False, soft_wrap=True)
     return findings
 
 

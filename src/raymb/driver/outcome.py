@@ -15,6 +15,7 @@ from raymb.checkpoints.remote import RemoteCheckpoints, manifest_of
 from raymb.driver.preflight import Preflight
 from raymb.errors import RunFailed, UserError, last_line
 from raymb.export.model_card import CARD, CURVE, write_card
+from raymb.export.push import push, repositories
 from raymb.rank.early_stopping import has_stalled
 from raymb.run.directory import RunDir
 from raymb.run.job import Job
@@ -155,8 +156,35 @@ def _name(path: str) -> str:
     return Path(path).name
 
 
+def _bring_exports(place: RunDir) -> None:
+    """Of a run at a URI, whose rank 0 may have worked on another machine."""
+    for name, directory in {"hf": place.hf, "adapter": place.adapter}.items():
+        if place.remote is not None and not directory.exists() and place.remote.listing(name):
+            place.remote.download(name, directory)
+
+
+def _push(job: Job, place: RunDir, console: Console) -> None:
+    """
+    Raises:
+        RunFailed: an export is there, and is not pushed.
+    """
+    settings = job.spec.checkpoint
+    if settings.push_to_hub is None or not _is_exported(job.spec, place):
+        return
+    _bring_exports(place)
+    adapter = place.adapter if job.plan.adapters is not None else None
+    for directory, repository in repositories(settings.push_to_hub, place.hf, adapter).items():
+        if directory.exists():
+            page = push(directory, repository, settings.hub_public)
+            console.print(f"  {'pushed to':<19}{page}", highlight=False, soft_wrap=True)
+
+
 def conclude(job: Job, place: RunDir, console: Console) -> None:
-    """Print where everything lies, and the answers to the sample prompt if there is one."""
+    """Print where everything lies, and the answers to the sample prompt if there is one; push the exports.
+
+    Raises:
+        RunFailed: they cannot be pushed.
+    """
     _write_cards(place)
     step, best = (
         newest_step(place) or 0,
@@ -172,9 +200,7 @@ def conclude(job: Job, place: RunDir, console: Console) -> None:
     if job.spec.run.sample_prompt and _is_exported(job.spec, place) and (stopped_early or step >= job.train_iters):
         from raymb.inference.sample import print_sample
 
-        for name, directory in {"hf": place.hf, "adapter": place.adapter}.items():
-            if place.remote is not None and not directory.exists() and place.remote.listing(name):
-                place.remote.download(name, directory)
+        _bring_exports(place)
         print_sample(job, place, console)
     places = {
         "metrics": place.metrics,
@@ -189,3 +215,4 @@ def conclude(job: Job, place: RunDir, console: Console) -> None:
     for name, path in places.items():
         if path is not None:
             console.print(f"  {name:<19}{_shown(place, path)}", highlight=False, soft_wrap=True)
+    _push(job, place, console)

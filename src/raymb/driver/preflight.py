@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from raymb.driver.host_memory import memory_of_this_machine
 from raymb.driver.ray_address import joins_a_cluster
 from raymb.errors import PlanError, RunDirError, SpecError
+from raymb.export.push import check_push
 from raymb.model.architectures import check_architecture
 from raymb.model.directory import Needs
 from raymb.model.files import base_directory
@@ -68,6 +69,7 @@ def preflight(spec: RunSpec, console: Console | None = None, branch: str | None 
             "--sample_prompt asks the exported model, and --no_export_hf leaves it out", "drop one of the two flags"
         )
     check_trackers(spec)
+    check_push(spec.checkpoint.push_to_hub, spec.checkpoint.hub_public)
     branch = branch or branch_of(spec)
     spec = at_commit(spec)
     shape = checked_shape(spec)

@@ -44,6 +44,7 @@ class ExportRequest:
         overwrite: replace directories that are there.
         ray: on workers of a Ray cluster instead of in this process; ray_address: which one, as finetune takes it.
         trust_remote_code: run code of the model's repository; the run directory's word for it does not count.
+        repository: of the hub, that it is pushed to; hub_public: whether that is made public.
     """
 
     run: Path
@@ -55,6 +56,8 @@ class ExportRequest:
     ray: bool = False
     ray_address: str | None = None
     trust_remote_code: bool = False
+    repository: str | None = None
+    hub_public: bool = False
 
 
 def export_alone(job: Job, say: Callable[[str], None]) -> Findings:

@@ -17,6 +17,7 @@ from raymb.spec.training import Moe, Optimizer, Parallel, Peft, Performance, Tra
 from raymb.spec.values import (
     Auto,
     Common,
+    HubRepository,
     PathOrUri,
     Section,
     ShownAs,
@@ -171,6 +172,11 @@ class Checkpoint(Section):
     """Steps between exports during the training, to hf-step-N/ or adapter-step-N/: a multiple of --save_interval."""
     export_dtype: Literal["source", "bf16", "fp16", "fp32"] = "source"
     """Type of the exported model's tensors; source: as in the model that the training started from."""
+    push_to_hub: HubRepository | None = None
+    """Push the verified export to this repository of the Hugging Face hub, which is made if it is not there; the merged
+    model beside an adapter to OWNER/NAME-merged. The token is HF_TOKEN's, or that of hf auth login."""
+    hub_public: bool = False
+    """With --push_to_hub: a public repository; default: private."""
     overwrite: bool = False
     """Delete the run directory's old content first."""
     accept_changes: Annotated[list[Change], BeforeValidator(one_or_more)] = Field(default=[])

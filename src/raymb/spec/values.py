@@ -113,6 +113,22 @@ PathOrUri = Annotated[
     str, BeforeValidator(lambda value: str(value) if isinstance(value, Path) else value), ShownAs("PATH|URI")
 ]
 """Kept as it is written: a Path would make s3:/bucket of s3://bucket."""
+
+
+def _repository(text: str) -> str:
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    if text.count("/") != 1:
+        raise PydanticCustomError("form", "must be OWNER/NAME")
+    try:
+        validate_repo_id(text)
+    except HFValidationError as error:
+        raise PydanticCustomError("form", "{rule}", {"rule": str(error)}) from None
+    return text
+
+
+HubRepository = Annotated[str, AfterValidator(_repository), ShownAs("OWNER/NAME")]
+"""OWNER/NAME on the Hugging Face hub."""
 WorkerRange = Annotated[str, Field(pattern=r"^[1-9]\d*:[1-9]\d*$"), ShownAs("MIN:MAX")]
 """MIN:MAX."""
 
