@@ -76,7 +76,8 @@ _CONFIG = typer.Option(
     [],
     "--config",
     metavar="FILE",
-    help="YAML of sections, a run's spec.json, or the name of a config that comes with raymb; repeatable, the last wins.",
+    help="YAML of sections, a run's spec.json, or the name of a config that comes with raymb; repeatable, the last "
+    "wins.",
 )
 _HELP_ALL = typer.Option(
     False,

@@ -16,8 +16,8 @@ TOKENS_IN_A_MICRO_BATCH, TOKENS_ON_A_CPU = 16384, 2048
 """Upper bounds of micro batch x sequence length that `auto` chooses. A CPU's matrix products gain nothing from more."""
 LARGEST_AUTO_MICRO_BATCH = 8
 MICRO_BATCHES_A_STAGE_ON_A_CPU = 4
-"""The fewest that `auto` leaves to a pipeline: a larger micro-batch saves what it costs to add to each weight's gradient,
-and stages that wait cost more."""
+"""The fewest that `auto` leaves to a pipeline: a larger micro-batch saves what it costs to add to each weight's
+gradient, and stages that wait cost more."""
 
 
 Chosen = tuple[DetailedLayout, dict[str, Reason]]
