@@ -128,7 +128,17 @@ def test_an_undisturbed_run_is_listed_and_reported(undisturbed: Path, capsys: py
     html = Path(capsys.readouterr().out.strip()).read_text()
     for expected in ("15 of 15", "3 workers train", "exit code 0: finished", "--max_failures", "rows by length"):
         assert expected.lower() in html.lower()
-    assert html.count('<figure class="chart">') == 5 + 6
+    assert html.count('<figure class="chart">') == 5 + 5 + 6
+    started = next(event for event in read_lines(undisturbed / "events.jsonl") if event["event"] == "training")
+    assert (started["workers"], started["nodes"]) == (3, 1) and started["chip"] in (*_processors(), "cpu")
+    for fact in ("3 CPU workers", f"{started['chip']} on 1 node", "CPU-worker hours", "perplexity, first to best"):
+        assert fact in html
+
+
+def _processors() -> set[str]:
+    """As lscpu tells them."""
+    said = subprocess.run(["lscpu"], capture_output=True, text=True, check=True).stdout
+    return {" ".join(name.split()) for name in re.findall(r"^Model name:(.*)$", said, re.MULTILINE)}
 
 
 @pytest.mark.slow

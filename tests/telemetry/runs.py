@@ -42,14 +42,16 @@ class MadeRun:
     """A run directory that grows as its methods are called. Time passes with the steps: a second each."""
 
     def __init__(self, storage: Path, model: Path, name: str = "run", **flags: str):
-        given = {"hf_model_path": str(model), "storage_path": str(storage), "experiment_name": name, "backend": "cpu"}
+        given = {"hf_model_path": str(model), "storage_path": str(storage), "experiment_name": name}
+        flags = {"backend": "cpu", **flags}
         self.spec = load_spec({**given, "train_iters": "40", "num_workers": "2", **flags})
         self.place = RunDir.of(self.spec, "")
-        plan = make_plan(self.spec, read_model_shape(str(model), None), rows=96, backend="cpu").to_dict()
+        plan = make_plan(self.spec, read_model_shape(str(model), None), rows=96, backend=flags["backend"]).to_dict()
         run_dir.claim(self.place, self.spec, plan, {})
         write_atomically(self.place.data, json.dumps(DATA))
         self.metrics, self.now = JsonLines(self.place.metrics), BEGAN
         self.losses: dict[int, float] = {}
+        self.chip = "AMD EPYC" if flags["backend"] == "cpu" else "NVIDIA H200"
 
     @property
     def path(self) -> Path:
@@ -62,13 +64,13 @@ class MadeRun:
         lines = [*before, json.dumps({**json.loads(last), "time": self.now})]
         self.place.events.write_text("".join(f"{line}\n" for line in lines))
 
-    def start(self, step: int = 0) -> None:
+    def start(self, step: int = 0, workers: int = 2) -> None:
         self.event("started")
-        self.train_again(step)
+        self.train_again(step, workers)
 
-    def train_again(self, step: int) -> None:
+    def train_again(self, step: int, workers: int = 2) -> None:
         self.now += 10
-        self.event("training", step=step, workers=2)
+        self.event("training", step=step, workers=workers, chip=self.chip, nodes=1 + workers // 8)
         self.metrics.restart_after(step)
 
     def steps(self, steps: range, **losses: float) -> None:
@@ -87,7 +89,7 @@ class MadeRun:
                     "learning_rate": 1e-3 * (1 - step / (steps[-1] + 1)),
                     "step_seconds": 1.0,
                     "tokens": 512,
-                    "trained_tokens": 100,
+                    "trained_tokens": 80 + step % 40,
                     "tokens_per_second": 512.0,
                     "tokens_per_second_per_worker": 256.0,
                     "samples": 8,

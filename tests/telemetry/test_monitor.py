@@ -121,18 +121,19 @@ def test_a_failure_has_a_page_and_steps_that_are_done_again_stand_once(driver: D
 
 
 def test_starts_failures_checkpoints_and_the_end_are_recorded(driver: Driver) -> None:
-    driver.hear(_start(), *_parts(1, 2.0), {"kind": "checkpoint", "step": 1}, *(_status(rank, 3) for rank in range(2)))
-    driver.hear(_failure(), _start(1))
+    statuses = [_status(rank, 3) for rank in range(2)]
+    driver.hear(*statuses, _start(), *_parts(1, 2.0), {"kind": "checkpoint", "step": 1})
+    driver.hear(_failure(), statuses[0], _start(1))  # of rank 1's node nothing is known yet
     driver.monitor.end(75)
     events = read_lines(driver.place.events)
     assert all(abs(event.pop("time") - time.time()) < 60 for event in events)
     what = "RuntimeError: [/pytorch/gloo/pair.cc:547] Connection closed by peer [127.0.0.1]:5"
     assert events == [
         {"event": "started"},
-        {"event": "training", "step": 0, "workers": 2},
+        {"event": "training", "step": 0, "workers": 2, "chip": "cpu", "nodes": 1},
         {"event": "checkpoint", "step": 1},
         {"event": "failure", "number": 1, "step": 3, "rank": 1, "what": what, "restarts": True},
-        {"event": "training", "step": 1, "workers": 2},
+        {"event": "training", "step": 1, "workers": 2, "chip": "cpu"},
         {"event": "ended", "code": 75, "state": "stopped"},
     ]
 

@@ -22,6 +22,7 @@ from raymb.telemetry.curves import Clock, charts
 from raymb.telemetry.events import Events, read_lines
 from raymb.telemetry.report import render
 from raymb.telemetry.run_record import read_run
+from raymb.telemetry.smoothing import half_life, moving_average
 
 
 @pytest.fixture
@@ -166,12 +167,13 @@ def test_what_happened_is_told_in_order(run: MadeRun) -> None:
     ]
     numbers = dict(tables.key_numbers(record))
     assert (numbers["failures"], numbers["steps done again"]) == (1, 5)
-    assert numbers["loss not a number at"] == "step 23" and numbers["tokens trained on"] == "4,000"
+    assert numbers["loss not a number at"] == "step 23"
 
 
 def test_failures_and_resumes_are_on_both_axes(run: MadeRun) -> None:
     record = read_run(run.path)
-    for by, at in (("step", [25, 20, 30]), ("seconds", [35, 45, 65])):
+    trained = [80 * step + step * (step + 1) // 2 for step in (25, 20, 30)]
+    for by, at in (("step", [25, 20, 30]), ("tokens", trained), ("seconds", [35, 45, 65])):
         for chart in charts([record], by):
             assert [mark.x for mark in chart.marks] == at
             assert [mark.style for mark in chart.marks] == ["failure", "again", "again"]
@@ -186,6 +188,8 @@ def test_a_number_that_is_none_is_a_gap_and_marked(run: MadeRun) -> None:
     assert loss.holes == pytest.approx([100 * (23 - 1) / 39], abs=100 / BUCKETS)
     train = loss.lines[0]["path"]
     assert train.count("M") == 2 and train.count("L") == 39 - 2
+    assert [line["style"] for line in loss.lines[:2]] == ["train run0 raw", "train run0 average"]
+    assert loss.lines[1]["path"].count("M") == 2, "the average has the same gap"
     assert "not a number" in render([read_run(run.path)])
 
 
@@ -222,6 +226,49 @@ def test_ticks_are_round() -> None:
     assert [duration(seconds) for seconds in (3, 61, 3660, 90000)] == ["3 s", "1 min 1 s", "1 h 1 min", "1 d 1 h"]
 
 
+@given(st.lists(st.one_of(st.floats(-1e6, 1e6), st.just(math.nan)), min_size=1, max_size=60), st.integers(1, 40))
+@settings(max_examples=40, deadline=None)
+def test_the_moving_average_is_that_of_pandas(values: list[float], steps: int) -> None:
+    import pandas
+
+    expected = pandas.Series(values).ewm(halflife=steps, adjust=True, ignore_na=True).mean()
+    found = [y for _, y in moving_average(enumerate(values), steps)]
+    for value, y, other in zip(values, found, expected, strict=True):
+        assert math.isnan(y) if math.isnan(value) else y == pytest.approx(other, rel=1e-9, abs=1e-6)
+
+
+def test_a_curve_is_smoothed_where_that_helps(run: MadeRun) -> None:
+    assert [half_life(points) for points in (10, 24, 100, 1000, 10000)] == [3, 3, 5, 25, 116]
+    loss, rate, norm, speed, memory = charts([read_run(run.path)], "step")
+    assert [len([line for line in one.lines if line["note"]]) for one in (loss, rate, norm, speed, memory)] == [
+        2,
+        0,
+        2,
+        2,
+        0,
+    ]
+    assert loss.lines[1]["note"] == "exponential, half-life 3 steps, bias-corrected"
+    assert "half-life 3 steps, bias-corrected" in render([read_run(run.path)])
+
+
+def test_a_short_run_is_not_smoothed(tmp_path: Path, shape_only_model_dir: Path) -> None:
+    run = MadeRun(tmp_path, shape_only_model_dir)
+    run.start()
+    run.steps(range(1, 10))
+    page = render([read_run(run.path)])
+    assert "half-life" not in page and 'name="raw"' not in page
+
+
+def test_the_loss_against_tokens(run: MadeRun) -> None:
+    loss = charts([read_run(run.path)], "tokens")[0]
+    records = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
+    train = [one for one in records if one["kind"] == "train"]
+    sums = {one["step"]: sum(other["trained_tokens"] for other in train[: one["step"]]) for one in train}
+    assert [x for x, _ in loss.series[0].points] == list(sums.values()) and sums[40] == 3980
+    assert [x for x, _ in loss.series[-1].points] == [sums[step] for step in (10, 20, 30, 40)]
+    assert [label for _, label in loss.x_ticks] == ["1,000", "2,000", "3,000"]
+
+
 def test_a_lone_point_is_drawn() -> None:
     scale = Scale(0.0, 2.0)
     assert path([(0, math.nan), (1, 1.0), (2, None)], scale, scale) == "M500 500h0"
@@ -237,12 +284,12 @@ def test_a_long_run_has_a_small_page_with_its_spikes(tmp_path: Path, shape_only_
     record = read_run(run.path)
     page = render([record])
     print(f"10,000 steps: {len(page.encode()):,} bytes")
-    assert len(page.encode()) < 300_000
+    assert len(page.encode()) < 330_000
     loss = charts([record], "step")[0]
     assert loss.y.log, "else 900 would flatten the curve"
     x, y = loss.x.place(7777), 1000 - loss.y.place(900.0)
     assert f"L{x:.2f}".rstrip("0") + f" {y:.2f}".rstrip("0") in loss.lines[0]["path"]
-    assert "compare" not in page and len(render([record, record]).encode()) < 500_000
+    assert "compare" not in page and len(render([record, record]).encode()) < 600_000
 
 
 def test_texts_of_a_run_are_no_code(run: MadeRun) -> None:
@@ -268,6 +315,8 @@ def test_two_runs_side_by_side(run: MadeRun, shape_only_model_dir: Path, capsys:
     assert [line["label"] for line in loss.lines] == [
         "run train",
         "other train",
+        "run train average",
+        "other train average",
         "run validation",
         "other validation",
     ]

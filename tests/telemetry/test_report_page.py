@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pandas
 import pytest
 from tests.telemetry.runs import MadeRun, eventful_run
 
@@ -83,11 +84,11 @@ def opened(browser: Any) -> Iterator[Any]:
 def test_it_opens_without_an_error_or_a_request_and_fits(run: MadeRun, opened: Any, scheme: str, width: int) -> None:
     file = run.path / "report.html"
     seen = opened(file, width, color_scheme=scheme)
-    for by in ("seconds", "step"):
+    for by in ("seconds", "tokens", "step"):
         seen.page.check(f"input[value={by}]")
         assert seen.page.evaluate("document.documentElement.scrollWidth") <= width
         charts = seen.page.locator(".chart:visible")
-        assert charts.count() == {"step": 5, "seconds": 6}[by]
+        assert charts.count() == {"step": 5, "tokens": 5, "seconds": 6}[by]
         for index in range(charts.count()):
             box = charts.nth(index).locator("svg").bounding_box()
             assert box["width"] > 200 and box["height"] > 150
@@ -147,6 +148,29 @@ def test_the_values_under_the_pointer_are_those_of_the_run(run: MadeRun, opened:
             assert float(shown["validation"]) == pytest.approx(validation[step], rel=2e-3)
     seen.page.mouse.move(0, 0)
     assert not plot.locator(".tip").is_visible() and seen.said == []
+
+
+def test_the_steps_behind_the_averages_can_be_hidden(run: MadeRun, opened: Any) -> None:
+    seen = opened(run.path / "report.html")
+    seen.page.check("input[value=tokens]")
+    plot = seen.page.locator(".plot:visible").first
+    raw = plot.locator("path.raw")
+    plot.scroll_into_view_if_needed()
+    drawn = [shown.split("  ")[0] for shown in _tip(plot, 0.5)[1:]]
+    assert raw.is_visible() and drawn == ["train", "train average"]
+    seen.page.uncheck("input[name=raw]")
+    assert not raw.is_visible() and not seen.page.locator("li.raw:visible").count()
+    first, *rows = _tip(plot, 1.0)
+    last = pandas.Series(list(run.losses.values())).ewm(halflife=3, ignore_na=True).mean().iloc[-1]
+    assert first == "3,980 tokens" and [row.split("  ")[0] for row in rows] == ["train average", "validation"]
+    assert float(rows[0].split("  ")[1]) == pytest.approx(last, rel=1e-3) and seen.said == []
+
+
+def _tip(plot: Any, share: float) -> list[str]:
+    """What is shown with the pointer at this share of the plot's width."""
+    box = plot.bounding_box()
+    plot.hover(position={"x": 1 + (box["width"] - 4) * share, "y": 60}, force=True)
+    return plot.locator(".tip").inner_text().splitlines()
 
 
 def test_failures_and_resumes_are_seen_where_they_happened(run: MadeRun, opened: Any) -> None:

@@ -24,6 +24,7 @@ from raymb.bridge.saving import Saving
 from raymb.bridge.testing import WholeTest
 from raymb.checkpoints import manifest as checkpoint
 from raymb.checkpoints.remote import RemoteCheckpoints
+from raymb.rank.accelerator import chip_name
 from raymb.rank.early_stopping import has_stalled
 from raymb.rank.progress import Progress
 from raymb.rank.stopping import STARTS_AGAIN, StopTogether
@@ -178,7 +179,7 @@ class Metrics(Callback):
                 {
                     "kind": "start",
                     "step": context.state.train_state.step,
-                    "chip": torch.cuda.get_device_name(),
+                    "chip": chip_name(),
                     "copies": parallel_state.get_data_parallel_world_size(),
                     "world_size": self.world_size,
                 }

@@ -74,10 +74,14 @@ def report(
     output: Annotated[
         Path | None, typer.Option("--output", metavar="FILE.html", help="Where to; default: RUN/report.html.")
     ] = None,
+    price_per_gpu_hour: Annotated[
+        float | None,
+        typer.Option("--price_per_gpu_hour", metavar="X", help="Show the cost, too: GPU hours times this."),
+    ] = None,
 ) -> int:
-    """Write a run as one HTML page that needs nothing else: curves, failures and resumes, layout, settings, data and
-    answers. Of a run that is still training it shows what there is."""
+    """Write a run as one HTML page that needs nothing else: summary, curves, answers, failures and resumes, layout,
+    settings and data. Of a run that is still training it shows what there is."""
     from raymb.telemetry.report import write_report
 
-    print(write_report([run] if compare is None else [run, compare], output))
+    print(write_report([run] if compare is None else [run, compare], output, price_per_gpu_hour))
     return 0

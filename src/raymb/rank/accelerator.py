@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from raymb.errors import RaymbError
@@ -81,6 +83,21 @@ ACCELERATORS = {
     "cuda": Accelerator("cuda", "nccl", "bf16"),
     "cpu": Accelerator("cpu", "gloo", "fp32"),
 }
+
+
+def chip_name() -> str:
+    """Of this worker's GPU, or of the processor."""
+    import torch
+
+    name = torch.cuda.get_device_name()
+    if name != "cpu":
+        return name
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+            label, _, value = line.partition(":")
+            if label.strip() == "model name":
+                return " ".join(value.split())
+    return name
 
 
 def precision_of(job: Job) -> str:

@@ -23,12 +23,16 @@ class Series:
         label: in the legend.
         style: CSS class.
         dots: whether each point is marked; such series are short and never thinned.
+        note: in the legend, after the label.
+        buckets: columns of the plot that keep their lowest and highest value.
     """
 
     label: str
     style: str
     points: list[Point]
     dots: bool = False
+    note: str = ""
+    buckets: int = BUCKETS
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,7 @@ class Chart:
     """
     Args:
         unit: of the values.
-        by: step, or seconds.
+        by: step, tokens or seconds.
         from_zero: whether the value axis begins at 0.
     """
 
@@ -89,13 +93,14 @@ class Chart:
 
     @cached_property
     def lines(self) -> list[dict[str, Any]]:
-        """For each series: label, style, its path, and the thread that joins the dots of one that is all dots."""
+        """For each series: label, note, style, its path, and the thread that joins the dots of one that is all dots."""
         x, y = self.x, self.y
         return [
             {
                 "label": one.label,
+                "note": one.note,
                 "style": f"{one.style} dots" if one.dots else one.style,
-                "path": path(one.points if one.dots else thin(one.points, x), x, y, joined=not one.dots),
+                "path": path(one.points if one.dots else thin(one.points, x, one.buckets), x, y, joined=not one.dots),
                 "thread": path(one.points, x, y) if one.dots else "",
             }
             for one in self.series
@@ -104,8 +109,10 @@ class Chart:
     @property
     def x_ticks(self) -> list[tuple[float, str]]:
         """(percent from the left, label)."""
-        values = duration_ticks(self.x) if self.by == "seconds" else [(v, f"{v:,g}") for v in ticks(self.x, 5)]
-        values = [(value, label) for value, label in values if self.by == "seconds" or value == int(value)]
+        if self.by == "seconds":
+            values = duration_ticks(self.x)
+        else:
+            values = [(value, short(value)) for value in ticks(self.x, 5) if value == int(value)]
         return [(self.x.place(value) / 10, label) for value, label in values]
 
     @property

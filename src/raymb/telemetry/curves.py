@@ -1,16 +1,20 @@
-"""The charts of a report: which numbers of one or two runs are drawn against steps, and against time."""
+"""The charts of a report: which numbers of one or two runs are drawn against steps, trained tokens and time."""
 
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
-from raymb.telemetry.charts import Chart, Mark, Point, Series
+from raymb.telemetry.charts import BUCKETS, Chart, Mark, Point, Series, values_of
 from raymb.telemetry.run_record import Line, RunRecord, labels
+from raymb.telemetry.smoothing import FEWEST, half_life, moving_average
 
 GIB = 2**30
+AXES = ("step", "tokens", "seconds")
+SMOOTHED = ("loss", "grad_norm", "tokens_per_second_per_worker")
 
 
 class Clock:
@@ -31,25 +35,40 @@ class Clock:
         return sum(end - begin for begin, end in self.gaps)
 
 
+class TokenCount:
+    """Steps to the tokens that were trained up to their ends."""
+
+    def __init__(self, run: RunRecord):
+        train = run.of("train")
+        self.steps = [one["step"] for one in train]
+        self.sums = [0, *accumulate(one.get("trained_tokens", 0) for one in train)]
+
+    def at(self, step: int) -> int:
+        return self.sums[bisect_right(self.steps, step)]
+
+
 def charts(runs: list[RunRecord], by: str) -> list[Chart]:
-    """The charts with steps or seconds on their x axis, without those that would be empty.
+    """The charts with one of AXES on their x axis, without those that would be empty.
 
     Args:
-        by: step, or seconds.
+        by: step, tokens (those that the loss counts), or seconds.
     """
     clocks, names = [Clock(run) for run in runs], labels(runs) if len(runs) > 1 else [""]
     each = [*zip(runs, clocks, names, strict=True)]
+    if by == "tokens" and not any(TokenCount(run).sums[-1] for run in runs):
+        return []
     marks = [mark for run, clock, name in each for mark in marks_of(run, clock, by, name)]
 
     def series(name: str, kind: str = "train", scale: float = 1.0) -> list[Series]:
         found = []
         for index, (run, clock, label) in enumerate(each):
-            points = points_of(run.of(kind), name, _place(clock, by), scale)
+            points = points_of(run.of(kind), name, _place(run, clock, by), scale)
             if by == "seconds":
                 points = _interrupted(points, run, clock)
             if points:
-                found.append(Series(f"{label} {kind}".strip(), f"{kind} run{index}", points, dots=kind != "train"))
-        return found
+                one = Series(f"{label} {kind}".strip(), f"{kind} run{index}", points, dots=kind != "train")
+                found.extend(_with_average(one) if kind == "train" and name in SMOOTHED else [one])
+        return sorted(found, key=lambda one: not one.note.startswith("each"))  # averages lie over all raw lines
 
     candidates = [
         Chart("Loss", "nats a token", by, [*series("loss"), *series("loss", "validation"), *series("loss", "test")]),
@@ -67,7 +86,27 @@ def charts(runs: list[RunRecord], by: str) -> list[Chart]:
     return [replace(one, marks=marks) for one in candidates if not one.empty]
 
 
-def _place(clock: Clock, by: str) -> Callable[[Line], float]:
+def _with_average(series: Series) -> list[Series]:
+    """The values of each step, and their moving average if they are enough for one."""
+    count = len(values_of(series.points))
+    if count < FEWEST:
+        return [series]
+    steps = half_life(count)
+    average = replace(
+        series,
+        label=f"{series.label} average",
+        style=f"{series.style} average",
+        note=f"exponential, half-life {steps} steps, bias-corrected",
+        points=[*moving_average(series.points, steps)],
+        buckets=BUCKETS // 3,
+    )
+    return [replace(series, style=f"{series.style} raw", note="each step"), average]
+
+
+def _place(run: RunRecord, clock: Clock, by: str) -> Callable[[Line], float]:
+    if by == "tokens":
+        count = TokenCount(run)
+        return lambda record: count.at(record["step"])
     return (lambda record: clock.at(record["time"])) if by == "seconds" else lambda record: record["step"]
 
 
@@ -93,7 +132,7 @@ def progress_of(run: RunRecord, clock: Clock) -> list[Point]:
 
 def marks_of(run: RunRecord, clock: Clock, by: str, label: str = "") -> list[Mark]:
     """Failures, and where training began again after a failure or in a new driver; with the run's label, if any."""
-    place, found, began = _place(clock, by), [], False
+    place, found, began = _place(run, clock, by), [], False
     name = f"{label}: " if label else ""
     for event in run.events_of("failure", "training"):
         if event["event"] == "failure":

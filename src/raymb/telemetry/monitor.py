@@ -129,7 +129,9 @@ class Monitor:
 
     def _start(self, record: Start) -> None:
         self.trains = True
-        self._note("training", step=record["step"], workers=record["world_size"])
+        heard = [one["node"] for rank, one in self.failures.status.items() if rank < record["world_size"]]
+        nodes = {"nodes": len(set(heard))} if len(heard) == record["world_size"] else {}
+        self._note("training", step=record["step"], workers=record["world_size"], chip=record["chip"], **nodes)
         self.joiner = StepJoiner(record["copies"], self.batch, record["world_size"], record["chip"])
         failure = self.failures.resumed(record["step"])
         self.failures.finished(record["step"])

@@ -24,7 +24,12 @@ class Warn(TypedDict):
 
 
 class Start(TypedDict):
-    """The workers begin to train after `step`; chip is torch's name for the device, copies the data parallel size."""
+    """The workers begin to train after `step`.
+
+    Args:
+        chip: the GPU's name, or the processor's.
+        copies: the data parallel size.
+    """
 
     kind: Literal["start"]
     step: int

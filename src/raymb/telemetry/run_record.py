@@ -28,6 +28,7 @@ class RunRecord:
         events: events.jsonl, in its order.
         failures: the pages of failures/, by their numbers.
         answers: one object a question, from --sample_prompt and `raymb evaluate`.
+        evaluations: the numbers of `raymb evaluate`, an object a split.
     """
 
     name: str
@@ -40,6 +41,7 @@ class RunRecord:
     events: list[Line]
     failures: dict[str, str]
     answers: list[Line]
+    evaluations: list[Line]
 
     def of(self, kind: str) -> list[Line]:
         return [record for record in self.records if record.get("kind") == kind]
@@ -72,8 +74,9 @@ def read_run(path: Path, asked: str = "", recent_only: bool = False) -> RunRecor
     events = [event for event in read_lines(path / "events.jsonl") if _is_event(event)]
     failures = {} if recent_only else dict(_pages(path / "failures"))
     answers = [] if recent_only else list(_answers(path))
+    evaluations = [] if recent_only else list(_evaluations(path))
     place, state = place_of(path, asked), state_of(path, events)
-    return RunRecord(path.name, place, state, spec, plan, data, records, events, failures, answers)
+    return RunRecord(path.name, place, state, spec, plan, data, records, events, failures, answers, evaluations)
 
 
 def _is_event(line: Line) -> bool:
@@ -90,6 +93,11 @@ def _answers(path: Path) -> Iterator[Line]:
     for file in (path / "answers.jsonl", *sorted((path / "evaluation").glob("*.jsonl"))):
         for one in read_lines(file):
             yield {"from": file.relative_to(path).as_posix(), **one}
+
+
+def _evaluations(path: Path) -> Iterator[Line]:
+    found = (read_object(file) or {} for file in sorted((path / "evaluation").glob("*.json")))
+    yield from (one for one in found if isinstance(one.get("scores"), dict))
 
 
 def state_of(path: Path, events: list[Line]) -> str:

@@ -13,7 +13,7 @@ class StepJoiner:
         parts: data-parallel size.
         samples: global batch size.
         world_size: number of workers.
-        chip: torch's name for the device.
+        chip: the GPU's name.
     """
 
     def __init__(self, parts: int, samples: int, world_size: int, chip: str = ""):

@@ -11,7 +11,7 @@ from typing import Any
 from raymb.spec.sections import SECTIONS
 from raymb.telemetry.charts import duration, short
 from raymb.telemetry.curves import GIB, Clock
-from raymb.telemetry.run_record import Line, RunRecord, median
+from raymb.telemetry.run_record import Line, RunRecord
 
 Rows = list[tuple[str, list[str]]]
 """A label, and the text of each run."""
@@ -26,21 +26,12 @@ def together(runs: list[RunRecord], rows_of: Callable[[RunRecord], Iterator[tupl
 
 
 def key_numbers(run: RunRecord) -> Iterator[tuple[str, Any]]:
-    train, tests, best, clock = run.of("train"), run.of("test"), run.best, Clock(run)
+    """What the summary does not say."""
+    train = run.of("train")
     yield "state", run.state
     yield "steps", f"{max((one['step'] for one in run.records), default=0):,} of {run.plan.get('train_iters', '?')}"
     yield "training loss", f"{short(train[-1]['loss'])} (first {short(train[0]['loss'])})" if train else None
-    yield "best validation loss", f"{short(best['loss'])} at step {best['step']:,}" if best else None
-    if tests:
-        yield "test loss", short(tests[-1]["loss"])
-    yield "tokens trained on", f"{sum(one['trained_tokens'] for one in train):,}" if train else None
-    yield "tokens with padding", f"{sum(one['tokens'] for one in train):,}" if train else None
-    yield "median tokens/s a worker", short(median(train, "tokens_per_second_per_worker"))
-    yield "median step", f"{short(median(train, 'step_seconds'))} s" if train else None
-    if (mfu := median(train, "mfu")) is not None:
-        yield "median MFU", f"{mfu:.1%}"
     yield "peak memory", f"{max(one['memory_bytes'] for one in train) / GIB:.2f} GiB" if train else None
-    yield "time running", duration(clock.seconds)
     failures = run.events_of("failure")
     yield "failures", len(failures) if run.events else len(run.failures)
     if failures:
