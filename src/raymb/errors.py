@@ -19,6 +19,8 @@ RaymbError                 message + hint; the base of everything raymb raises o
 
 from __future__ import annotations
 
+from typing import Any
+
 from raymb.credentials import redacted
 
 EXIT_OK, EXIT_FAILED, EXIT_USER, EXIT_STOPPED, EXIT_INTERRUPTED = 0, 1, 2, 75, 130
@@ -97,7 +99,12 @@ class SubmitError(UserError):
 
 
 class RunFailed(RaymbError):
-    pass
+    """
+    Attributes:
+        run: the raymb.Run that failed, where raymb.finetune was called and the run's directory is there.
+    """
+
+    run: Any = None
 
 
 class WorkersStopped(RaymbError):

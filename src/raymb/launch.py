@@ -48,6 +48,7 @@ from raymb.spec import RunSpec
 from raymb.spec.duration import seconds_of
 from raymb.storage.files import write_atomically
 from raymb.telemetry.monitor import Monitor
+from raymb.telemetry.notebook import console_for_people
 
 if TYPE_CHECKING:
     from raymb.driver.trainer import RaymbTrainer
@@ -63,7 +64,7 @@ def run(checked: Preflight) -> int:
         UserError: the run directory or the cluster does not allow it.
         RunFailed: workers started and did not finish.
     """
-    spec, console, began = checked.spec, Console(stderr=True), time.monotonic()
+    spec, console, began = checked.spec, console_for_people(), time.monotonic()
     place = directories.RunDir.of(spec, run_name(checked))
     if has_finished(checked, place):
         console.print(f"{place.path} has finished {checked.plan.train_iters} steps; raise --train_iters to train on")

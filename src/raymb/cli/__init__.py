@@ -34,7 +34,7 @@ from raymb.cli.own_words import own_words
 from raymb.credentials import redacted
 from raymb.driver.ray_start import prepare_environment
 from raymb.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_USER, RaymbError
-from raymb.spec.names import suggestion
+from raymb.spec.names import unknown_flag
 
 # typer carries its own copy of click and names only this leaf of click's errors in public.
 _UsageError = typer.BadParameter.__mro__[1]
@@ -150,8 +150,7 @@ def _explained(error: Any) -> str:
     if unknown is None or not hasattr(error, "possibilities"):
         return f"{error.format_message()}\n  see: {_help_of(error)}"
     known = [name.lstrip("-") for param in error.ctx.command.params for name in param.opts if name.startswith("--")]
-    name = options.underscored(unknown.lstrip("-"))
-    return f"unknown flag {unknown}{suggestion(name, known)}\n  see: {_help_of(error)}"
+    return f"{unknown_flag(unknown, known)}\n  see: {_help_of(error)}"
 
 
 def _help_of(error: Any) -> str:

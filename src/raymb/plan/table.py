@@ -28,29 +28,47 @@ def print_plan(plan: Plan, shape: ModelShape, spec: RunSpec) -> None:
     """Print to standard output, as wide as the terminal.
 
     Args:
-        plan: the resolved layout.
-        shape: the model's sizes.
-        spec: what the user asked for.
+        plan, shape, spec: as of table_rows.
     """
     from rich.console import Console
+
+    # Model paths and reasons hold [ and ], which are no markup; numbers are not to be coloured one by one.
+    Console(markup=False, highlight=False).print(plan_table(plan, shape, spec))
+
+
+def plan_table(plan: Plan, shape: ModelShape, spec: RunSpec) -> Table:
+    """
+    Args:
+        plan, shape, spec: as of table_rows.
+    """
     from rich.table import Table
 
     table = Table(show_header=False, box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column(no_wrap=True, style="bold")
     table.add_column(overflow="fold")
-    if not spec.data.dataset:
-        table.add_row("dataset", NO_DATASET)
-    for name, value in plan_rows(plan, shape, spec.model.hf_model_path):
+    for name, value in table_rows(plan, shape, spec):
         table.add_row(name, value)
+    return table
+
+
+def table_rows(plan: Plan, shape: ModelShape, spec: RunSpec) -> Iterator[tuple[str, str]]:
+    """(label, text) pairs, top to bottom, with what was chosen and what other layouts there are.
+
+    Args:
+        plan: the resolved layout.
+        shape: the model's sizes.
+        spec: what the user asked for.
+    """
+    if not spec.data.dataset:
+        yield "dataset", NO_DATASET
+    yield from plan_rows(plan, shape, spec.model.hf_model_path)
     if plan.nodes:
-        table.add_row("asked of Ray", _asked(plan, spec))
-    _add_choices(table, plan)
+        yield "asked of Ray", _asked(plan, spec)
+    yield from _choices(plan)
     if plan.layout.cuda_graphs and "cuda_graphs" not in plan.reasons:
-        table.add_row("CUDA graphs", "layers are recorded after the third step, and launched as one from then on")
+        yield "CUDA graphs", "layers are recorded after the third step, and launched as one from then on"
     for index, line in enumerate(_others(plan, shape, spec)):
-        table.add_row("other layouts" if index == 0 else "", line)
-    # Model paths and reasons hold [ and ], which are no markup; numbers are not to be coloured one by one.
-    Console(markup=False, highlight=False).print(table)
+        yield "other layouts" if index == 0 else "", line
 
 
 def plan_rows(plan: Plan, shape: ModelShape, model: str) -> list[tuple[str, str]]:
@@ -269,10 +287,10 @@ def _sizes(plan: Plan, shape: ModelShape) -> str:
     return ", ".join(parts)
 
 
-def _add_choices(table: Table, plan: Plan) -> None:
+def _choices(plan: Plan) -> Iterator[tuple[str, str]]:
     """A line for each reason, with all choices that it is the reason of."""
     by_reason: dict[str, list[str]] = {}
     for flag, reason in plan.reasons.items():
         by_reason.setdefault(reason.text, []).append(f"--{flag} {reason.value}")
     for index, (text, choices) in enumerate(by_reason.items()):
-        table.add_row("auto chose" if index == 0 else "", f"{', '.join(choices)}: {text}")
+        yield "auto chose" if index == 0 else "", f"{', '.join(choices)}: {text}"

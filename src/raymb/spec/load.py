@@ -26,7 +26,7 @@ SHIPPED = Path(__file__).with_name("shipped")
 
 def load_spec(
     flags: Mapping[str, Any],
-    config_files: Sequence[Path] = (),
+    config_files: Sequence[Path | Mapping[str, Any]] = (),
     overrides: Sequence[str] = (),
     recipe: Callable[[str, Mapping[str, Any]], Mapping[str, Any]] | None = None,
     say: Callable[[str], None] = lambda line: None,
@@ -35,7 +35,7 @@ def load_spec(
 
     Args:
         flags: flag name (no dashes in front) to value; None means not given.
-        config_files: YAML files with flag names in sections; a later file wins.
+        config_files: YAML files with flag names in sections, or the same as mappings; a later one wins.
         overrides: `section.field=value` words for ConfigContainer fields; one that a flag owns is taken as the flag,
             if its value says the same.
         recipe: from a recipe's name, and what YAML and flags give, to the recipe's sections.
@@ -48,8 +48,8 @@ def load_spec(
     problems: list[str] = []
     said: list[str] = []
     for file in config_files:
-        content = _read_yaml(file)
-        problems += _unknown_keys(content, file)
+        content, where = _sections(file)
+        problems += _unknown_keys(content, where)
         merged = _merge(merged, _with_dotted_flags(_without_unknown(content), problems, said))
     dotted = _parsed_overrides(overrides, problems)
     flags = {flag: value for flag, value in flags.items() if value is not None}
@@ -116,14 +116,28 @@ def spec_from_json(text: str) -> RunSpec:
     return RunSpec.model_validate_json(text)
 
 
-def _read_yaml(file: Path) -> dict[str, Any]:
+def _sections(source: Path | Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:
+    """What a YAML file or a mapping says, and what messages call it."""
+    if isinstance(source, Mapping):
+        return _checked_sections(source, "config"), "config"
+    where = f"--config {source}"
+    return _checked_sections(_read_yaml(source), where), where
+
+
+def _checked_sections(content: Any, where: str) -> Mapping[str, Any]:
+    if not isinstance(content, Mapping) or not all(isinstance(key, str) for key in content):
+        raise SpecError(f"{where}: a mapping of sections is expected", f"sections: {', '.join(SECTIONS)}, overrides")
+    return content
+
+
+def _read_yaml(file: Path) -> Any:
     """One YAML (or spec.json) file with OmegaConf interpolations resolved."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
 
     try:
-        content = OmegaConf.to_container(
+        return OmegaConf.to_container(
             OmegaConf.load(io.StringIO(_colons_as_text(_found(file).read_text("utf-8")))), resolve=True
         )
     except FileNotFoundError:
@@ -134,11 +148,6 @@ def _read_yaml(file: Path) -> dict[str, Any]:
         raise SpecError(f"--config {file}: cannot be read ({error})") from None
     except (YAMLError, OmegaConfBaseException) as error:
         raise SpecError(f"--config {file}: not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
-        raise SpecError(
-            f"--config {file}: a mapping of sections is expected", f"sections: {', '.join(SECTIONS)}, overrides"
-        )
-    return content  # type: ignore[return-value]
 
 
 def _found(file: Path) -> Path:
@@ -160,23 +169,23 @@ def _colons_as_text(text: str) -> str:
 _BASE_60 = re.compile(r"[-+]?\d[\d_]*(:[0-5]?\d)+(\.[\d_]*)?")
 
 
-def _unknown_keys(content: Mapping[str, Any], file: Path) -> list[str]:
+def _unknown_keys(content: Mapping[str, Any], where: str) -> list[str]:
     problems = []
     for section, fields in content.items():
         if section == "overrides":
             if not isinstance(fields, Mapping):
-                problems.append(f"--config {file}: overrides: a mapping of ConfigContainer paths is expected")
+                problems.append(f"{where}: overrides: a mapping of ConfigContainer paths is expected")
             continue
         if section not in SECTIONS:
-            where = f" (it belongs into section {SECTION_OF_FLAG[section]})" if section in SECTION_OF_FLAG else ""
+            place = f" (it belongs into section {SECTION_OF_FLAG[section]})" if section in SECTION_OF_FLAG else ""
             close = difflib.get_close_matches(section, list(SECTIONS), n=1)
             guess = f"; did you mean {close[0]!r}?" if close else _elsewhere(section, "")
-            problems.append(f"--config {file}: unknown section {section!r}{where or guess}")
+            problems.append(f"{where}: unknown section {section!r}{place or guess}")
         elif not isinstance(fields, Mapping):
-            problems.append(f"--config {file}: section {section!r} must be a mapping, not {fields!r}")
+            problems.append(f"{where}: section {section!r} must be a mapping, not {fields!r}")
         else:
             problems += [
-                f"--config {file}: unknown key {section}.{key}{_elsewhere(str(key), section)}"
+                f"{where}: unknown key {section}.{key}{_elsewhere(str(key), section)}"
                 for key in fields
                 if key not in SECTIONS[section].model_fields
             ]

@@ -60,6 +60,16 @@ def suggestion(name: str, known: Collection[str]) -> str:
     return f"; did you mean --{near}?" if near else ""
 
 
+def unknown_flag(word: str, known: Collection[str]) -> str:
+    """What is said of a flag that is none.
+
+    Args:
+        word: as it was written.
+        known: as of flag_meant.
+    """
+    return f"unknown flag {word}{suggestion(word.lstrip('-').replace('-', '_'), known)}"
+
+
 def in_flags(note: str) -> str:
     """A note of a table for a terminal: `data.seq_length` is --seq_length."""
 

@@ -1,4 +1,4 @@
-"""What the terminal shows during a run: a live line with ETA, or plain lines when it is not a terminal."""
+"""What the terminal or the notebook's cell shows during a run: a live line with ETA, else plain lines."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from raymb.credentials import redacted
+from raymb.telemetry.notebook import NotebookLine, in_notebook
 from raymb.telemetry.records import HeldOutLoss, Step
 
 _SECONDS_BETWEEN_PLAIN_LINES = 10.0
@@ -30,6 +31,7 @@ class Terminal:
         self.printed = 0.0
         self.recent: list[float] = []
         self.progress: Progress | None = None
+        self.line: NotebookLine | None = None
 
     def phase(self, text: str) -> None:
         self.console.print(
@@ -52,6 +54,8 @@ class Terminal:
             )
             self.task = self.progress.add_task("", total=self.train_iters, completed=step)
             self.progress.start()
+        elif self.line is None and in_notebook():
+            self.line = NotebookLine(self.train_iters)
 
     def step(self, record: Step) -> None:
         text = (
@@ -61,11 +65,14 @@ class Terminal:
         self.recent = [*self.recent[-9:], record["step_seconds"]]  # the slow first step is soon forgotten
         if self.progress is not None:
             self.progress.update(self.task, completed=record["step"], description=text)
+        left = f"{_duration((self.train_iters - record['step']) * statistics.median(self.recent))} left"
+        if self.line is not None:
+            self.line.show(record["step"], f"{text}  {left}")
+            return
         last = record["step"] == self.train_iters  # stays on the screen when the live line goes
         if last or (self.progress is None and self._is_due(record["step"])):
             self.printed = time.monotonic()
-            left = (self.train_iters - record["step"]) * statistics.median(self.recent)
-            self.phase(f"step {record['step']}/{self.train_iters}  {text}  {_duration(left)} left")
+            self.phase(f"step {record['step']}/{self.train_iters}  {text}  {left}")
 
     def _is_due(self, step: int) -> bool:
         return step == 1 or time.monotonic() - self.printed >= _SECONDS_BETWEEN_PLAIN_LINES
