@@ -22,6 +22,7 @@ from raymb.cli import main
 from raymb.errors import PlanError, RunDirError, SpecError
 from raymb.spec import SECTION_OF_FLAG, load_spec, spec_to_json
 from raymb.storage.remote import Remote
+from tests.models import write_rows
 
 SOURCES = Path(__file__).parents[1] / "src"
 
@@ -53,6 +54,28 @@ def test_the_package_plan_is_the_function_too(first: str, shape_only_model_dir: 
     environment = {**os.environ, "PYTHONPATH": str(SOURCES), "RAY_ADDRESS": "local"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout == "1\n"
+
+
+SCRIPT = """
+import raymb
+from raymb.driver.preflight import preflight
+from raymb.spec import load_spec
+
+print("once")
+checked = preflight(load_spec({flags!r}))
+print(checked.prepared.rows("train"))
+"""
+
+
+def test_a_script_needs_no_guard_of_its_main_module(shape_only_model_dir: Path, tmp_path: Path) -> None:
+    """Rows are tokenized in processes that Python spawns, and these would run the script again."""
+    rows = write_rows(tmp_path / "rows", train=24)
+    flags = {"hf_model_path": str(shape_only_model_dir), "dataset": str(rows), "storage_path": str(tmp_path / "runs")}
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT.format(flags={**flags, "backend": "cpu", "seq_length": 64}))
+    environment = {**os.environ, "PYTHONPATH": str(SOURCES), "RAY_ADDRESS": "local"}
+    done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True)
+    assert (done.stdout, done.returncode) == ("once\n24\n", 0), done.stderr
 
 
 def test_ray_can_take_raymb_along() -> None:

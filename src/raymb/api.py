@@ -130,7 +130,8 @@ class Planned:
 
         text = io.StringIO()
         width = Console().width  # the terminal's
-        console = Console(file=text, width=width, markup=False, highlight=False, force_jupyter=False)
+        plain = {"markup": False, "highlight": False, "force_jupyter": False, "force_terminal": False}
+        console = Console(file=text, width=width, **plain)
         console.print(plan_table(self.plan, self.shape, self.spec))
         return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
 

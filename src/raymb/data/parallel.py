@@ -5,14 +5,16 @@ Also a single batch leaves this process: there, torch can be left out of transfo
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
+import sys
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from multiprocessing.context import SpawnContext, SpawnProcess
+from types import ModuleType
 from typing import Any
 
 from rich.console import Console
@@ -31,6 +33,24 @@ _IN_FLIGHT = 3  # batches for each process, so that none waits and memory stays 
 _encoder: Encoder | None = None
 
 
+class _Process(SpawnProcess):
+    """One that does not import the main module again: in a script that calls raymb.finetune it would start a run of
+    its own, and raymb's would import the command line."""
+
+    @staticmethod
+    def _Popen(process_obj: Any) -> Any:
+        main = sys.modules["__main__"]
+        sys.modules["__main__"] = ModuleType("__main__")
+        try:
+            return SpawnProcess._Popen(process_obj)  # pyright: ignore[reportAttributeAccessIssue]
+        finally:
+            sys.modules["__main__"] = main
+
+
+class _Context(SpawnContext):
+    Process = _Process
+
+
 class Encoders:
     """A pool of processes that all encode with the same settings. A context manager.
 
@@ -43,8 +63,7 @@ class Encoders:
         self.workers = usable_cores()
 
     def __enter__(self) -> Encoders:
-        context = multiprocessing.get_context("spawn")
-        self.pool = ProcessPoolExecutor(self.workers, context, initializer=leave_out_torch)
+        self.pool = ProcessPoolExecutor(self.workers, _Context(), initializer=leave_out_torch)
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -77,8 +96,7 @@ class Encoders:
 
 def in_a_process[Result](work: Callable[..., Result], *given: Any) -> Result:
     """What a function of a module returns, called in a process that leaves torch out."""
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, context, initializer=leave_out_torch) as pool:
+    with ProcessPoolExecutor(1, _Context(), initializer=leave_out_torch) as pool:
         return pool.submit(work, *given).result()
 
 
