@@ -26,8 +26,8 @@ def compare(page: str, name: str, output: str, stand_ins: Mapping[str, str]) -> 
     if os.environ.get("RAYMB_WRITE_OUTPUTS"):
         (DOCS / page).write_text(f"{text[: block.start(1)]}{output}\n{text[block.end(1) :]}", encoding="utf-8")
     else:
-        assert _form(block.group(1)) == _form(output)
+        assert form(block.group(1)) == form(output)
 
 
-def _form(text: str) -> str:
+def form(text: str) -> str:
     return re.sub(r"\d+(?:\.\d+)*", "N", " ".join(text.split()))
