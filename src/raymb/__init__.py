@@ -8,9 +8,11 @@ from __future__ import annotations
 import sys
 from importlib import import_module
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
 
+TYPE_CHECKING = False  # typing's would cost more than all else here
 if TYPE_CHECKING:
+    from typing import Any
+
     from raymb.api import Planned, Run, RunInterrupted, finetune, plan
     from raymb.errors import RaymbError, RunFailed
 
