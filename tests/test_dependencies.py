@@ -18,8 +18,8 @@ ROOT = Path(__file__).parents[1]
 STAND_INS = ROOT / "src/raymb/cpu/packages"
 OPTIONAL = {"bert-score": "score", "mlflow-skinny": "mlflow", "rouge-score": "score", "wandb": "wandb"}
 """Distribution to the extra that has it; every other one is a dependency of raymb."""
-LEFT_TO_THE_USER = {"vllm"}
-"""Releases of vLLM ask for one torch each, and none yet for the one that is pinned here."""
+LEFT_TO_THE_USER = {"IPython", "vllm"}
+"""A notebook's kernel has IPython. Releases of vLLM ask for one torch each, and none yet for the one that is pinned."""
 
 
 def imported(file: Path) -> Iterator[str]:

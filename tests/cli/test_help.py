@@ -222,7 +222,8 @@ def test_plan_json_is_one_object_on_standard_output(shape_only_model_dir, capsys
 
 
 def test_plan_of_a_range_of_workers_is_that_of_the_largest_and_names_the_others(shape_only_model_dir, capsys):
-    words = ["plan", "--hf_model_path", str(shape_only_model_dir), "--tensor_parallel_size", "2", "--num_workers"]
+    words = ["plan", "--hf_model_path", str(shape_only_model_dir), "--tensor_parallel_size", "2"]
+    words += ["--micro_batch_size", "1", "--num_workers"]
     assert main([*words, "3:16", "--json"]) == 0
     plan = json.loads(capsys.readouterr().out)
     assert (plan["num_workers"], plan["elastic"]) == (16, [4, 8, 16])
