@@ -22,10 +22,7 @@ from raymb.spec.other_tools.translated import Translation
 
 
 def _together(given: Given, translation: Translation) -> None:
-    together.batch(given, translation, "per_device_train_batch_size", "gradient_accumulation_steps")
-    together.warm_up(given, translation, "warmup_ratio")
-    if given.get("use_dora") and translation.flags.get("peft") == "lora":
-        translation.set("peft", "dora", "use_dora")
+    together.training_arguments(given, translation)
     if translation.flags.get("dataset") and not given.get("dataset_dir"):
         translation.origins["dataset"] = "dataset: names of dataset_info.json; write a file or a hub id for each"
 
@@ -94,6 +91,7 @@ LLAMA_FACTORY = Tool(
         key("val_size", "validation_split", "a share; a number of rows is `max_validation_samples`"),
         key("output_dir", "storage_path experiment_name", "", run_directory),
         key("overwrite_output_dir", "", OVERWRITE),
+        key("push_to_hub hub_model_id", "push_to_hub", "OWNER/NAME", TOGETHER),
         key("per_device_train_batch_size", "micro_batch_size", "", TOGETHER),
         key(
             "gradient_accumulation_steps",

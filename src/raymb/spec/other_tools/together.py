@@ -8,6 +8,18 @@ from raymb.spec.other_tools.record import Given
 from raymb.spec.other_tools.translated import Translation
 
 
+def training_arguments(given: Given, translation: Translation) -> None:
+    """transformers' own, and what TRL and LLaMA-Factory add to PEFT's."""
+    batch(given, translation, "per_device_train_batch_size", "gradient_accumulation_steps")
+    warm_up(given, translation, "warmup_ratio")
+    if given.get("use_dora") and translation.flags.get("peft") == "lora":
+        translation.set("peft", "dora", "use_dora")
+    if given.get("push_to_hub") and given.get("hub_model_id"):
+        translation.set("push_to_hub", given["hub_model_id"], "push_to_hub, hub_model_id")
+    elif given.get("push_to_hub"):
+        translation.leave_out("push_to_hub", True, "`checkpoint.push_to_hub` takes the repository: OWNER/NAME")
+
+
 def batch(given: Given, translation: Translation, micro: str, accumulation: str) -> None:
     """Samples a device and accumulation steps: the global batch is their product with the data parallel size."""
     size, steps = given.get(micro), given.get(accumulation)

@@ -21,10 +21,7 @@ from raymb.spec.other_tools.translated import Translation
 
 
 def _together(given: Given, translation: Translation) -> None:
-    together.batch(given, translation, "per_device_train_batch_size", "gradient_accumulation_steps")
-    together.warm_up(given, translation, "warmup_ratio")
-    if given.get("use_dora") and translation.flags.get("peft") == "lora":
-        translation.set("peft", "dora", "use_dora")
+    together.training_arguments(given, translation)
     name, asked = given.get("dataset_name"), [("dataset_config", "config"), ("dataset_train_split", "split")]
     query = "&".join(f"{ours}={given[theirs]}" for theirs, ours in asked if given.get(theirs))
     if name:
@@ -107,11 +104,8 @@ TRL = Tool(
         key("report_to", "wandb_project mlflow_experiment", "each takes the name of a project or experiment", trackers),
         key("seed data_seed", "seed data_seed"),
         key("ddp_timeout", "nccl_timeout"),
-        key(
-            "push_to_hub hub_model_id hub_strategy",
-            "",
-            "`checkpoint.export_hf` writes the model; upload it with `hf upload`",
-        ),
+        key("push_to_hub hub_model_id", "push_to_hub", "OWNER/NAME", TOGETHER),
+        key("hub_strategy", "", "the export at the end is pushed"),
         key("num_processes", "num_workers", "of accelerate"),
         key("num_machines", "", "`cluster.gpus_per_node`"),
     ),
