@@ -19,7 +19,8 @@ from datasets import Dataset
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import SequentialSampler
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
-from trl import SFTConfig, SFTTrainer
+from trl.trainer.sft_config import SFTConfig
+from trl.trainer.sft_trainer import SFTTrainer
 
 from raymb.data.store import RowFile
 
@@ -47,11 +48,13 @@ class _Trainer(SFTTrainer):
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """raymb's learning rate of each step."""
         top = max(self.rates)
-        self.lr_scheduler = LambdaLR(optimizer or self.optimizer, lambda step: [*self.rates, 0.0][step] / top)
+        given: Any = optimizer or self.optimizer
+        self.lr_scheduler = LambdaLR(given, lambda step: [*self.rates, 0.0][step] / top)
         return self.lr_scheduler
 
     def _get_train_sampler(self, *_: Any, **__: Any) -> Any:
-        return SequentialSampler(self.train_dataset)
+        rows: Any = self.train_dataset
+        return SequentialSampler(rows)
 
 
 class _Clock(TrainerCallback):

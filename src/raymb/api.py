@@ -130,7 +130,7 @@ class Planned:
 
         text = io.StringIO()
         width = Console().width  # the terminal's
-        plain = {"markup": False, "highlight": False, "force_jupyter": False, "force_terminal": False}
+        plain: dict[str, Any] = {"markup": False, "highlight": False, "force_jupyter": False, "force_terminal": False}
         console = Console(file=text, width=width, **plain)
         console.print(plan_table(self.plan, self.shape, self.spec))
         return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
@@ -210,7 +210,7 @@ class Run:
         for kind in _CURVES:
             curve = metrics[metrics["kind"] == kind]
             if len(curve):
-                form = {} if kind == "train" else {"marker": "o", "linestyle": "none"}
+                form: dict[str, Any] = {} if kind == "train" else {"marker": "o", "linestyle": "none"}
                 ax.plot(curve["step"], curve["loss"], label=f"{name} {kind}", **form)
         ax.set(xlabel="step", ylabel="loss (nats a token)")
         ax.legend()

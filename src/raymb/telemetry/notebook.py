@@ -34,7 +34,7 @@ class NotebookLine:
     """
 
     def __init__(self, steps: int):
-        from IPython.display import HTML, display
+        from IPython.display import HTML, display  # type: ignore[import-not-found]
 
         self.steps, self.shown, self.html = steps, 0.0, HTML
         self.handle: Any = display(HTML(""), display_id=True)
