@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from tests.cli.test_runs import SOURCE, read_until
+from tests.cli.test_runs_command import SOURCE, read_until
 
 from raymb.cli import main
 from raymb.cli.init import _machine
