@@ -7,14 +7,15 @@ from typing import Annotated
 
 import typer
 
-from raymb.spec.other_tools import FILES
+KINDS = "oumi|ms-swift|llama-factory|axolotl|trl|nemo-rl|bridge"
+"""Of raymb.spec.other_tools.FILES, which other commands need not import."""
 
 
 def command(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="The other tool's YAML, or the script that starts it.")],
     from_: Annotated[
         str | None,
-        typer.Option("--from", metavar="|".join(FILES), help="Whose file it is; default: found by its keys."),
+        typer.Option("--from", metavar=KINDS, help="Whose file it is; default: found by its keys."),
     ] = None,
     num_workers: Annotated[
         int | None, typer.Option("--num_workers", min=1, help="GPUs of the run, where the file does not say how many.")

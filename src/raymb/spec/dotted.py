@@ -9,8 +9,6 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from raymb.spec.other_tools import bridge
-from raymb.spec.other_tools.record import NOTHING
 from raymb.spec.sections import FLAG_THAT_OWNS, SECTION_OF_FLAG, SECTIONS
 
 
@@ -37,6 +35,11 @@ def taken_as_flags(overrides: Mapping[str, Any], given: Mapping[str, Any]) -> Ta
         given: flags that were given at the same place, beside the paths.
     """
     taken = Taken()
+    if not overrides:
+        return taken
+    from raymb.spec.other_tools import bridge  # tables that no other command needs
+    from raymb.spec.other_tools.record import NOTHING
+
     for path, value in overrides.items():
         if path not in bridge.ALONE:
             problem = _owned(path)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Collection, Iterable
+from typing import Any
 
-from raymb.spec.other_tools import meaning_of
 from raymb.spec.sections import FLAG_THAT_OWNS, SECTION_OF_FLAG, SECTIONS
 from raymb.spec.values import short_spelling
 
@@ -48,7 +48,7 @@ def suggestion(name: str, known: Collection[str]) -> str:
     Args:
         name, known: as of flag_meant.
     """
-    meaning = meaning_of(name)
+    meaning = _meaning(name)
     if meaning and name not in FLAG_OF_SHORT and not _flag_of_megatron(name) and {*meaning.flags} <= {*known}:
         note = f": {in_flags(meaning.note)}" if meaning.note else ""
         flags = " and ".join(f"--{flag}" for flag in meaning.flags)
@@ -81,9 +81,16 @@ def in_flags(note: str) -> str:
     return re.sub(r"`([^`]+)`", shown, note)
 
 
+def _meaning(name: str) -> Any:
+    """Of another tool's word (raymb.spec.other_tools.Meaning)."""
+    from raymb.spec.other_tools import meaning_of  # tables that only a mistake needs
+
+    return meaning_of(name)
+
+
 def _flag_of_others(name: str) -> str | None:
     """Of another tool's word the first flag."""
-    meaning = meaning_of(name)
+    meaning = _meaning(name)
     return meaning.flags[0] if meaning and meaning.flags else None
 
 

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from raymb.cli import main
+from raymb.cli.translate import KINDS
 from raymb.spec import load_spec
 from raymb.spec.other_tools import FILES, TABLES
 from raymb.spec.other_tools.reading import flattened, read_file, tool_of
@@ -181,3 +182,7 @@ def test_a_table_names_each_key_once_and_flags_that_there_are(tool) -> None:
     assert sorted(names) == sorted(set(names)) and len(tool.keys) > 15
     assert [flag for row in tool.keys for flag in row.flags if flag not in SECTION_OF_FLAG] == []
     assert [row.theirs for row in tool.keys if not row.flags and not row.note] == []
+
+
+def test_the_command_names_every_kind() -> None:
+    assert KINDS.split("|") == list(FILES)
