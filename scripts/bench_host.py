@@ -6,11 +6,12 @@ on a CPU with all of torch's threads.
 
 from __future__ import annotations
 
-import platform
+import os
 import time
-from pathlib import Path
 
 import torch
+
+from raymb.rank.accelerator import processor_name
 
 
 def main() -> None:
@@ -18,14 +19,8 @@ def main() -> None:
         rate, of = _rate("cuda", torch.bfloat16, 8192), f"{torch.cuda.get_device_name()}, bf16"
     else:
         rate, of = _rate("cpu", torch.float32, 2048), f"{torch.get_num_threads()} threads, fp32"
-    print(f"host: {_processor()}; Python {_turn():.0f} ns a turn; matrix products {rate:.3g} TFLOP/s ({of})")
-
-
-def _processor() -> str:
-    """As Linux names it."""
-    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{len(names)} x {names[0]}" if names else platform.machine()
+    host = f"{os.cpu_count()} x {processor_name()}"
+    print(f"host: {host}; Python {_turn():.0f} ns a turn; matrix products {rate:.3g} TFLOP/s ({of})")
 
 
 def _turn(turns: int = 1_000_000) -> float:

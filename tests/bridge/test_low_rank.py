@@ -19,7 +19,7 @@ import torch
 from megatron.core.tensor_parallel import layers
 from torch import nn
 
-from raymb.bridge import low_rank
+from raymb.bridge.patches import low_rank
 
 torch.manual_seed(0)
 layers.fused_weight_gradient_mlp_cuda = SimpleNamespace(  # Transformer Engine's kernel, as its users call it
@@ -34,7 +34,7 @@ def adapter(columns, fused):
     made.dropout, made.disable_sequence_parallel_comm, made.input_is_parallel = nn.Identity(), True, False
     made.tp_group, made.alpha, made.dim = None, 6, RANK
     made.config = SimpleNamespace(gradient_accumulation_fusion=fused)
-    low_rank.prepare(made)
+    low_rank._prepare(made)
     return made
 
 
@@ -60,7 +60,7 @@ def deviation(present, ordered, fused):
         one.grad = None
     for weight in weights if fused else ():
         weight.main_grad, weight.grad_added_to_main_grad = torch.ones_like(weight), False
-    output = low_rank.add(base * 1.5, x, list(zip(adapters, SIZES)), order)
+    output = low_rank._add(base * 1.5, x, list(zip(adapters, SIZES)), order)
     (output * goal).sum().backward()
     if fused:
         assert all(weight.grad_added_to_main_grad for weight in weights)

@@ -57,7 +57,7 @@ answers = [
     for patch in all_patches()
 ]
 
-from raymb.bridge.patches import adapters, attention, checkpoint_writing
+from raymb.bridge.patches import adapters, attention, checkpoint_writing, low_rank
 
 for twice in range(2):
     checkpoint_writing.keep_write_results_in_process()
@@ -67,7 +67,7 @@ mended = dict(
     results=checkpoint_writing._results_need_a_process(),
     configuration=checkpoint_writing._builds_the_text_anew(),
     masks=attention._layers_have_masks(),
-    parts=adapters._calls_absent_adapters(adapters.mended),
+    parts=low_rank._calls_absent_adapters(adapters.mended),
     bias=adapters._scales_bias(adapters._DoRALinear),
 )
 print("\\n" + json.dumps([answers, mended]))

@@ -90,14 +90,17 @@ def chip_name() -> str:
     import torch
 
     name = torch.cuda.get_device_name()
-    if name != "cpu":
-        return name
+    return processor_name() if name == "cpu" else name
+
+
+def processor_name() -> str:
+    """As Linux names it; `cpu` where it does not."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
             label, _, value = line.partition(":")
             if label.strip() == "model name":
                 return " ".join(value.split())
-    return name
+    return "cpu"
 
 
 def precision_of(job: Job) -> str:

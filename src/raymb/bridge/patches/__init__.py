@@ -22,6 +22,7 @@ SUBJECTS = (
     "attention",
     "fusions",
     "adapters",
+    "low_rank",
     "adapter_norms",
     "gated_queries",
     "checkpoint_writing",

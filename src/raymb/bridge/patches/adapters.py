@@ -1,31 +1,26 @@
 """Adapters whose sums, initial weights, gradients and checkpoints are right in every layout.
 
-Bridge makes a wrapper around a matrix; `mended` gives it the class below that extends Bridge's own.
+Bridge makes a wrapper around a matrix; `mended` gives it the class, here or in low_rank, that extends Bridge's own.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterable
-from types import SimpleNamespace
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from megatron.bridge.peft.canonical_lora import LoRALinearSplitFC1UpGate, LoRALinearSplitQKV, ModuleDict
+from megatron.bridge.peft.canonical_lora import ModuleDict
 from megatron.bridge.peft.dora_layers import DoRALinear, ParallelLinearDoRAAdapter
-from megatron.bridge.peft.lora_layers import LoRALinear
 from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attributes
 from megatron.core.transformer.mlp import apply_swiglu_sharded_factory
-from megatron.core.utils import get_pg_rank, get_pg_size
 from torch import nn
 
-from raymb.bridge import low_rank
-from raymb.bridge.patches.gated_queries import gates_after_queries, vectors_of_a_head
-from raymb.bridge.patches.patch import Patch, text_of
+from raymb.bridge.patches import low_rank
+from raymb.bridge.patches.patch import Patch, bare, text_of
 
-_LORA = "megatron.bridge.peft.canonical_lora"
 _DORA = "megatron.bridge.peft.dora_layers"
 _ADAPTER = "megatron.bridge.peft.utils:ParallelLinearAdapter"
 
@@ -67,86 +62,25 @@ def _part(whole: torch.Tensor, axis: int, shape: torch.Size, group: Any) -> torc
 
 
 def mended(wrapper: Any) -> nn.Module:
-    """A wrapper of Bridge's, in the class below that mends it."""
-    classes = {LoRALinearSplitQKV: _SplitQKV, LoRALinearSplitFC1UpGate: _SplitGateUp, DoRALinear: _DoRALinear}
-    wrapper.__class__ = classes.get(type(wrapper), type(wrapper))
-    adapter: Any = wrapper.adapter
-    if isinstance(adapter, ModuleDict):
-        parts: dict[str, Any] = {name: part for name, part in adapter.items() if part is not None}
-        for part in parts.values():  # a checkpoint cuts what is named so into gate and up
+    """A wrapper of Bridge's, in the class of raymb's that mends it."""
+    low_rank.together(wrapper)
+    if isinstance(wrapper.adapter, ModuleDict):
+        parts: Any = wrapper.adapter.values()
+        for part in parts:  # a checkpoint cuts what is named so into gate and up
             part.base_linear_name = part.base_linear_name.replace("linear_fc1", "linear_gate_or_up")
-            low_rank.prepare(part)
-        wrapper.adapter = ModuleDict(parts)
-    elif type(wrapper) is LoRALinear and low_rank.computes(adapter, wrapper.to_wrap):
-        wrapper.__class__ = _Whole
-        low_rank.prepare(adapter)
-    if isinstance(wrapper, _DoRALinear):
+    elif type(wrapper) is DoRALinear:
         _mend_dora(wrapper)
     return wrapper
 
 
 def _mend_dora(wrapper: Any) -> None:
-    adapter = wrapper.adapter
+    wrapper.__class__, adapter = _DoRALinear, wrapper.adapter
     adapter.__class__ = _DoRAAdapter
     adapter.init_weight_magnitude(wrapper._get_weight_norm())
     if adapter.input_is_parallel:  # each tensor parallel rank sees its part of the sequence, and they add up
         adapter.weight_magnitude.sequence_parallel = adapter.config.sequence_parallel
     else:  # each rank's rows count in the gradient norm
         set_tensor_model_parallel_attributes(adapter.weight_magnitude, True, 0, 1)
-
-
-def _forward(self: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """A matrix's output, and what the adapters of its parts add."""
-    output, bias, normed = self.base_linear_forward(x, *args, **kwargs)
-    if not self._adapter_enabled:
-        return output, bias
-    return low_rank.add(output, normed, *self.parts(output)), bias
-
-
-class _Whole(LoRALinear):
-    """An adapter on a whole matrix."""
-
-    forward = _forward
-
-    def parts(self, output: torch.Tensor) -> tuple[list[tuple[Any, int]]]:
-        return ([(self.adapter, output.shape[-1])],)
-
-
-class _SplitGateUp(LoRALinearSplitFC1UpGate):
-    forward = _forward
-    adapter: Any  # type: ignore[assignment]
-
-    def parts(self, output: torch.Tensor) -> tuple[list[tuple[Any, int]]]:
-        adapters = dict(self.adapter.items())
-        return ([(adapters.get(name), output.shape[-1] // 2) for name in ("adapter_gate", "adapter_up")],)
-
-
-class _SplitQKV(LoRALinearSplitQKV):
-    forward = _forward
-    adapter: Any  # type: ignore[assignment]
-    to_wrap: Any  # type: ignore[assignment]
-    order: torch.Tensor | None = None
-
-    def parts(self, output: torch.Tensor) -> tuple[list[tuple[Any, int]], torch.Tensor, bool]:
-        """Of queries, keys and values; which of their columns each one of output is.
-
-        With fewer groups than ranks a rank's columns of output are not its columns of them: ranks exchange them, as
-        Megatron's attention does with the matrix's output.
-        """
-        adapters, config = dict(self.adapter.items()), self.to_wrap.config
-        group = next(iter(adapters.values())).tp_group
-        groups, ranks = config.num_query_groups, get_pg_size(group)
-        exchanged = groups < ranks
-        share = 1 if exchanged else ranks
-        heads = [config.num_attention_heads * vectors_of_a_head(config), groups, groups]
-        columns = [config.kv_channels * count // share for count in heads]
-        if self.order is None:
-            numbers = torch.arange(sum(columns), device=output.device).split(columns)
-            queries, *others = (part.unflatten(-1, (groups // share, -1)) for part in numbers)
-            order = torch.cat([gates_after_queries(queries, config), *others], dim=-1).flatten()
-            self.order = order.chunk(ranks)[get_pg_rank(group)] if exchanged else order
-        names = ("adapter_q", "adapter_k", "adapter_v")
-        return list(zip(map(adapters.get, names), columns, strict=True)), self.order, exchanged
 
 
 class _DoRAAdapter(ParallelLinearDoRAAdapter):
@@ -196,67 +130,6 @@ def _gathered(weight: torch.Tensor, group: Any) -> torch.Tensor:
     return torch.cat(parts)
 
 
-def _bare(cls: type[nn.Module], **attributes: Any) -> Any:
-    """A module of a class without what its __init__ needs, to try a method of it."""
-    module = cls.__new__(cls)
-    nn.Module.__init__(module)
-    for name, value in attributes.items():
-        setattr(module, name, value)
-    return module
-
-
-class _Pair(nn.Module):
-    linear_in: nn.Module
-    linear_out: nn.Module
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.linear_out(self.linear_in(x))
-
-
-def _calls_absent_adapters(prepare: Callable[[Any], Any] = lambda wrapper: wrapper) -> bool:
-    """Of q, k and v without an adapter on k and v, and of gate and up without one on up."""
-    config = SimpleNamespace(
-        num_attention_heads=1, num_query_groups=1, kv_channels=2, hidden_size=2, gradient_accumulation_fusion=False
-    )
-    kinds = (
-        (LoRALinearSplitQKV, 6, ("adapter_q", "adapter_k", "adapter_v")),
-        (LoRALinearSplitFC1UpGate, 4, ("adapter_gate", "adapter_up")),
-    )
-    for cls, outputs, (first, *others) in kinds:
-        one = _bare(
-            _Pair,
-            linear_in=nn.Linear(2, 1, bias=False),
-            linear_out=nn.Linear(1, 2, bias=False),
-            dropout=nn.Identity(),
-            disable_sequence_parallel_comm=True,
-            input_is_parallel=False,
-            base_linear_name="linear",
-            tp_group=None,
-            alpha=1,
-            dim=1,
-            config=config,
-        )
-        base = torch.zeros(1, 1, outputs)
-        wrapper = _bare(
-            cls,
-            adapter=ModuleDict({first: one, **dict.fromkeys(others)}),  # type: ignore[arg-type]
-            to_wrap=SimpleNamespace(config=config),
-            _adapter_enabled=True,
-            base_linear_forward=lambda x, base=base: (base, None, x),
-        )
-        try:
-            prepare(wrapper).forward(torch.zeros(1, 1, 2))
-        except TypeError:  # None is called
-            continue
-        return False
-    return True
-
-
-def _joins_by_heads_of_all_ranks() -> bool:
-    text = text_of(f"{_LORA}:LoRALinearSplitQKV._interleave_qkv")
-    return "query.reshape(-1, head_num, head_size)" in text and "parallel" not in text
-
-
 def _draws_shards() -> bool:
     return "init_method=self._get_init_fn(column_init_method)" in text_of(f"{_ADAPTER}.__init__")
 
@@ -272,13 +145,13 @@ def _scales_bias(kind: type[DoRALinear] = DoRALinear) -> bool:
     matrix.use_bias = True  # type: ignore[assignment]
     nn.init.zeros_(matrix.weight)
     nn.init.ones_(matrix.bias)
-    adapter = _bare(
+    adapter = bare(
         ParallelLinearDoRAAdapter,
         weight_magnitude=torch.full((1,), 2.0),
         forward=torch.zeros_like,
         dropout=nn.Identity(),
     )
-    wrapper = _bare(
+    wrapper = bare(
         kind,
         to_wrap=matrix,
         adapter=adapter,
@@ -292,7 +165,7 @@ def _scales_bias(kind: type[DoRALinear] = DoRALinear) -> bool:
 
 def _says_nothing_of_magnitudes() -> bool:
     """To Megatron's gradient norm, and to its sum of sequence parallel gradients."""
-    adapter = _bare(ParallelLinearDoRAAdapter)
+    adapter = bare(ParallelLinearDoRAAdapter)
     adapter.init_weight_magnitude(torch.ones(1))
     return not {"tensor_model_parallel", "sequence_parallel"} & set(vars(adapter.weight_magnitude))
 
@@ -310,19 +183,6 @@ def _patch(name: str, symbol: str, what_breaks: str, probe: Any, apply: Any = me
 
 
 PATCHES = (
-    _patch(
-        "parts of fused matrices without an adapter",
-        f"{_LORA}:LoRALinearSplitQKV.forward",
-        "q, k and v (gate and up: LoRALinearSplitFC1UpGate) without an adapter each are called all the same",
-        _calls_absent_adapters,
-    ),
-    _patch(
-        "parts of q, k and v on several ranks",
-        f"{_LORA}:LoRALinearSplitQKV._interleave_qkv",
-        "what the adapters on q, k and v add is joined by the heads and groups of all tensor parallel ranks: it goes "
-        "to other tokens with fewer groups than ranks, and fails where ranks do not divide a micro-batch's tokens",
-        _joins_by_heads_of_all_ranks,
-    ),
     _patch(
         "initial weights of adapters",
         f"{_ADAPTER}.__init__",

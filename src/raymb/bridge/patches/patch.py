@@ -42,3 +42,14 @@ def upstream(symbol: str) -> Any:
 def text_of(symbol: str) -> str:
     """Its source, without regard to how lines are broken."""
     return " ".join(inspect.getsource(upstream(symbol)).split())
+
+
+def bare(cls: type, **attributes: Any) -> Any:
+    """A module of torch's of a class, without what its __init__ needs, for a probe of one of its methods."""
+    from torch import nn
+
+    module: Any = object.__new__(cls)
+    nn.Module.__init__(module)
+    for name, value in attributes.items():
+        setattr(module, name, value)
+    return module

@@ -9,10 +9,13 @@ of Python that take longer than the GPU where a micro-batch has few tokens.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import torch
+from megatron.bridge.peft.canonical_lora import LoRALinearSplitFC1UpGate, LoRALinearSplitQKV, ModuleDict
+from megatron.bridge.peft.lora_layers import LoRALinear
 from megatron.bridge.peft.utils import ParallelLinearAdapter
 from megatron.core.tensor_parallel import layers
 from megatron.core.tensor_parallel.mappings import (
@@ -20,13 +23,33 @@ from megatron.core.tensor_parallel.mappings import (
     gather_from_sequence_parallel_region,
     scatter_to_sequence_parallel_region,
 )
-from megatron.core.utils import get_pg_size
+from megatron.core.utils import get_pg_rank, get_pg_size
 from torch import nn
 from torch.nn import functional
 
+from raymb.bridge.patches.gated_queries import gates_after_queries, vectors_of_a_head
+from raymb.bridge.patches.patch import Patch, bare, text_of
 
-def prepare(adapter: Any) -> None:
-    """Make its modules what `add` calls. They are called, and their weights not taken out of them, because
+_LORA = "megatron.bridge.peft.canonical_lora"
+
+
+def together(wrapper: Any) -> nn.Module:
+    """A wrapper of Bridge's around a matrix, in the class below that computes its adapters, if there is one."""
+    classes = {LoRALinearSplitQKV: _SplitQKV, LoRALinearSplitFC1UpGate: _SplitGateUp}
+    kind, adapter = type(wrapper), wrapper.adapter
+    if kind in classes:
+        parts: dict[str, Any] = {name: part for name, part in adapter.items() if part is not None}
+        for part in parts.values():
+            _prepare(part)
+        wrapper.adapter, wrapper.__class__ = ModuleDict(parts), classes[kind]
+    elif kind is LoRALinear and _computes(adapter, wrapper.to_wrap):
+        _prepare(adapter)
+        wrapper.__class__ = _Whole
+    return wrapper
+
+
+def _prepare(adapter: Any) -> None:
+    """Make its modules what `_add` calls. They are called, and their weights not taken out of them, because
     Megatron-Core gathers the weights of a distributed optimizer in a hook before each module's forward."""
     adapter.linear_out.__class__ = _giving_its_weight(type(adapter.linear_out))
     if get_pg_size(adapter.tp_group) == 1:
@@ -38,15 +61,69 @@ def _giving_its_weight(kind: type[nn.Module]) -> type[nn.Module]:
     return type(f"WeightOf{kind.__name__}", (kind,), {"forward": lambda self: self.weight})
 
 
-def computes(adapter: Any, matrix: Any) -> bool:
-    """Whether `add` can stand for an adapter on a whole matrix: not on experts, and on several tensor parallel ranks
+def _computes(adapter: Any, matrix: Any) -> bool:
+    """Whether `_add` can stand for an adapter on a whole matrix: not on experts, and on several tensor parallel ranks
     not on a matrix that each has the whole of."""
     if type(adapter) is not ParallelLinearAdapter or adapter.is_expert:
         return False
     return get_pg_size(adapter.tp_group) == 1 or getattr(matrix, "parallel_mode", None) in ("column", "row")
 
 
-def add(
+def _forward(self: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """A matrix's output, and what the adapters of its parts add."""
+    output, bias, normed = self.base_linear_forward(x, *args, **kwargs)
+    if not self._adapter_enabled:
+        return output, bias
+    return _add(output, normed, *self.parts(output)), bias
+
+
+class _Whole(LoRALinear):
+    """An adapter on a whole matrix."""
+
+    forward = _forward
+
+    def parts(self, output: torch.Tensor) -> tuple[list[tuple[Any, int]]]:
+        return ([(self.adapter, output.shape[-1])],)
+
+
+class _SplitGateUp(LoRALinearSplitFC1UpGate):
+    forward = _forward
+    adapter: Any  # type: ignore[assignment]
+
+    def parts(self, output: torch.Tensor) -> tuple[list[tuple[Any, int]]]:
+        adapters = dict(self.adapter.items())
+        return ([(adapters.get(name), output.shape[-1] // 2) for name in ("adapter_gate", "adapter_up")],)
+
+
+class _SplitQKV(LoRALinearSplitQKV):
+    forward = _forward
+    adapter: Any  # type: ignore[assignment]
+    to_wrap: Any  # type: ignore[assignment]
+    order: torch.Tensor | None = None
+
+    def parts(self, output: torch.Tensor) -> tuple[list[tuple[Any, int]], torch.Tensor, bool]:
+        """Of queries, keys and values; which of their columns each one of output is.
+
+        With fewer groups than ranks a rank's columns of output are not its columns of them: ranks exchange them, as
+        Megatron's attention does with the matrix's output.
+        """
+        adapters, config = dict(self.adapter.items()), self.to_wrap.config
+        group = next(iter(adapters.values())).tp_group
+        groups, ranks = config.num_query_groups, get_pg_size(group)
+        exchanged = groups < ranks
+        share = 1 if exchanged else ranks
+        heads = [config.num_attention_heads * vectors_of_a_head(config), groups, groups]
+        columns = [config.kv_channels * count // share for count in heads]
+        if self.order is None:
+            numbers = torch.arange(sum(columns), device=output.device).split(columns)
+            queries, *others = (part.unflatten(-1, (groups // share, -1)) for part in numbers)
+            order = torch.cat([gates_after_queries(queries, config), *others], dim=-1).flatten()
+            self.order = order.chunk(ranks)[get_pg_rank(group)] if exchanged else order
+        names = ("adapter_q", "adapter_k", "adapter_v")
+        return list(zip(map(adapters.get, names), columns, strict=True)), self.order, exchanged
+
+
+def _add(
     output: torch.Tensor,
     x: torch.Tensor,
     parts: Sequence[tuple[Any, int]],
@@ -193,3 +270,78 @@ class _Sum(torch.autograd.Function):
             for weight, (above, left) in zip(ctx.weights, ctx.places, strict=True)
         ]
         return gradients[0], of_inner, None, None, None, None, None, *_given(ctx.weights, of_weights, ctx.fused)
+
+
+class _Pair(nn.Module):
+    linear_in: nn.Module
+    linear_out: nn.Module
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.linear_out(self.linear_in(x))
+
+
+def _calls_absent_adapters(prepare: Callable[[Any], Any] = lambda wrapper: wrapper) -> bool:
+    """Of q, k and v without an adapter on k and v, and of gate and up without one on up."""
+    config = SimpleNamespace(
+        num_attention_heads=1, num_query_groups=1, kv_channels=2, hidden_size=2, gradient_accumulation_fusion=False
+    )
+    kinds = (
+        (LoRALinearSplitQKV, 6, ("adapter_q", "adapter_k", "adapter_v")),
+        (LoRALinearSplitFC1UpGate, 4, ("adapter_gate", "adapter_up")),
+    )
+    for cls, outputs, (first, *others) in kinds:
+        one = bare(
+            _Pair,
+            linear_in=nn.Linear(2, 1, bias=False),
+            linear_out=nn.Linear(1, 2, bias=False),
+            dropout=nn.Identity(),
+            disable_sequence_parallel_comm=True,
+            input_is_parallel=False,
+            base_linear_name="linear",
+            tp_group=None,
+            alpha=1,
+            dim=1,
+            config=config,
+        )
+        base = torch.zeros(1, 1, outputs)
+        wrapper = bare(
+            cls,
+            adapter=ModuleDict({first: one, **dict.fromkeys(others)}),  # type: ignore[arg-type]
+            to_wrap=SimpleNamespace(config=config),
+            _adapter_enabled=True,
+            base_linear_forward=lambda x, base=base: (base, None, x),
+        )
+        try:
+            prepare(wrapper).forward(torch.zeros(1, 1, 2))
+        except TypeError:  # None is called
+            continue
+        return False
+    return True
+
+
+def _joins_by_heads_of_all_ranks() -> bool:
+    text = text_of(f"{_LORA}:LoRALinearSplitQKV._interleave_qkv")
+    return "query.reshape(-1, head_num, head_size)" in text and "parallel" not in text
+
+
+PATCHES = (
+    Patch(
+        "parts of fused matrices without an adapter",
+        "megatron-bridge",
+        "0.6.2",
+        f"{_LORA}:LoRALinearSplitQKV.forward",
+        "q, k and v (gate and up: LoRALinearSplitFC1UpGate) without an adapter each are called all the same",
+        _calls_absent_adapters,
+        together,
+    ),
+    Patch(
+        "parts of q, k and v on several ranks",
+        "megatron-bridge",
+        "0.6.2",
+        f"{_LORA}:LoRALinearSplitQKV._interleave_qkv",
+        "what the adapters on q, k and v add is joined by the heads and groups of all tensor parallel ranks: it goes "
+        "to other tokens with fewer groups than ranks, and fails where ranks do not divide a micro-batch's tokens",
+        _joins_by_heads_of_all_ranks,
+        together,
+    ),
+)
