@@ -13,7 +13,6 @@ from raymb.spec.other_tools.conversions import (
     evaluated,
     names,
     run_directory,
-    steps,
     targets,
     trackers,
 )
@@ -92,16 +91,7 @@ LLAMA_FACTORY = Tool(
         key("output_dir", "storage_path experiment_name", "", run_directory),
         key("overwrite_output_dir", "", OVERWRITE),
         key("push_to_hub hub_model_id", "push_to_hub", "OWNER/NAME", TOGETHER),
-        key("per_device_train_batch_size", "micro_batch_size", "", TOGETHER),
-        key(
-            "gradient_accumulation_steps",
-            "global_batch_size",
-            "these steps x micro batch x data parallel size",
-            TOGETHER,
-        ),
-        key("per_device_eval_batch_size", "", "the micro batch"),
-        key("num_train_epochs", "num_epochs"),
-        key("max_steps", "train_iters", "", steps),
+        *together.BATCH_AND_STEPS,
         key(
             "learning_rate weight_decay adam_beta1 adam_beta2 adam_epsilon",
             "learning_rate weight_decay adam_beta1 adam_beta2 adam_eps",

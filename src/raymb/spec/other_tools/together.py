@@ -4,8 +4,23 @@ from __future__ import annotations
 
 from typing import Any
 
-from raymb.spec.other_tools.record import Given
+from raymb.spec.other_tools.conversions import steps
+from raymb.spec.other_tools.record import TOGETHER, Given, key
 from raymb.spec.other_tools.translated import Translation
+
+BATCH_AND_STEPS = (
+    key("per_device_train_batch_size", "micro_batch_size", "", TOGETHER),
+    key(
+        "gradient_accumulation_steps",
+        "global_batch_size",
+        "these steps x micro batch x data parallel size",
+        TOGETHER,
+    ),
+    key("per_device_eval_batch_size", "", "the micro batch"),
+    key("num_train_epochs", "num_epochs"),
+    key("max_steps", "train_iters", "", steps),
+)
+"""Rows of every tool that takes transformers' TrainingArguments as they are."""
 
 
 def training_arguments(given: Given, translation: Translation) -> None:

@@ -12,7 +12,6 @@ from raymb.spec.other_tools.conversions import (
     bf16,
     evaluated,
     run_directory,
-    steps,
     targets,
     trackers,
 )
@@ -54,16 +53,7 @@ TRL = Tool(
         key("completion_only_loss assistant_only_loss", "loss_mode", "", {True: "assistant", False: "full"}),
         key("chat_template_path", "chat_template"),
         key("eos_token pad_token", "", "the tokenizer's own"),
-        key("per_device_train_batch_size", "micro_batch_size", "", TOGETHER),
-        key(
-            "gradient_accumulation_steps",
-            "global_batch_size",
-            "these steps x micro batch x data parallel size",
-            TOGETHER,
-        ),
-        key("per_device_eval_batch_size", "", "the micro batch"),
-        key("num_train_epochs", "num_epochs"),
-        key("max_steps", "train_iters", "", steps),
+        *together.BATCH_AND_STEPS,
         key(
             "learning_rate weight_decay adam_beta1 adam_beta2 adam_epsilon max_grad_norm",
             "learning_rate weight_decay adam_beta1 adam_beta2 adam_eps clip_grad",
