@@ -45,6 +45,7 @@ def train(
 
     from raymb.bridge import checkpoint_manager
     from raymb.bridge.bad_loss import LossSum
+    from raymb.bridge.baseline import validated_first
     from raymb.bridge.callbacks import HuggingFaceExport, make_callbacks
     from raymb.bridge.forward import counting_forward_step
     from raymb.bridge.saving import Saving
@@ -61,7 +62,8 @@ def train(
         callbacks.append(exporting)
         saving.exports = exports = Exports(job, emit, progress.beat) if dist.get_rank() == 0 else None
     try:
-        pretrain(config, forward_step, callbacks=[] if job.task == "reshape" else callbacks)
+        with validated_first(job):
+            pretrain(config, forward_step, callbacks=[] if job.task == "reshape" else callbacks)
     except SystemExit as exit:  # Bridge leaves its loop this way on exit_interval
         if exit.code:
             raise

@@ -13,7 +13,7 @@ from ray.train import WorkerGroupError
 from rich.console import Console
 
 from raymb.checkpoints.manifest import describe_files, iteration_dir, write_manifest
-from raymb.driver.outcome import conclude, has_finished, reason_of, say_how_to_resume, where_to_look
+from raymb.driver.outcome import brought, conclude, has_finished, reason_of, say_how_to_resume, where_to_look
 from raymb.errors import BadLoss, DataError
 from raymb.run.directory import RunDir
 from raymb.spec import RunSpec, load_spec
@@ -147,3 +147,17 @@ def test_a_run_that_stopped_before_its_end_says_so(tmp_path: Path) -> None:
     _saved(_place(spec), 30)
     first = _printed(conclude, spec)[1].splitlines()[0]
     assert first == "stopped at step 30 of 40; the same command resumes from there"
+
+
+@pytest.mark.parametrize(
+    ("losses", "line"),
+    [
+        ([[0, 2.5], [20, 2.25], [40, 1.5]], "2.5000 before training, 1.5000 at step 40 (40% lower)"),
+        ([[0, 2.0], [40, 2.5]], "2.0000 before training, 2.5000 at step 40 (25% higher)"),
+        (FALLS, ""),
+        ([[0, 2.5]], ""),
+        ([], ""),
+    ],
+)
+def test_the_end_says_what_training_brought_where_it_was_validated_before(losses: list[list[float]], line: str) -> None:
+    assert brought(losses) == line

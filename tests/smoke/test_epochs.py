@@ -80,15 +80,15 @@ def test_two_epochs_are_two_passes_also_when_interrupted(finetune: Callable[...,
 def test_losses_are_means_over_all_held_out_rows(
     packing: bool, finetune: Callable[..., Path], tiny_qwen2: Path, rows: Path
 ) -> None:
-    """Of a model that does not change, by transformers, a sample at a time: every validation, and the test, which is
-    of another size. Neither fills its last batch."""
+    """Of a model that does not change, by transformers, a sample at a time: every validation, that before the training
+    too, and the test, which is of another size. Neither fills its last batch."""
     layout = {"num_workers": 2, "tensor_parallel_size": 1, "pipeline_parallel_size": 1, "packing": packing}
     layout |= {"global_batch_size": 2 if packing else 8, "seq_length": 96}
     fixed = {"learning_rate": 1e-12, "train_iters": 3, "export_hf": False, "validation_split": 0.1, "test_split": 0.3}
-    run = finetune(dataset=rows / "train.jsonl", **layout, **fixed, eval_interval=1)
+    run = finetune(dataset=rows / "train.jsonl", **layout, **fixed, eval_interval=1, eval_at_start=True)
     validations = [record["loss"] for record in read_metrics(run, "validation")]
+    assert [record["step"] for record in read_metrics(run, "validation")] == [0, 1, 2, 3]
     (test,) = [record["loss"] for record in read_metrics(run, "test")]
-    assert len(validations) == 3
     padded = []
     model = oracle._model(tiny_qwen2, None).eval()
     for part, losses in (("validation", validations), ("test", [test])):

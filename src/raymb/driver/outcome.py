@@ -134,6 +134,19 @@ def say_how_to_resume(what: str, code: int, job: Job, place: RunDir, console: Co
     return code
 
 
+def brought(losses: list[list[float]]) -> str:
+    """What the training changed, where there was a validation before it.
+
+    Args:
+        losses: [step, loss] of each validation, in order.
+    """
+    if len(losses) < 2 or losses[0][0] != 0:
+        return ""
+    (_, before), (step, after) = losses[0], losses[-1]
+    change = f"{abs(after / before - 1):.0%} {'lower' if after < before else 'higher'}" if before > 0 else ""
+    return f"{before:.4f} before training, {after:.4f} at step {step:g} ({change})" if change else ""
+
+
 def _write_cards(place: RunDir) -> None:
     """Write the model cards of the last exports, now that all metrics are there."""
     records = read_metrics(place.metrics)
@@ -202,6 +215,8 @@ def conclude(job: Job, place: RunDir, console: Console) -> None:
 
         _bring_exports(place)
         print_sample(job, place, console)
+    if line := brought(_losses(place, step)):
+        console.print(f"  {'validation loss':<19}{line}", highlight=False, soft_wrap=True)
     places = {
         "metrics": place.metrics,
         "checkpoint": Path(iteration_dir(place.checkpoints, step)),

@@ -119,7 +119,8 @@ def _results(records: list[dict[str, Any]], export: Export) -> Iterator[Row]:
         losses = [(one["step"], one["loss"]) for one in records if one["kind"] == kind and one["loss"] is not None]
         if losses:
             first, last = losses[0], losses[-1]
-            before = f" (step {first[0]}: {first[1]:.4f})" if first[0] != last[0] else ""
+            when = f"step {first[0]}" if first[0] else "before training"
+            before = f" ({when}: {first[1]:.4f})" if first[0] != last[0] else ""
             yield words, f"{last[1]:.4f}{before}"
     if export.get("error") is not None:
         allowed = f"{export['tolerance']:.0e} allowed"

@@ -130,6 +130,9 @@ class Data(Section):
 class Evaluation(Section):
     eval_interval: Common[int] = bridge("validation.eval_interval", default=50, ge=0)
     """Steps between validations; 0 for none."""
+    eval_at_start: bool | Auto = "auto"
+    """Validate before the first step, too, so that what training brought is seen; auto: where it costs less than 2 % of
+    the run. The flag alone is true, --no_eval_at_start false."""
     max_validation_samples: Size | None = bridge("validation.eval_iters", default=None)
     """How many of the validation rows are kept, the same ones for the same --data_seed; default: all. A validation is
     of every row that is kept, the test of every test row."""

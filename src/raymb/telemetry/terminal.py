@@ -78,7 +78,8 @@ class Terminal:
         return step == 1 or time.monotonic() - self.printed >= _SECONDS_BETWEEN_PLAIN_LINES
 
     def validation(self, record: HeldOutLoss) -> None:
-        self.phase(f"{record['kind']} at step {record['step']}: loss {record['loss']:.4f}")
+        when = f"at step {record['step']}" if record["step"] else "before training"
+        self.phase(f"{record['kind']} {when}: loss {record['loss']:.4f}")
 
     def checkpoint(self, step: int) -> None:
         self.phase(f"checkpoint at step {step}")

@@ -107,6 +107,7 @@ LLAMA_FACTORY = Tool(
             "every step is in metrics.jsonl",
         ),
         key("eval_strategy evaluation_strategy", "eval_interval eval_interval", "`no` is 0", evaluated),
+        key("eval_on_start", "eval_at_start"),
         key("save_strategy", "", "`checkpoint.save_interval`: 0 for none"),
         key("save_total_limit", "keep_last"),
         key("plot_loss", "", "`raymb report`"),

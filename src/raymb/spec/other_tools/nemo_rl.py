@@ -196,9 +196,9 @@ NEMO_RL = Tool(
         ),
         key("sft.max_num_steps", "train_iters", "the lesser of the two counts: give one of them", steps),
         key("sft.max_num_epochs", "num_epochs"),
-        key("sft.val_period", "eval_interval"),
+        key("sft.val_period sft.val_at_start", "eval_interval eval_at_start"),
         key(
-            "sft.val_batches sft.val_global_batch_size sft.val_micro_batch_size sft.val_at_start sft.val_at_end",
+            "sft.val_batches sft.val_global_batch_size sft.val_micro_batch_size sft.val_at_end",
             "",
             "`evaluation.max_validation_samples`: a validation is of all validation rows, or of so many",
         ),

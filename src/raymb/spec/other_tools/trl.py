@@ -88,6 +88,7 @@ TRL = Tool(
         key("logging_steps save_steps eval_steps", "log_interval save_interval eval_interval"),
         key("save_total_limit", "keep_last"),
         key("eval_strategy", "eval_interval", "`no` is 0", evaluated),
+        key("eval_on_start", "eval_at_start"),
         key("save_strategy logging_strategy", "", "`checkpoint.save_interval`: 0 for none"),
         key("logging_first_step do_eval load_best_model_at_end", "", "every step is in metrics.jsonl"),
         key("metric_for_best_model", "best_metric", "", {"eval_loss": "validation_loss", "loss": "validation_loss"}),
