@@ -71,6 +71,35 @@ def test_of_an_adapter_without_metrics(records: list[Any] | None, tmp_path: Path
     assert not (out / "loss.png").exists()
 
 
+def test_vllm_serves_it_by_the_command_that_it_shows(tmp_path: Path) -> None:
+    run, out = _run(tmp_path, [], hf_revision="c0ffee", peft="lora"), tmp_path / "out"
+    out.mkdir()
+    write_card(out, run, EXPORT, adapter=False)
+    assert "\n```bash\nvllm serve THIS_DIRECTORY\n```\n" in (out / "README.md").read_text()
+    (out / "adapter_config.json").write_text(json.dumps({"r": 24}))
+    write_card(out, run, EXPORT, adapter=True)
+    flags = "--enable-lora --max-lora-rank 32 --lora-modules tuned=THIS_DIRECTORY"
+    assert f"\nvllm serve Qwen/Qwen2.5-0.5B --revision c0ffee {flags}\n" in (out / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("config", "why"),
+    [
+        ({"r": 8, "use_dora": True}, "vLLM has no DoRA (use_dora"),
+        ({"r": 8, "modules_to_save": ["lm_head"]}, "vLLM has no modules_to_save (lm_head"),
+        ({"r": 600}, "vLLM takes adapters up to rank 512"),
+    ],
+)
+def test_an_adapter_that_vllm_does_not_take_is_served_merged(config: dict[str, Any], why: str, tmp_path: Path) -> None:
+    out = tmp_path / "adapter"
+    out.mkdir()
+    (out / "adapter_config.json").write_text(json.dumps(config))
+    write_card(out, _run(tmp_path, [], peft="lora"), EXPORT, adapter=True)
+    text = (out / "README.md").read_text()
+    assert f"cannot serve this adapter: {why}" in text and "`raymb export RUN --merge`" in text
+    assert "\nvllm serve RUN/hf\n" in text and "--enable-lora" not in text
+
+
 def test_of_a_commit(tmp_path: Path) -> None:
     run = _run(tmp_path, [], hf_revision="c0ffee", peft="lora")
     write_card(tmp_path, run, {"step": 5, "error": None}, adapter=True)

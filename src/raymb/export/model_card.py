@@ -10,6 +10,7 @@ from typing import Any
 from raymb import __version__
 from raymb.errors import ModelError
 from raymb.export.license import license_of
+from raymb.export.serving import VLLM, adapter_problems, serve_command
 from raymb.model.files import HUB_ID, base_directory
 from raymb.model.vision import PROCESSOR_FILES
 from raymb.run.directory import read_object
@@ -45,6 +46,7 @@ def write_card(directory: Path, run: Path, export: Export, *, adapter: bool) -> 
         tables={"Results": _results(records, export), "Data": _data(spec, data), "Settings": _settings(spec, plan)},
         curve=CURVE if curve else "",
         use=_use(spec, adapter, (directory / PROCESSOR_FILES[0]).exists()),
+        serve=_serve(directory, spec, adapter),
     )
     (directory / CARD).write_text(str(card).rstrip() + "\n", encoding="utf-8")
 
@@ -171,6 +173,19 @@ def _use(spec: dict[str, Any], adapter: bool, has_vision: bool) -> Iterator[str]
         yield from (f"from transformers import {auto}, AutoTokenizer", "")
         yield f'model = {auto}.from_pretrained("THIS_DIRECTORY")'
     yield 'tokenizer = AutoTokenizer.from_pretrained("THIS_DIRECTORY")'
+
+
+def _serve(directory: Path, spec: dict[str, Any], adapter: bool) -> tuple[str, str]:
+    """A sentence, and the command that it is about."""
+    words = f"With vLLM (as of {VLLM}):"
+    if not adapter:
+        return words, serve_command("THIS_DIRECTORY")
+    config = read_object(directory / "adapter_config.json") or {}
+    if problems := "; ".join(adapter_problems(config)):
+        merged = "`raymb export RUN --merge` writes the merged model, which it serves:"
+        return f"vLLM (as of {VLLM}) cannot serve this adapter: {problems}. {merged}", serve_command("RUN/hf")
+    commit = spec.get("model", {}).get("hf_revision")
+    return words, serve_command("THIS_DIRECTORY", _base(spec), commit, config.get("r", 1))
 
 
 def _plot(records: list[dict[str, Any]], file: Path) -> bool:
