@@ -16,10 +16,15 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
 STAND_INS = ROOT / "src/raymb/cpu/packages"
-OPTIONAL = {"bert-score": "score", "mlflow-skinny": "mlflow", "rouge-score": "score", "wandb": "wandb"}
+OPTIONAL = {
+    "bert-score": "score",
+    "mlflow-skinny": "mlflow",
+    "rouge-score": "score",
+    "wandb": "wandb",
+}
 """Distribution to the extra that has it; every other one is a dependency of raymb."""
 LEFT_TO_THE_USER = {"IPython", "vllm"}
-"""A notebook's kernel has IPython. Releases of vLLM ask for one torch each, and none yet for the one that is pinned."""
+"""A notebook's kernel has IPython. vLLM is for GPUs alone; raymb.export.serving names the one for the pinned torch."""
 
 
 def imported(file: Path) -> Iterator[str]:

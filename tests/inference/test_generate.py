@@ -6,15 +6,16 @@ import io
 import json
 import shutil
 import sys
-import types
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from raymb.cli import main
 from raymb.errors import DataError, RunDirError, SpecError
-from raymb.inference.engines import Sampling, open_engines
+from raymb.inference.engine import EngineSettings, Sampling
+from raymb.inference.engines import each_engine
 from raymb.inference.generate import PromptFormat, read_questions
 from raymb.inference.tuned_model import TunedModel, find_tuned_model
 
@@ -29,23 +30,6 @@ def chat_model(tiny_qwen2: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     model = shutil.copytree(tiny_qwen2, tmp_path_factory.mktemp("chat") / "model")
     (model / "chat_template.jinja").write_text(TEMPLATE)
     return model
-
-
-@pytest.fixture(scope="session")
-def adapter(tiny_qwen2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    import torch
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
-
-    base = AutoModelForCausalLM.from_pretrained(tiny_qwen2)
-    tuned = get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj", "down_proj"]))
-    torch.manual_seed(0)
-    for name, parameter in tuned.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter)
-    directory = tmp_path_factory.mktemp("adapter") / "adapter"
-    tuned.save_pretrained(directory)
-    return directory
 
 
 def _run(home: Path, base: Path, export: Path, name: str = "hf", **data: Any) -> Path:
@@ -139,14 +123,14 @@ def test_answers_of_both_models(tiny_qwen2: Path, adapter: Path) -> None:
 
     model = TunedModel(str(adapter), str(tiny_qwen2), adapter=True)
     prompt_format, prompts = PromptFormat(model), [[5, 9, 40], [7], [80, 81, 82, 83, 84]]
-    engines = open_engines(model, prompt_format.tokenizer, True, "transformers", batch_size=2)
+    settings = EngineSettings(batch_size=2)
     base = AutoModelForCausalLM.from_pretrained(tiny_qwen2, dtype=torch.float32).eval()
     expected = {"base": [_by_hand(base, prompt, 6) for prompt in prompts]}
     tuned = PeftModel.from_pretrained(base, adapter).eval()
     expected["tuned"] = [_by_hand(tuned, prompt, 6) for prompt in prompts]
     assert expected["base"] != expected["tuned"]
     told: list[int] = []
-    for name, engine in engines.items():
+    for name, engine in each_engine(model, prompt_format.tokenizer, True, settings, Console(stderr=True)):
         answers = engine.generate(prompts, Sampling(max_new_tokens=6), told.append)
         for answer, wanted in zip(answers, expected[name], strict=True):
             assert answer == (wanted[: wanted.index(0)] if 0 in wanted else wanted)
@@ -154,13 +138,43 @@ def test_answers_of_both_models(tiny_qwen2: Path, adapter: Path) -> None:
 
 
 def test_drawn_answers_repeat_with_the_seed(tiny_qwen2: Path) -> None:
-    model = TunedModel(str(tiny_qwen2), None)
-    engine = open_engines(model, PromptFormat(model).tokenizer, False, "transformers")["tuned"]
+    drawn = {seed: _answers(tiny_qwen2, Sampling(20, temperature=1.0, top_p=0.9, seed=seed)) for seed in (1, 2)}
+    assert drawn[1] == _answers(tiny_qwen2, Sampling(20, temperature=1.0, top_p=0.9, seed=1)) != drawn[2]
 
-    def answers(seed: int) -> list[list[int]]:
-        return engine.generate([[5, 6]], Sampling(20, temperature=1.0, top_p=0.9, seed=seed), lambda count: None)
 
-    assert answers(1) == answers(1) != answers(2)
+def _answers(directory: Path, sampling: Sampling) -> list[list[int]]:
+    model = TunedModel(str(directory), None)
+    engines = each_engine(model, PromptFormat(model).tokenizer, False, EngineSettings(), Console(stderr=True))
+    (answers,) = [engine.generate([[5, 9, 40]], sampling, lambda count: None) for _, engine in engines]
+    return answers
+
+
+def test_of_generation_config_only_the_end_of_an_answer_counts(tiny_qwen2: Path, tmp_path: Path) -> None:
+    """transformers alone takes its repetition penalty even where it draws nothing, and its top_k where it draws."""
+    model = shutil.copytree(tiny_qwen2, tmp_path / "model")
+    file = model / "generation_config.json"
+    said = {"do_sample": True, "temperature": 0.01, "top_k": 1, "top_p": 0.1, "repetition_penalty": 5.0}
+    greedy, drawn = Sampling(12), Sampling(12, temperature=2.0)
+    expected = [_answers(tiny_qwen2, greedy), _answers(tiny_qwen2, drawn)]
+    file.write_text(json.dumps({"eos_token_id": 0, **said}))
+    assert [_answers(model, greedy), _answers(model, drawn)] == expected
+    (answer,) = expected[1]
+    end = next(place for place, token in enumerate(answer) if place > 2 and token not in answer[:place])
+    file.write_text(json.dumps({"eos_token_id": [0, answer[end]], **said}))
+    assert _answers(model, drawn) == [answer[:end]]
+
+
+def test_what_is_done_without_flags_is_said(chat_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["generate", str(chat_model), "--prompt", "alpha"]
+    assert main([*words, "--max_new_tokens", "3"]) == 0
+    assert (
+        "greedy (the likeliest token each time), at most 3 new tokens; generation_config.json"
+        in capsys.readouterr().err
+    )
+    assert main([*words, "--max_new_tokens", "3", "--temperature", "0.7", "--top_p", "0.9"]) == 0
+    assert "drawn at temperature 0.7, top_p 0.9, seed 1234, at most 3 new tokens" in capsys.readouterr().err
+    assert main([*words, "--top_p", "0.9"]) == 2
+    assert "--top_p 0.9 with --temperature 0" in capsys.readouterr().err
 
 
 def test_a_file_of_prompts(chat_model: Path, tiny_qwen2: Path, tmp_path: Path) -> None:
@@ -184,6 +198,16 @@ def test_one_prompt_prints_the_answer_alone(chat_model: Path, capsys: pytest.Cap
     assert main([*words, "--compare", "--base", str(chat_model)]) == 0
     both = capsys.readouterr().out
     assert alone.strip() and both.count("base") == both.count("tuned") == 1
+
+
+def test_a_conversation_with_both_models_says_that_both_stay(
+    chat_model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("alpha\n"))
+    assert main(["generate", str(chat_model), "--compare", "--base", str(chat_model), "--max_new_tokens", "3"]) == 0
+    shown = capsys.readouterr()
+    assert "both models stay in memory for a conversation" in shown.err
+    assert "[base]" in shown.out and "[tuned]" in shown.out
 
 
 def test_a_conversation(chat_model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -235,36 +259,6 @@ def test_refusals(words: list[str], message: str, chat_model: Path, capsys: pyte
     asks = [] if "--prompt" in words else ["--prompt", "a"]
     assert main(["generate", str(chat_model), *asks, *words]) == 2
     assert re.search(message, capsys.readouterr().err)
-
-
-def test_vllm_is_asked_with_a_lora_request(tiny_qwen2: Path, adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Against a stand-in with vLLM's signatures: one engine holds the base, and the adapter is a request to it."""
-    seen: dict[str, Any] = {}
-
-    class LLM:
-        def __init__(self, model: str, **settings: Any):
-            seen.update(model=model, **settings)
-
-        def get_tokenizer(self) -> Any:
-            return types.SimpleNamespace(all_special_ids=[0])
-
-        def generate(self, prompts: list[Any], settings: Any, lora_request: Any = None) -> list[Any]:
-            start = 10 if lora_request else 20
-            answers = [[start, start + 1, 0, 3] for _ in prompts]
-            return [types.SimpleNamespace(outputs=[types.SimpleNamespace(token_ids=one)]) for one in answers]
-
-    vllm, request = types.ModuleType("vllm"), types.ModuleType("vllm.lora.request")
-    vllm.__spec__ = types.SimpleNamespace()  # type: ignore[assignment]
-    vllm.LLM, vllm.SamplingParams = LLM, types.SimpleNamespace  # type: ignore[attr-defined]
-    request.LoRARequest = lambda *words: words  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "vllm", vllm)
-    monkeypatch.setitem(sys.modules, "vllm.lora", types.ModuleType("vllm.lora"))
-    monkeypatch.setitem(sys.modules, "vllm.lora.request", request)
-    model = TunedModel(str(adapter), str(tiny_qwen2), adapter=True)
-    engines = open_engines(model, None, True, "vllm")
-    answers = {name: engine.generate([[1], [2]], Sampling(4), lambda count: None) for name, engine in engines.items()}
-    assert answers == {"base": [[20, 21]] * 2, "tuned": [[10, 11]] * 2}
-    assert (seen["model"], seen["enable_lora"], seen["max_lora_rank"]) == (str(tiny_qwen2), True, 8)
 
 
 OWN_CODE = """

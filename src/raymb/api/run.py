@@ -140,8 +140,9 @@ class Run:
             RunDirError: the run has exported nothing, or lies at a URI.
         """
         from raymb.inference.choice import chosen_engine
-        from raymb.inference.engines import TUNED, Sampling, open_engines
-        from raymb.inference.generate import PromptFormat, generate_all
+        from raymb.inference.engine import Sampling
+        from raymb.inference.engines import each_engine
+        from raymb.inference.generate import PromptFormat, answers_of
         from raymb.inference.tuned_model import find_tuned_model
         from raymb.telemetry.notebook import console_for_people
 
@@ -156,9 +157,10 @@ class Run:
         model = find_tuned_model(str(self.path), None, trust_remote_code)
         form = PromptFormat(model, chat, system)
         prompts = [form.tokens(question) for question in questions]
-        engines = open_engines(model, form.tokenizer, False, chosen_engine(engine, model, console), batch_size)
         sampling = Sampling(max_new_tokens, temperature, top_p, seed)
-        answers = generate_all(engines, form, prompts, sampling, console)[TUNED]
+        settings = chosen_engine(engine, model, console, batch_size=batch_size)
+        engines = each_engine(model, form.tokenizer, False, settings, console)
+        (answers,) = [answers_of(name, tuned, form, prompts, sampling, console) for name, tuned in engines]
         return answers[0] if one else answers
 
     @contextlib.contextmanager

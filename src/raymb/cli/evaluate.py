@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from raymb.cli.generate import ENGINES, RUN_OR_DIR, TRUST
+from raymb.cli.generate import ENGINES, NUM_GPUS, RUN_OR_DIR, TRUST
 
 
 def command(
@@ -31,6 +31,7 @@ def command(
     max_new_tokens: Annotated[int, typer.Option("--max_new_tokens", min=1, help="Longest answer.")] = 128,
     engine: Annotated[str, typer.Option(metavar="|".join(ENGINES), help="auto: vLLM if installed, on a GPU.")] = "auto",
     batch_size: Annotated[int, typer.Option("--batch_size", min=1, help="Samples at once (transformers).")] = 8,
+    num_gpus: Annotated[str, typer.Option("--num_gpus", metavar="auto|N", help=NUM_GPUS)] = "auto",
     trust_remote_code: Annotated[bool, typer.Option("--trust_remote_code", help=TRUST)] = False,
     to: Annotated[Path | None, typer.Option(metavar="DIR", help="Results; default: RUN/evaluation.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace results that are there.")] = False,
@@ -44,8 +45,9 @@ def command(
     from rich.console import Console
 
     from raymb.errors import SpecError
-    from raymb.inference.engines import Sampling
+    from raymb.inference.engine import Sampling
     from raymb.inference.evaluate import Evaluation, evaluate
+    from raymb.inference.gpus import asked_gpus
     from raymb.inference.scores import default_metrics
     from raymb.inference.tuned_model import find_tuned_model
 
@@ -60,6 +62,7 @@ def command(
         compare=compare,
         limit=limit,
         engine=engine,
+        num_gpus=asked_gpus(num_gpus),
         batch_size=batch_size,
         sampling=Sampling(max_new_tokens),
         to=to or (found.run or Path()) / "evaluation",

@@ -9,6 +9,7 @@ import typer
 
 ENGINES = ("auto", "vllm", "transformers")
 TRUST = "Run Python code that comes with the model; a run directory's word for it does not count."
+NUM_GPUS = "auto: as few as hold the model. transformers puts layers on each, vLLM a part of every layer."
 RUN_OR_DIR = "A run directory, a Hugging Face directory, a PEFT directory, or a hub id."
 
 
@@ -34,6 +35,7 @@ def command(
     seed: Annotated[int, typer.Option(help="Of the draws.")] = 1234,
     engine: Annotated[str, typer.Option(metavar="|".join(ENGINES), help="auto: vLLM if installed, on a GPU.")] = "auto",
     batch_size: Annotated[int, typer.Option("--batch_size", min=1, help="Prompts at once (transformers).")] = 8,
+    num_gpus: Annotated[str, typer.Option("--num_gpus", metavar="auto|N", help=NUM_GPUS)] = "auto",
     trust_remote_code: Annotated[bool, typer.Option("--trust_remote_code", help=TRUST)] = False,
     output: Annotated[Path | None, typer.Option(metavar="FILE.jsonl", help="Write answers there.")] = None,
 ) -> int:
@@ -46,8 +48,9 @@ def command(
     from rich.console import Console
 
     from raymb.errors import SpecError
-    from raymb.inference.engines import Sampling
+    from raymb.inference.engine import Sampling
     from raymb.inference.generate import generate, read_questions
+    from raymb.inference.gpus import asked_gpus
     from raymb.inference.tuned_model import find_tuned_model
 
     if engine not in ENGINES:
@@ -61,6 +64,7 @@ def command(
         Sampling(max_new_tokens, temperature, top_p, seed),
         compare=compare,
         engine=engine,
+        num_gpus=asked_gpus(num_gpus),
         chat=chat,
         system=system,
         batch_size=batch_size,

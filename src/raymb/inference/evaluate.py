@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -23,8 +22,10 @@ from raymb.data.store import RowFile, read_manifest
 from raymb.errors import RunDirError, SpecError
 from raymb.inference import scores
 from raymb.inference.choice import chosen_engine
-from raymb.inference.engines import BASE, TUNED, Sampling, Transformers, open_engines
-from raymb.inference.generate import PromptFormat, generate_all
+from raymb.inference.engine import BASE, TUNED, EngineSettings, Sampling
+from raymb.inference.engines import each_engine
+from raymb.inference.generate import PromptFormat, answers_of
+from raymb.inference.transformers_engine import Transformers
 from raymb.inference.tuned_model import TunedModel
 from raymb.model.shape import read_model_shape
 from raymb.spec import RunSpec, load_spec
@@ -50,6 +51,7 @@ class Evaluation:
         dataset: rows of other origin; None for those of the run.
         metrics: of scores.METRICS.
         limit: so many samples; None for all.
+        num_gpus: None chooses.
         to: directory of the results.
     """
 
@@ -63,6 +65,7 @@ class Evaluation:
     batch_size: int
     sampling: Sampling
     to: Path
+    num_gpus: int | None = None
     overwrite: bool = False
 
 
@@ -157,23 +160,17 @@ def _answered(
     """One object for each sample that is a question and an answer; the scores go into `found`."""
     pairs = [sample.last_answer() for sample in samples]
     pairs = [(prompt, answer) for prompt, answer in pairs if len(prompt) > 1]  # else the whole text is trained
-    by_vllm = chosen_engine(request.engine, model, console) == "vllm"
-    generates = bool(pairs) and request.metrics != ["loss"]
-    if "loss" in request.metrics or not by_vllm:
-        with console.status(f"loading {model.path}"):
-            engines: Any = open_engines(
-                model, prompt_format.tokenizer, request.compare, "transformers", request.batch_size
-            )
-    if "loss" in request.metrics:
-        for name, engine in engines.items():
-            found[name] |= losses(engine, samples, f"{name} model reads", console)
-    if not generates:
-        return []
-    if by_vllm:
-        engines = None  # frees the GPU for vLLM
-        gc.collect()
-        engines = open_engines(model, prompt_format.tokenizer, request.compare, "vllm")
-    answers = generate_all(engines, prompt_format, [prompt for prompt, _ in pairs], request.sampling, console)
+    settings = chosen_engine(request.engine, model, console, request.num_gpus, request.batch_size)
+    asked = [prompt for prompt, _ in pairs] if request.metrics != ["loss"] else []
+    if asked:
+        console.print(str(request.sampling), style="dim", highlight=False, soft_wrap=True)
+    answers: dict[str, list[str]] = {}
+    for one in _engines_in_turn(settings, "loss" in request.metrics, bool(asked)):
+        for name, engine in each_engine(model, prompt_format.tokenizer, request.compare, one, console):
+            if isinstance(engine, Transformers) and "loss" in request.metrics:
+                found[name] |= losses(engine, samples, f"{name} model reads", console)
+            if asked and one == settings:
+                answers[name] = answers_of(name, engine, prompt_format, asked, request.sampling, console)
     expected = [prompt_format.text(answer) for _, answer in pairs]
     for name, texts in answers.items():
         found[name] |= _scored(texts, expected, request)
@@ -184,8 +181,14 @@ def _answered(
             "expected": expected[index],
             **{name: texts[index] for name, texts in answers.items()},
         }
-        for index in range(len(pairs))
+        for index in range(len(asked))
     ]
+
+
+def _engines_in_turn(settings: EngineSettings, loss: bool, answers: bool) -> list[EngineSettings]:
+    """vLLM tells no loss: transformers does before it."""
+    reads = [replace(settings, kind="transformers")] if loss else []
+    return list(dict.fromkeys([*reads, *([settings] if answers else [])]))
 
 
 def _scored(answers: Sequence[str], expected: Sequence[str], request: Evaluation) -> dict[str, float]:

@@ -20,7 +20,9 @@ from raymb.data.settings import Settings
 from raymb.data.shapes import Shape
 from raymb.errors import DataError, SpecError
 from raymb.inference.choice import chosen_engine
-from raymb.inference.engines import TUNED, Engine, Sampling, Transformers, open_engines
+from raymb.inference.engine import TUNED, Engine, Sampling
+from raymb.inference.engines import all_engines, each_engine
+from raymb.inference.transformers_engine import Transformers
 from raymb.inference.tuned_model import TunedModel
 
 Question = str | list[dict[str, Any]]
@@ -101,22 +103,20 @@ def _question(line: str, where: str) -> Question:
     raise DataError(f'{where}: {line[:80]} is neither a text, {{"prompt": text}} nor {{"messages": [...]}}')
 
 
-def generate_all(
-    engines: dict[str, Engine],
+def answers_of(
+    name: str,
+    engine: Engine,
     prompt_format: PromptFormat,
     prompts: Sequence[list[int]],
     sampling: Sampling,
     console: Console,
-) -> dict[str, list[str]]:
-    """The answers that each model generates, by its name, with a progress bar for more than one prompt."""
+) -> list[str]:
+    """What a model answers, with a progress bar for more than one prompt."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=len(prompts) == 1) as progress:
-        answers = {}
-        for name, engine in engines.items():
-            task = progress.add_task(f"{name} model answers", total=len(prompts))
-            tokens = engine.generate(prompts, sampling, lambda count, task=task: progress.advance(task, count))
-            answers[name] = [prompt_format.text(one) for one in tokens]
-    return answers
+        task = progress.add_task(f"{name} model answers", total=len(prompts))
+        tokens = engine.generate(prompts, sampling, lambda count: progress.advance(task, count))
+    return [prompt_format.text(one) for one in tokens]
 
 
 def generate(
@@ -126,6 +126,7 @@ def generate(
     *,
     compare: bool,
     engine: str,
+    num_gpus: int | None = None,
     chat: bool | None,
     system: str | None,
     batch_size: int,
@@ -144,13 +145,16 @@ def generate(
     if output is not None and output.exists():
         raise SpecError(f"--output {output} exists", "name another file")
     prompts = [prompt_format.tokens(question) for question in questions or []]
-    kind = chosen_engine(engine, model, console)
-    with console.status(f"loading {model.path}"):
-        engines = open_engines(model, prompt_format.tokenizer, compare, kind, batch_size)
+    settings = chosen_engine(engine, model, console, num_gpus, batch_size)
+    console.print(str(sampling), style="dim", highlight=False, soft_wrap=True)
     if questions is None:
-        converse(engines, prompt_format, sampling, console)
+        with all_engines(model, prompt_format.tokenizer, compare, settings, console) as engines:
+            converse(engines, prompt_format, sampling, console)
         return
-    answers = generate_all(engines, prompt_format, prompts, sampling, console)
+    answers = {
+        name: answers_of(name, one, prompt_format, prompts, sampling, console)
+        for name, one in each_engine(model, prompt_format.tokenizer, compare, settings, console)
+    }
     if output is not None:
         _write(output, questions, answers)
         console.print(f"{len(questions):,} answers in {output}", highlight=False)

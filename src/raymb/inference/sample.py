@@ -9,8 +9,10 @@ from rich.console import Console
 
 from raymb.data.samples import samples_in
 from raymb.data.store import RowFile
-from raymb.inference.engines import Sampling, open_engines
-from raymb.inference.generate import PromptFormat, generate_all, print_answers
+from raymb.inference.choice import chosen_engine
+from raymb.inference.engine import Sampling
+from raymb.inference.engines import each_engine
+from raymb.inference.generate import PromptFormat, answers_of, print_answers
 from raymb.inference.tuned_model import find_tuned_model
 from raymb.run.directory import RunDir
 from raymb.run.job import Job
@@ -30,9 +32,12 @@ def print_sample(job: Job, place: RunDir, console: Console) -> None:
     else:
         prompt = prompt_format.tokens(asked)
     console.print("generating with the base and the tuned model", style="dim")
-    engines = open_engines(model, prompt_format.tokenizer, True, "transformers")
-    answers = generate_all(engines, prompt_format, [prompt], Sampling(_TOKENS), console)
-    said = {**{name: texts[0] for name, texts in answers.items()}, **expected}
+    engines = each_engine(model, prompt_format.tokenizer, True, chosen_engine("transformers", model, console), console)
+    answers = {
+        name: answers_of(name, engine, prompt_format, [prompt], Sampling(_TOKENS), console)[0]
+        for name, engine in engines
+    }
+    said = {**answers, **expected}
     with open(place.answers, "a", encoding="utf-8") as stream:
         stream.write(json.dumps({"prompt": asked, **said}, ensure_ascii=False) + "\n")
     print_answers(asked, said, console)

@@ -31,22 +31,34 @@ class TunedModel:
     trust_remote_code: bool = False
     revision: str | None = None
 
+    def files(self) -> str:
+        """The directory of `path`; of a hub model in the Hugging Face cache.
+
+        Raises:
+            ModelError: it cannot be had.
+        """
+        return _directory(self.path, None)
+
     def base_files(self) -> str:
         """The directory of the base; of a hub model in the Hugging Face cache, at its commit.
 
         Raises:
             ModelError: it cannot be had.
         """
-        try:
-            return base_directory(str(self.base), self.revision)
-        except ModelError as error:
-            reason = error.message.partition(": ")[2]
-            raise ModelError(f"{self.base} cannot be loaded ({reason})", error.hint) from None
+        return _directory(str(self.base), self.revision)
 
     @property
     def data(self) -> dict[str, Any]:
         """The manifest of the rows that the run was trained on, with their `path`; {} without a run."""
         return (self.run and read_object(self.run / "data.json")) or {}
+
+
+def _directory(name: str, revision: str | None) -> str:
+    try:
+        return base_directory(name, revision)
+    except ModelError as error:
+        reason = error.message.partition(": ")[2]
+        raise ModelError(f"{name} cannot be loaded ({reason})", error.hint) from None
 
 
 def find_tuned_model(name: str, base: str | None = None, trust_remote_code: bool = False) -> TunedModel:

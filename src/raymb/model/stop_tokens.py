@@ -19,6 +19,13 @@ def stop_tokens(directory: Path) -> list[int]:
     return []
 
 
+def answer_ends(directories: Iterable[Path], tokenizer: Any) -> list[int]:
+    """Ids that end an answer, whichever engine generates it: those that the settings of the model and of its adapter
+    say, and the tokenizer's EOS."""
+    said = [token for directory in directories for token in stop_tokens(directory)]
+    return [token for token in dict.fromkeys([*said, tokenizer.eos_token_id]) if token is not None]
+
+
 def add_stop_tokens(directory: Path, base: Path, trained: Iterable[int]) -> None:
     """Have a model stop at the trained ends of answers, too: a base model tuned on conversations ends its answers with
     the chat template's mark, which its own settings do not know. The tokenizer's EOS stays as it is.
