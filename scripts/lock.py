@@ -43,7 +43,7 @@ own metadata megatron-bridge 0.6.2 asks for megatron-core[dev,mlm], which has pa
 says in [tool.uv] what is left out.""",
     ),
     "dev": PinnedList(
-        ("sample", "dev", "score"),
+        ("sample", "dev", "score", "benchmarks"),
         "2_28",
         """\
 What scripts/test needs on top of cpu.txt. Install with dependency resolution off, too.""",

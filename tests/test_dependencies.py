@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[1]
 STAND_INS = ROOT / "src/raymb/cpu/packages"
 OPTIONAL = {
     "bert-score": "score",
+    "lm-eval": "benchmarks",
     "mlflow-skinny": "mlflow",
     "rouge-score": "score",
     "wandb": "wandb",
