@@ -12,7 +12,7 @@ import pytest
 from raymb.cli import main
 from raymb.errors import SpecError
 from raymb.export.serving import VLLM_TORCH, adapter_problems, max_lora_rank
-from raymb.inference.choice import choice
+from raymb.inference.choice import choice, installed_vllm
 
 PLAIN = {"r": 16, "lora_alpha": 32, "use_dora": False, "use_rslora": False, "modules_to_save": None}
 
@@ -63,6 +63,16 @@ def test_another_vllm_than_that_of_the_pinned_torch_is_not_used() -> None:
         choice("vllm", [], installed="0.33.0", on_gpu=True)
     chosen, why = choice("auto", [], installed="0.33.0", on_gpu=True)
     assert chosen == "transformers" and re.search(said, why)
+
+
+def test_a_folder_named_vllm_is_no_installed_vllm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "vllm").mkdir()
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert installed_vllm() is None
+
+
+def test_the_installed_vllm_is_found_with_its_version(vllm: Any) -> None:
+    assert installed_vllm() == "0.26.0"
 
 
 def test_the_vllm_that_is_named_goes_with_the_pinned_torch() -> None:

@@ -4,7 +4,6 @@ with an adapter."""
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -76,10 +75,11 @@ def choice(kind: str, problems: list[str], installed: str | None, on_gpu: bool) 
 
 
 def installed_vllm() -> str | None:
-    """Its version."""
-    if importlib.util.find_spec("vllm") is None:
+    """Its version; a folder named vllm beside the program is none."""
+    try:
+        return importlib.metadata.version("vllm")
+    except importlib.metadata.PackageNotFoundError:
         return None
-    return importlib.metadata.version("vllm")
 
 
 def vllm_problems(model: TunedModel) -> Iterator[str]:
