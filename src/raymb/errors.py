@@ -12,6 +12,7 @@ RaymbError                 message + hint; the base of everything raymb raises o
  |    |-- ClusterError     the cluster lacks what the plan needs
  |    `-- SubmitError      a job's files cannot be written, or the target's client does not take them
  |-- RunFailed             exit 1: workers started and the run did not finish
+ |    `-- OutOfGpuMemory   in the driver: before the first checkpoint, so that another layout may be tried
  |-- StorageError          exit 1: the storage at the URI of --storage_path fails or is out of reach
  |-- BadLoss               on a worker: NaN, or a spike of the loss
  `-- WorkersStopped        on a worker: left with a checkpoint, to be started again
@@ -105,6 +106,10 @@ class RunFailed(RaymbError):
     """
 
     run: Any = None
+
+
+class OutOfGpuMemory(RunFailed):
+    pass
 
 
 class WorkersStopped(RaymbError):

@@ -22,6 +22,7 @@ from raymb.driver.nodes import check_nodes, check_packages
 from raymb.driver.outcome import (
     check_still_owned,
     conclude,
+    failed,
     has_ended,
     has_finished,
     has_worker_failures,
@@ -33,10 +34,20 @@ from raymb.driver.outcome import (
 from raymb.driver.preflight import Preflight, as_packed, fingerprint, local_gpu, run_name, validation_line
 from raymb.driver.resharding import described, reshaping, to_reshape
 from raymb.driver.resources import Request, Reservation, wait_for
-from raymb.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_STOPPED, RaymbError, RunFailed
+from raymb.driver.start import Start
+from raymb.errors import (
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    EXIT_OK,
+    EXIT_STOPPED,
+    OutOfGpuMemory,
+    RaymbError,
+    RunFailed,
+)
 from raymb.model.families import family_of
 from raymb.model.initial import model_path, share_model
-from raymb.plan import Plan, usable_plans
+from raymb.plan import Plan, automatic, usable_plans
+from raymb.plan.smaller import as_planned_before
 from raymb.plan.table import better_line, estimate_line, graphs_line
 from raymb.rank.interrupt import Interrupts
 from raymb.run import directory as directories
@@ -83,6 +94,8 @@ def run(checked: Preflight) -> int:
         else:
             check_packages(kernels)
         gpu = cluster.gpu(local_gpu(spec))
+        if not spec.checkpoint.overwrite:
+            gpu = as_planned_before(gpu, directories.read_object(place.plan) or {})
         fixed = as_packed(spec, checked.plan)
         plans = usable_plans(fixed, checked.shape, rows=checked.prepared.rows("train"), backend=backend, gpu=gpu)
         plan = plans[max(plans)]
@@ -95,15 +108,12 @@ def run(checked: Preflight) -> int:
             resources, held = _reserved(cluster, backend, list(plans), plan, spec, console)
         owned = stack.enter_context(_claimed(place, checked, plan, console))
         with pushing(place, console.print, lost=owned.lost):
-            job = job_of(checked, plans, backend, resources, place)
-            write_atomically(place.job, job.to_json())
             write_atomically(place.data, json.dumps(_data(checked), indent=2) + "\n")
-            if len(plans) > 1:
-                start_coordinator()
-            if _reshape(job, cluster, place, console, held, owned.lost):
-                resources, held = _reserved(cluster, backend, list(plans), plan, spec, console)
-            trainer = _trainer(job, cluster, resources, place, held)
-            return _fit(job, trainer, place, console, began, owned.lost)
+            start = Start(checked, plans, cluster, backend, place, console, began, owned.lost)
+            while isinstance(ended := _started(start, resources, held), Start):
+                start = ended
+                resources, held = _reserved(cluster, backend, list(start.plans), start.plan, spec, console)
+            return ended
 
 
 def _groups(plan: Plan) -> int:
@@ -181,16 +191,24 @@ def job_of(
     )
 
 
-def _reshape(
-    job: Job,
-    cluster: Cluster,
-    place: directories.RunDir,
-    console: Console,
-    held: Reservation,
-    lost: threading.Event,
-) -> bool:
+def _started(start: Start, resources: Resources, held: Reservation) -> int | Start:
+    """Train with a layout. The exit code; or the start with the next layout, where that is to come."""
+    plans, place = start.plans, start.place
+    job = job_of(start.checked, plans, start.backend, resources, place)
+    write_atomically(place.job, job.to_json())
+    if len(plans) > 1:
+        start_coordinator()
+    if _reshape(job, start, held):
+        resources, held = _reserved(
+            start.cluster, start.backend, list(plans), start.plan, start.checked.spec, start.console
+        )
+    return _fit(job, _trainer(job, start.cluster, resources, place, held), start)
+
+
+def _reshape(job: Job, start: Start, held: Reservation) -> bool:
     """Reshard the checkpoint that the run resumes from, if it is of another layout or precision: True then. What the
     training holds is given back for it."""
+    cluster, place, console, lost = start.cluster, start.place, start.console, start.lost
     check_format(place.checkpoints, job.spec, RemoteCheckpoints.of_run(place))
     directory = to_reshape(job)
     if directory is None:
@@ -220,15 +238,19 @@ def _reshape(
     return True
 
 
-def _fit(
-    job: Job, trainer: RaymbTrainer, place: directories.RunDir, console: Console, began: float, lost: threading.Event
-) -> int:
+def _fit(job: Job, trainer: RaymbTrainer, start: Start) -> int | Start:
     """Train, and record with which exit code the driver ends, however it ends."""
-    monitor = Monitor(trainer.hub, job, place, console, lost)
-    code = EXIT_FAILED
+    monitor = Monitor(trainer.hub, job, start.place, start.console, start.lost)
+    code: int | None = EXIT_FAILED
     try:
-        code = _trained(job, trainer, place, console, began, monitor)
+        code = _trained(job, trainer, start.place, start.console, start.began, monitor)
         return code
+    except OutOfGpuMemory:
+        if (another := start.with_less_memory()) is None:
+            raise
+        code = None
+        monitor.give_way(*(automatic.described(one.plan.layout) for one in (start, another)))
+        return another
     except RaymbError as error:
         code = error.exit_code
         raise
@@ -236,7 +258,8 @@ def _fit(
         code = EXIT_INTERRUPTED
         raise
     finally:
-        monitor.end(code)
+        if code is not None:
+            monitor.end(code)
 
 
 def _trained(
@@ -272,7 +295,7 @@ def _trained(
     if exporting.received:
         return say_how_to_resume("interrupted", EXIT_INTERRUPTED, job, place, console)
     if failure is not None and not (interrupts.aborted and not has_worker_failures(failure)):
-        raise RunFailed(reason_of(failure), where_to_look(place)) from failure
+        raise failed(failure, job, place, bool(interrupts.received) or out_of_time.is_set()) from failure
     if failure is None and has_ended(job, place):
         conclude(job, place, console)
         return EXIT_OK

@@ -8,13 +8,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from ray.exceptions import ActorDiedError
+from ray.exceptions import OutOfMemoryError as RaysOutOfMemoryError
 from ray.train import WorkerGroupError
 from rich.console import Console
 
 from raymb.checkpoints.manifest import describe_files, iteration_dir, write_manifest
-from raymb.driver.outcome import brought, conclude, has_finished, reason_of, say_how_to_resume, where_to_look
-from raymb.errors import BadLoss, DataError
+from raymb.driver.outcome import brought, conclude, failed, has_finished, reason_of, say_how_to_resume, where_to_look
+from raymb.errors import BadLoss, DataError, OutOfGpuMemory, RunFailed
 from raymb.run.directory import RunDir
 from raymb.spec import RunSpec, load_spec
 
@@ -90,6 +92,33 @@ def test_the_reason_is_the_workers_that_failed_first() -> None:
     )
     assert reason_of(DataError("no rows", "give --dataset")) == "no rows"
     assert reason_of(KeyboardInterrupt()) == "KeyboardInterrupt"
+
+
+OUT_OF_MEMORY = torch.OutOfMemoryError("CUDA out of memory.")
+
+
+@pytest.mark.parametrize(
+    ("error", "flags", "saved", "asked_to_end", "kind"),
+    [
+        (OUT_OF_MEMORY, {}, False, False, OutOfGpuMemory),
+        (ValueError("rows"), {}, False, False, RunFailed),
+        (RaysOutOfMemoryError("of a host"), {}, False, False, RunFailed),
+        (OUT_OF_MEMORY, {}, True, False, RunFailed),
+        (OUT_OF_MEMORY, {"resume": "some/checkpoints"}, False, False, RunFailed),
+        (OUT_OF_MEMORY, {}, False, True, RunFailed),
+    ],
+    ids=["first start", "another error", "host memory", "after a checkpoint", "--resume PATH", "Ctrl-C"],
+)
+def test_another_layout_may_be_tried_before_the_first_checkpoint(
+    error: Exception, flags: dict[str, str], saved: bool, asked_to_end: bool, kind: type, tmp_path: Path
+) -> None:
+    spec = _spec(tmp_path, **flags)
+    if saved:
+        _saved(_place(spec), 5)
+    job: Any = SimpleNamespace(spec=spec)
+    raised = failed(WorkerGroupError("failed", {1: error}), job, _place(spec), asked_to_end)
+    assert type(raised) is kind
+    assert raised.message == f"worker 1 failed: {type(error).__name__}: {error}"
 
 
 def test_where_to_look_names_the_last_page(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from ray.exceptions import ActorDiedError, GetTimeoutError, RayActorError
+from ray.exceptions import OutOfMemoryError as RaysOutOfMemoryError
 from ray.train import ControllerError, FailureConfig, ScalingConfig, WorkerGroupError
 from ray.train.v2._internal.exceptions import (
     UserExceptionWithTraceback,
@@ -174,12 +175,21 @@ FUTILE = {
     "AttributeError": AttributeError("x"),
     "AssertionError": AssertionError("x"),
     "ZeroDivisionError": ZeroDivisionError("x"),
-    "out of GPU memory": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
     "a user's mistake": DataError("no rows", "give --dataset"),
     "the last checkpoint": RunFailed("the last checkpoint, at step 9, could not be written"),
     "a bad loss": BadLoss(7, "the gradient norm is nan"),
     "wrapped": UserExceptionWithTraceback(TypeError("x"), "Traceback ..."),
 }
+
+
+def test_a_layout_that_is_out_of_gpu_memory_is_not_tried_again(hub: Hub) -> None:
+    error = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+    assert _policy(hub).make_decision(_workers({0: RuntimeError(GLOO_RESET), 1: error})) == RAISE
+    assert [(one["rank"], one["why"]) for one in hub.records] == [(1, "it would come again with this layout")]
+
+
+def test_a_process_that_ray_ends_for_its_hosts_memory_starts_again(hub: Hub) -> None:
+    assert _policy(hub).make_decision(_workers({1: RaysOutOfMemoryError("the node is running low on memory")})) == RETRY
 
 
 @pytest.mark.parametrize("error", FUTILE.values(), ids=FUTILE)

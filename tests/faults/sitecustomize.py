@@ -7,8 +7,8 @@ waits "seconds" after it.
 
 do: kill (SIGKILL to itself), machine (SIGKILL to every process on a host that has its own name), other (SIGKILL to the
 process of "actor", on this node), pause (SIGSTOP to it for 12 seconds), stop (SIGSTOP), term (SIGTERM), nan (the next
-forward pass gives NaN), raise, clock (the wall clock jumps a day ahead), spoil (what is exported from then on is not
-what was trained), slow (each tensor is exported half a second late), nothing.
+forward pass gives NaN), raise, memory (CUDA is out of it), clock (the wall clock jumps a day ahead), spoil (what is
+exported from then on is not what was trained), slow (each tensor is exported half a second late), nothing.
 phase: importing, loading, first step, step (the next forward pass), saving, writing (the thread that writes a
 checkpoint), validating, exporting.
 """
@@ -108,6 +108,10 @@ def happen(what: str, actor: str) -> None:
         end_this_machine()
     elif what == "raise":
         raise RuntimeError("a fault of the test")
+    elif what == "memory":
+        import torch
+
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
     elif what == "nan":
         poison_a_forward_pass()
     elif what == "clock":

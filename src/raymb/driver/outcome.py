@@ -13,7 +13,7 @@ from raymb.checkpoints import manifest as checkpoint
 from raymb.checkpoints.manifest import best_of, iteration_dir
 from raymb.checkpoints.remote import RemoteCheckpoints, manifest_of
 from raymb.driver.preflight import Preflight
-from raymb.errors import RunFailed, UserError, last_line
+from raymb.errors import OutOfGpuMemory, RunFailed, UserError, last_line
 from raymb.export.model_card import CARD, CURVE, write_card
 from raymb.export.push import push, repositories
 from raymb.rank.early_stopping import has_stalled
@@ -103,6 +103,21 @@ def reason_of(error: BaseException) -> str:
         return last_line(error)
     rank, cause = first_cause(failures)
     return f"worker {rank} failed: {type(cause).__name__}: {last_line(cause)}"
+
+
+def failed(error: BaseException, job: Job, place: RunDir, asked_to_end: bool) -> RunFailed:
+    """What is raised for the failure that has ended the workers.
+
+    Args:
+        asked_to_end: by Ctrl-C or --max_time.
+    """
+    from raymb.driver.recovery import first_cause, is_out_of_gpu_memory
+
+    failures = getattr(error, "worker_failures", None)
+    out_of_memory = bool(failures) and is_out_of_gpu_memory(first_cause(failures)[1])
+    early = job.spec.checkpoint.resume in ("auto", "never") and newest_step(place) is None
+    kind = OutOfGpuMemory if out_of_memory and early and not asked_to_end else RunFailed
+    return kind(reason_of(error), where_to_look(place))
 
 
 def raise_refusal(error: BaseException | None) -> None:

@@ -37,7 +37,6 @@ _WOULD_COME_AGAIN = (
     "LookupError",
     "NameError",
     "NotImplementedError",
-    "OutOfMemoryError",  # torch's
     "TypeError",
     "ValueError",
 )
@@ -111,6 +110,8 @@ class RestartPolicy(DefaultFailurePolicy):
     def _why_futile(self, rank: int, cause: Any) -> str:
         if isinstance(cause, BadLoss):
             return "" if self.rollback else "it would come again"
+        if is_out_of_gpu_memory(cause):
+            return "it would come again with this layout"
         names = {cls.__name__ for cls in type(cause).__mro__}
         if (isinstance(cause, RaymbError) and not isinstance(cause, StorageError)) or names & set(_WOULD_COME_AGAIN):
             return "it would come again"
@@ -211,6 +212,11 @@ def first_cause(failures: dict[int, Any]) -> tuple[int, Any]:
     a process that died has died of itself."""
     raised, dead, items = _sorted_out(failures)
     return next(iter([*raised, *dead, *items]))
+
+
+def is_out_of_gpu_memory(error: Any) -> bool:
+    """Whether it is torch's error; Ray has one of that name, for a host's memory."""
+    return any((cls.__module__, cls.__name__) == ("torch", "OutOfMemoryError") for cls in type(error).__mro__)
 
 
 def _causes(failures: dict[int, Any]) -> list[int]:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from raymb.model.shape import ModelShape
 from raymb.plan import graphs
 from raymb.plan.choose import Chosen, choose_layout
 from raymb.plan.elastic import is_elastic
-from raymb.plan.gpus import GIB, Gpu
+from raymb.plan.gpus import GIB, Gpu, reduced_memory
 from raymb.plan.host import memory_of_a_host
 from raymb.plan.memory import estimate
 from raymb.plan.multiples import divisors
@@ -89,7 +89,7 @@ def automatic(spec: RunSpec, shape: ModelShape, gpu: Gpu) -> Automatic:
             fixed["virtual_pipeline_parallel_size"] = 1  # chunks would rule sizes out
         spec = _with(spec, fixed)
     flags = _OF_EVERY_SIZE if elastic else list(_CHOSEN)
-    open_flags = [flag for flag in flags if getattr(_section(spec, flag), flag) == "auto"]
+    open_flags = _open(spec, flags)
     found: list[Candidate] = []
     for workers in range(low, min(high, low + _MOST_SIZES) + 1):
         found = _that_can_grow(spec, searched(spec, shape, gpu, workers), gpu) or found
@@ -98,15 +98,12 @@ def automatic(spec: RunSpec, shape: ModelShape, gpu: Gpu) -> Automatic:
     if not found or not open_flags:
         return Automatic(spec, reasons, found[0].layout.micro_batch_size if found else None)
     best, count = found[0], sum(one.fits(gpu) for one in found)
-    values = {flag: getattr(best.layout, flag) for flag in open_flags}
-    values = {flag: 1 if value is None else value for flag, value in values.items()}
-    if spec.parallel.pipeline_parallel_size == "auto" and best.layout.num_layers_in_first_stage and not _uneven(spec):
-        values["num_layers_in_first_stage"] = best.layout.num_layers_in_first_stage
-        values["num_layers_in_last_stage"] = best.layout.num_layers_in_last_stage
-    fits = f"the fastest of {count} layouts that fit into {gpu.name}" if count > 1 else f"the one that fits {gpu.name}"
+    values = _choices(spec, best.layout, open_flags)
+    room = f"{memory / GIB:.1f} GiB of {gpu.name}" if (memory := reduced_memory(gpu)) else gpu.name
+    fits = f"the fastest of {count} layouts that fit into {room}" if count > 1 else f"the one that fits {room}"
     if count > 1 and _has_two_ranges(spec):
         fits += " and have the most sizes"
-    why = fits if best.fits(gpu) else f"the smallest layout; none fits into {gpu.name} with room to spare"
+    why = fits if best.fits(gpu) else f"the smallest layout; none fits into {room} with room to spare"
     reasons |= {flag: Reason(_shown(value), why) for flag, value in values.items()}
     if "cuda_graphs" in values:
         reasons["cuda_graphs"] = Reason(_shown(values["cuda_graphs"]), _why_graphs(spec, shape, gpu, found))
@@ -212,6 +209,25 @@ def with_auto(spec: RunSpec) -> RunSpec:
     """The spec with `auto` for everything that the search chooses."""
     stages = {"num_layers_in_first_stage": None, "num_layers_in_last_stage": None}
     return _with(spec, {**dict.fromkeys((*_CHOSEN, "data_parallel_size"), "auto"), **stages})
+
+
+def settled(spec: RunSpec, layout: Layout) -> RunSpec:
+    """The spec with a layout's sizes in the place of every `auto` that it was chosen for."""
+    return _with(spec, _choices(spec, layout, _open(spec, _CHOSEN)))
+
+
+def _open(spec: RunSpec, flags: Iterable[str]) -> list[str]:
+    return [flag for flag in flags if getattr(_section(spec, flag), flag) == "auto"]
+
+
+def _choices(spec: RunSpec, layout: Layout, flags: Iterable[str]) -> dict[str, object]:
+    """What a layout has for flags that are `auto`, as a user would give it."""
+    values: dict[str, object] = {flag: getattr(layout, flag) for flag in flags}
+    values = {flag: 1 if value is None else value for flag, value in values.items()}
+    if spec.parallel.pipeline_parallel_size == "auto" and layout.num_layers_in_first_stage and not _uneven(spec):
+        values["num_layers_in_first_stage"] = layout.num_layers_in_first_stage
+        values["num_layers_in_last_stage"] = layout.num_layers_in_last_stage
+    return values
 
 
 def _section(spec: RunSpec, flag: str) -> object:

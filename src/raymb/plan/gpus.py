@@ -14,7 +14,7 @@ class Gpu:
     Args:
         name: as --gpu takes it.
         device: the word that torch's name of the device has.
-        memory: bytes that CUDA finds.
+        memory: bytes that CUDA finds; less, where a layout has run out of that (raymb.plan.smaller).
         tflops: dense bf16 peak, TFLOP/s.
         bandwidth: of its memory, bytes/s.
         link: to the other GPUs of its node, bytes/s in one direction.
@@ -78,6 +78,11 @@ def gpu_named(name: str) -> Gpu:
         if name.lower() == gpu.name:
             return gpu
     raise SpecError(f"--gpu {name} is not known", f"one of {', '.join(gpu.name for gpu in GPUS)}")
+
+
+def reduced_memory(gpu: Gpu) -> int | None:
+    """Its memory, where that is less than GPUs of its name have."""
+    return gpu.memory if gpu.memory < gpu_named(gpu.name).memory else None
 
 
 def gpu_of_device(device_name: str) -> Gpu | None:

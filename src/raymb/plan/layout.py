@@ -11,7 +11,7 @@ from raymb.model.shape import ModelShape
 from raymb.plan.adapters import Targets, targets_of
 from raymb.plan.automatic import Automatic, automatic, per_node, too_large
 from raymb.plan.elastic import is_elastic, usable_layouts
-from raymb.plan.gpus import GIB, USUAL, Gpu, gpu_named
+from raymb.plan.gpus import GIB, USUAL, Gpu, gpu_named, reduced_memory
 from raymb.plan.host import memory_of_a_host
 from raymb.plan.memory import estimate
 from raymb.plan.reason import Reason
@@ -42,6 +42,8 @@ class Plan:
         parameters: of the model.
         gpu, memory, step_time: the GPU that memory (raymb.plan.memory.Memory, bytes of the fullest GPU) and step_time
             (raymb.plan.speed.StepTime, seconds) are estimated for; None on CPUs.
+        gpu_memory: bytes of the GPU that the layout was chosen for, where that is less than it has: another layout of
+            the run has run out of memory.
         host_memory: bytes that an offloaded optimizer takes on the host of a node; node_memory: what it has, where
             somebody knows.
         adapters: which matrices have one; None without --peft.
@@ -64,6 +66,7 @@ class Plan:
     padded_vocab_size: int
     parameters: int
     gpu: str | None = None
+    gpu_memory: int | None = None
     memory: dict[str, int] | None = None
     step_time: dict[str, float] | None = None
     host_memory: int = 0
@@ -94,7 +97,10 @@ class Plan:
     @property
     def chip(self) -> Gpu | None:
         """The GPU that was planned for; None on CPUs."""
-        return None if self.gpu is None else replace(gpu_named(self.gpu), host=self.node_memory)
+        if self.gpu is None:
+            return None
+        gpu = gpu_named(self.gpu)
+        return replace(gpu, memory=self.gpu_memory or gpu.memory, host=self.node_memory)
 
     @property
     def chosen(self) -> dict[str, str]:
@@ -215,6 +221,7 @@ def _plan(
         padded_vocab_size=math.ceil(shape.vocab_size / layout.tensor_parallel_size) * layout.tensor_parallel_size,
         parameters=shape.parameter_count,
         gpu=gpu.name if gpu else None,
+        gpu_memory=reduced_memory(gpu) if gpu else None,
         memory=estimate(layout, shape).to_dict() if gpu else None,
         step_time=step_time(layout, shape, gpu, per_node(spec, layout.num_workers)).to_dict() if gpu else None,
         host_memory=memory_of_a_host(layout, shape, per_node(spec, layout.num_workers)),

@@ -137,7 +137,8 @@ def estimate_line(plan: Plan) -> str:
     sizes |= {short: size for short, size in more.items() if size > 1}
     words = " x ".join(f"{short}{size}" for short, size in sizes.items())
     seconds = plan.step_time["total"]
-    return f"{words}: by estimate {total:.1f} GiB of {there:.1f} a GPU ({plan.gpu}), {seconds:.3g} s a step"
+    note = f"; chosen for {plan.gpu_memory / GIB:.1f} GiB, as another layout ran out" if plan.gpu_memory else ""
+    return f"{words}: by estimate {total:.1f} GiB of {there:.1f} a GPU ({plan.gpu}), {seconds:.3g} s a step{note}"
 
 
 def better_line(plan: Plan, shape: ModelShape, spec: RunSpec) -> str:

@@ -225,8 +225,7 @@ def claim(run: RunDir, spec: RunSpec, plan: dict[str, Any], fingerprint: Fingerp
             _delete_old_run(run)
         for directory in (run.checkpoints, run.logs):
             directory.mkdir(parents=True, exist_ok=True)
-        write_atomically(run.spec, spec_to_json(spec))
-        write_atomically(run.plan, json.dumps(plan, indent=2) + "\n")
+        describe(run, spec, plan)
         write_atomically(run.fingerprint, json.dumps(_identity(run, fingerprint), indent=2) + "\n")
     except OSError as error:
         _take_back(run, created, locked)
@@ -234,6 +233,12 @@ def claim(run: RunDir, spec: RunSpec, plan: dict[str, Any], fingerprint: Fingerp
         if error.filename and not Path(error.filename).is_relative_to(run.path) and spec.checkpoint.output_dir:
             place, flag = run.checkpoints, "output_dir"
         raise RunDirError(f"cannot write {place}: {error.strerror or error}", f"give another --{flag}") from None
+
+
+def describe(run: RunDir, spec: RunSpec, plan: dict[str, Any]) -> None:
+    """Write what the run is."""
+    write_atomically(run.spec, spec_to_json(spec))
+    write_atomically(run.plan, json.dumps(plan, indent=2) + "\n")
 
 
 def touch_lock(run: RunDir) -> bool:

@@ -12,7 +12,7 @@ import ray
 from ray.exceptions import RayError
 from rich.console import Console
 
-from raymb.errors import last_line
+from raymb.errors import EXIT_FAILED, last_line
 from raymb.run import directory as directories
 from raymb.run.job import Job
 from raymb.telemetry.events import Events, state_after
@@ -109,6 +109,17 @@ class Monitor:
         self._note("ended", code=code, state=state_after(code))
         for tracker in self.trackers:
             tracker.end(code)
+
+    def give_way(self, failed: str, then: str) -> None:
+        """The driver goes on with another layout, and a monitor of its own. Trackers hear of an end: the next ones
+        resume their runs.
+
+        Args:
+            failed, then: the layouts in words.
+        """
+        self._note("layout", failed=failed, then=then)
+        for tracker in self.trackers:
+            tracker.end(EXIT_FAILED)
 
     def _note(self, event: str, **fields: Any) -> None:
         if self.events is not None:

@@ -147,7 +147,7 @@ def _number(value: Any) -> str:
 def history(run: RunRecord) -> list[tuple[str, str, str]]:
     """(when, after which running time, what) of starts, failures and ends, the newest ones if there are many."""
     clock, words = Clock(run), []
-    for event in run.events_of("started", "training", "failure", "ended"):
+    for event in run.events_of("started", "training", "failure", "layout", "ended"):
         when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(event["time"]))
         words.append((when, duration(clock.at(event["time"])), _said(event)))
     return words[-MOST_EVENTS:]
@@ -163,6 +163,8 @@ def _said(event: Line) -> str:
         end = "the workers start again" if event["restarts"] else "the run gives up"
         rank = "" if event["rank"] is None else f"rank {event['rank']}, "
         return f"failure {event['number']} ({rank}after step {event['step']}): {event['what']}; {end}"
+    if kind == "layout":
+        return f"{event['failed']} ran out of GPU memory; {event['then']} is tried"
     return f"the driver ended with exit code {event['code']}: {event['state']}"
 
 
