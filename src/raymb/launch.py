@@ -58,6 +58,7 @@ from raymb.run.remote_lock import RemoteLock
 from raymb.spec import RunSpec
 from raymb.spec.duration import seconds_of
 from raymb.storage.files import write_atomically
+from raymb.telemetry import startup
 from raymb.telemetry.monitor import Monitor
 from raymb.telemetry.notebook import console_for_people
 
@@ -81,8 +82,10 @@ def run(checked: Preflight) -> int:
         console.print(f"{place.path} has finished {checked.plan.train_iters} steps; raise --train_iters to train on")
         return EXIT_OK
 
+    startup.begin(startup.RAY)
     with ExitStack() as stack:
         cluster = stack.enter_context(connect(spec, console))
+        startup.begin(startup.LAYOUT)
         backend = cluster.backend(spec.run.backend)
         cluster.check_profiler(spec.performance.profiler, backend)
         # What kind of GPUs there are is known only when nodes have come: the layout is chosen after that.
@@ -240,6 +243,7 @@ def _reshape(job: Job, start: Start, held: Reservation) -> bool:
 
 def _fit(job: Job, trainer: RaymbTrainer, start: Start) -> int | Start:
     """Train, and record with which exit code the driver ends, however it ends."""
+    startup.begin(startup.PLACES)
     monitor = Monitor(trainer.hub, job, start.place, start.console, start.lost)
     code: int | None = EXIT_FAILED
     try:

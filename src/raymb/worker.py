@@ -8,6 +8,7 @@ import logging
 import os
 import socket
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
@@ -21,6 +22,7 @@ from raymb.rank.progress import Progress
 from raymb.rank.stopping import STARTS_AGAIN
 from raymb.run.job import Job
 from raymb.run.unverified import LeftToExport
+from raymb.telemetry import startup
 from raymb.telemetry.records import Emit, RankStatus
 
 
@@ -51,6 +53,11 @@ def train(
     from raymb.bridge.saving import Saving
     from raymb.export.during import Exports
 
+    def loaded(chunks: Any) -> Any:
+        emit(startup.began(startup.OPTIMIZER))
+        return chunks
+
+    config.model.register_pre_wrap_hook(loaded)
     saving = Saving(job, progress, emit, register, losses)
     config.checkpoint.custom_manager_class = checkpoint_manager.install(saving)
     spikes = LossSum()
@@ -107,6 +114,7 @@ def prepare(job: Job, progress: Progress, emit: Emit) -> tuple[Any, Any, list[li
     from raymb.bridge.activation import activate
 
     emit({"kind": "phase", "text": "importing Megatron"})
+    emit(startup.began(startup.IMPORTS))
     _read_ahead(job)
     activate(job)
     from raymb.bridge.config import build_config
@@ -117,6 +125,7 @@ def prepare(job: Job, progress: Progress, emit: Emit) -> tuple[Any, Any, list[li
 
     accelerator = ACCELERATORS[job.backend]
     progress.enter("loading")
+    emit(startup.began(startup.MODEL))
     remote = RemoteCheckpoints.of(job)
     if remote is not None:
         fetch_what_is_read(remote)
@@ -170,7 +179,7 @@ def train_under_ray(config: dict[str, Any]) -> dict[str, Any] | None:
     from raymb.rank.hang import HangWatch
     from raymb.telemetry.hub import Sender
 
-    context = ray.train.get_context()
+    came, context = time.time(), ray.train.get_context()
     rank = context.get_world_rank()
     job = Job.from_json(config["job"]).of_size(context.get_world_size()).here()
     _log_to(Path(job.log_dir, f"worker-{rank:05d}.log"))
@@ -193,6 +202,7 @@ def train_under_ray(config: dict[str, Any]) -> dict[str, Any] | None:
         lambda others: sender.emit({"kind": "hang", "rank": rank, "in": progress.describe(), "others": others}),
     )
     emit = sender.emit if rank == 0 else _only_measurements(sender.emit)
+    emit(startup.began(startup.JOINED, came))
     with progress.waiting():  # one downloads for its machine, whose transfers have times of their own
         fetch_rows(Path(job.data_dir).name, job.spec.run.storage_path)
         fetch_model(job.model_path, job.spec.run.storage_path)
@@ -283,7 +293,7 @@ def _processes_of_this_host(rank: int) -> dict[int, int]:
 
 def _only_measurements(emit: Emit) -> Emit:
     """For ranks other than the one that reports phases: all ranks go through the same ones."""
-    return lambda record: emit(record) if record["kind"] != "phase" else None
+    return lambda record: emit(record) if record["kind"] not in ("phase", "began") else None
 
 
 def _preempted() -> bool:

@@ -10,6 +10,7 @@ import contextlib
 import inspect
 import json
 import os
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -56,8 +57,10 @@ def finetune(
     """
     from raymb.driver.preflight import preflight, run_name
     from raymb.driver.ray_start import prepare_environment
+    from raymb.telemetry import startup
     from raymb.telemetry.notebook import console_for_people
 
+    startup.command_begins(time.time())
     prepare_environment()
     spec = _spec(flags, config, overrides, "finetune")
     checked = preflight(spec, console_for_people())

@@ -31,6 +31,7 @@ from raymb.rank.stopping import STARTS_AGAIN, StopTogether
 from raymb.run.job import Job
 from raymb.run.unverified import UnverifiedExport
 from raymb.spec.values import bounds
+from raymb.telemetry import startup
 from raymb.telemetry.records import Emit, HeldOutLoss, LossPart, Part
 
 
@@ -60,7 +61,7 @@ def make_callbacks(
         partial(_leave_out, job),
     )
     callbacks: list[Callback] = [
-        Phases(saving.progress),
+        Phases(saving.progress, emit),
         metrics,
         guard,
         Validations(job, saving, emit),
@@ -88,12 +89,13 @@ def _leave_out(job: Job, step: int) -> None:
 class Phases(Callback):
     """Says what this rank is doing."""
 
-    def __init__(self, progress: Progress):
-        self.progress = progress
+    def __init__(self, progress: Progress, emit: Emit):
+        self.progress, self.emit = progress, emit
 
     def on_train_start(self, context: CallbackContext) -> None:
         self.progress.step = context.state.train_state.step
         self.progress.enter("first step")
+        self.emit(startup.began(startup.FIRST_STEP))
 
     def on_train_step_end(self, context: CallbackContext) -> None:
         self.progress.finished(context.state.train_state.step + 1)
@@ -101,6 +103,8 @@ class Phases(Callback):
             self.progress.enter("step")
 
     def on_eval_start(self, context: CallbackContext) -> None:
+        if self.progress.phase == "loading":
+            self.emit(startup.began(startup.VALIDATION))
         self.progress.enter("validating")
 
     def on_eval_end(self, context: CallbackContext) -> None:

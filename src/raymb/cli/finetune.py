@@ -24,7 +24,9 @@ def command(
     from rich.console import Console
 
     from raymb.driver.preflight import preflight
+    from raymb.telemetry import startup
 
+    startup.command_begins(startup.process_began())
     checked = preflight(spec, Console(stderr=True))
     if dry_run:
         from raymb.cli.dry_run import print_dry_run

@@ -32,6 +32,7 @@ from raymb.run import mirror
 from raymb.run.fingerprint import Fingerprint, take_fingerprint
 from raymb.spec.sections import NO_DATASET, RunSpec
 from raymb.storage.remote import check_writable
+from raymb.telemetry import startup
 from raymb.telemetry.trackers import check_trackers
 
 if TYPE_CHECKING:
@@ -85,6 +86,7 @@ def preflight(spec: RunSpec, console: Console | None = None, branch: str | None 
             moved = f"{branch} of {spec.model.hf_model_path} is at commit {spec.model.hf_revision} by now"
             console.print(f"{moved}; this run keeps {begun}, with which it began", highlight=False, soft_wrap=True)
         return preflight(with_commit(spec, begun), console, branch)
+    startup.begin(startup.ROWS)
     say_what_is_trained_on(spec, console)
     make_weights(spec, lambda line: console.print(line, highlight=False, soft_wrap=True) if console else None)
     check_frozen(spec, shape, console)

@@ -10,6 +10,7 @@ STORAGE_PATH/EXPERIMENT_NAME/
     job.json          what the driver gave to every worker
     checkpoints/      Megatron checkpoints and `latest`   (or --output_dir)
         fingerprint.json  what they belong to: model, tokenizer, data, batch, seed, versions
+    startup.json      where the seconds went before the first step ended
     data.json         which prepared rows, and what they are like
     hf/               the tuned model as a Hugging Face directory
     adapter/          the tuned adapters (--peft) as a PEFT directory
@@ -49,7 +50,7 @@ RESHAPED = "reshaped"
 """Of the checkpoints: those that were resharded for another layout."""
 _MADE = re.compile(
     r"(hf|adapter)(-step-\d+)?(-failed)?|logs|tensorboard|failures|profile|evaluation|wandb|"
-    r"(spec|plan|job|data|trackers)\.json|(metrics|events|answers)\.jsonl|report.*\.html"
+    r"(spec|plan|job|data|trackers|startup)\.json|(metrics|events|answers)\.jsonl|report.*\.html"
 )
 POINTERS = ("latest", "best", "latest_train_state.pt", "latest_checkpointed_iteration.txt")
 """raymb's, Bridge's and Megatron's files that name a checkpoint."""
@@ -109,6 +110,10 @@ class RunDir:
     @property
     def events(self) -> Path:
         return self.path / "events.jsonl"
+
+    @property
+    def startup(self) -> Path:
+        return self.path / "startup.json"
 
     @property
     def answers(self) -> Path:

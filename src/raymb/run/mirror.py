@@ -24,7 +24,8 @@ from raymb.storage.transfer import files_below, part_of, side_by_side
 
 _GROWN = ("metrics.jsonl", "events.jsonl", "answers.jsonl")
 _POINTERS = tuple(f"checkpoints/{name}" for name in POINTERS)
-_SMALL = ("spec.json", "plan.json", "data.json", *_GROWN, "trackers.json", "checkpoints/fingerprint.json")
+_OF_A_START = ("trackers.json", "startup.json")
+_SMALL = ("spec.json", "plan.json", "data.json", *_GROWN, *_OF_A_START, "checkpoints/fingerprint.json")
 _APPENDED = ("failures", "logs")  # pages are numbered, and logs are continued: a new machine has to know the old ones
 _TREES = ("tensorboard", *_APPENDED)
 

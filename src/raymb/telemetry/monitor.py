@@ -15,12 +15,14 @@ from rich.console import Console
 from raymb.errors import EXIT_FAILED, last_line
 from raymb.run import directory as directories
 from raymb.run.job import Job
+from raymb.telemetry import startup
 from raymb.telemetry.events import Events, state_after
 from raymb.telemetry.export_line import exported_line
 from raymb.telemetry.failures import Failures, console_lines, resumed_line
 from raymb.telemetry.hub import Receiver
 from raymb.telemetry.ray_messages import RAY_SAID
 from raymb.telemetry.records import (
+    Began,
     Export,
     Failed,
     Hang,
@@ -77,6 +79,7 @@ class Monitor:
         self.trackers = trackers(job, place, self.terminal.phase)
         self.handlers: dict[str, Callable[[Any], None]] = {
             "phase": self._phase,
+            "began": self._began,
             "warning": self._warn,
             "start": self._start,
             "part": self._part,
@@ -135,6 +138,10 @@ class Monitor:
     def _phase(self, record: Phase) -> None:
         self.terminal.phase(record["text"])
 
+    def _began(self, record: Began) -> None:
+        if self.events is not None:  # that of workers that reshard a checkpoint is before the training's
+            startup.begin(record["phase"], record["time"])
+
     def _warn(self, record: Warn) -> None:
         self.terminal.phase(f"warning: {record['text']}")
 
@@ -158,6 +165,7 @@ class Monitor:
         if step is not None:
             self._write(step)
             self.terminal.step(step)
+            startup.write(self.place.startup, step["step"], step["time"])
 
     def _held_out(self, record: HeldOutLoss) -> None:
         self._write(record)

@@ -16,6 +16,14 @@ class Phase(TypedDict):
     text: str
 
 
+class Began(TypedDict):
+    """Rank 0 begins a phase of its start (raymb.telemetry.startup)."""
+
+    kind: Literal["began"]
+    phase: str
+    time: float
+
+
 class Warn(TypedDict):
     """What a user should know although the run continues."""
 
@@ -144,7 +152,7 @@ class Failed(TypedDict):
     max_failures: int
 
 
-Record = Phase | Warn | Start | Part | LossPart | HeldOutLoss | Saved | Export | RankStatus | Hang | Failed
+Record = Phase | Began | Warn | Start | Part | LossPart | HeldOutLoss | Saved | Export | RankStatus | Hang | Failed
 """What is sent."""
 Metric = Step | HeldOutLoss | Export
 """What is written to metrics.jsonl and to trackers."""
