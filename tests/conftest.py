@@ -22,6 +22,13 @@ from tests.s3 import s3_server as s3_server
 from tests.transformers_4 import transformers_4 as transformers_4
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Where several processes share the tests (scripts/test), one of them has all that share a Ray cluster."""
+    if item.get_closest_marker("smoke"):
+        item.add_marker(pytest.mark.xdist_group("ray"))
+
+
 @pytest.fixture(autouse=True)
 def no_cluster_on_this_machine(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     """What a test that starts no cluster plans is that of a machine without one, whatever runs here."""
