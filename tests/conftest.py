@@ -22,11 +22,17 @@ from tests.s3 import s3_server as s3_server
 from tests.transformers_4 import transformers_4 as transformers_4
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_itemcollected(item: pytest.Item) -> None:
-    """Where several processes share the tests (scripts/test), one of them has all that share a Ray cluster."""
-    if item.get_closest_marker("smoke"):
-        item.add_marker(pytest.mark.xdist_group("ray"))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Where several processes share the tests (scripts/test), one of them has all that share a Ray cluster. xdist's own
+    --dist loadgroup puts no group into the names of pytest 9.2 (pytest-xdist 3.8.0)."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class OneRayCluster(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return "tests/smoke" if nodeid.startswith("tests/smoke/") else nodeid
+
+    return OneRayCluster(config, log)
 
 
 @pytest.fixture(autouse=True)
