@@ -57,7 +57,7 @@ def test_exported_model_is_the_trained_one(finetune: Callable[..., Path], tiny_q
     samples = samples_of(run, "validation")
     for model, loss in ((tiny_qwen2, before), (run / "hf", after)):
         assert float(oracle._loss(oracle._model(model, None).eval(), samples)) == pytest.approx(loss, rel=1e-6)
-    assert after < 0.95 * before
+    assert after < 0.97 * before
 
 
 @pytest.mark.slow
