@@ -18,17 +18,17 @@ def begins_with_a_validation(job: Job) -> bool:
     a validated one, since its backward pass computes twice what the forward pass does."""
     if job.task != "train" or not job.validation_rows or not job.spec.evaluation.eval_interval:
         return False
-    wanted = job.spec.evaluation.eval_at_start
-    return (
-        job.validation_rows < _SHARE * 3 * job.train_iters * job.layout.global_batch_size
-        if wanted == "auto"
-        else wanted
-    )
+    if job.spec.evaluation.eval_at_start != "auto":
+        return job.spec.evaluation.eval_at_start
+    return job.validation_rows < _SHARE * 3 * job.train_iters * job.layout.global_batch_size
 
 
 @contextlib.contextmanager
 def validated_first(job: Job) -> Iterator[None]:
     """Has Bridge's pretrain(), which validates between steps and at the end only, validate before step 1, too."""
+    if not begins_with_a_validation(job):
+        yield
+        return
     # By name: `training.pretrain` of the package is the function.
     pretraining: Any = importlib.import_module("megatron.bridge.training.pretrain")
     train = pretraining.train
@@ -50,7 +50,7 @@ def validated_first(job: Job) -> Iterator[None]:
                 )
         train(forward_step, model, optimizer, scheduler, *rest, **named)
 
-    pretraining.train = validate_and_train if begins_with_a_validation(job) else train
+    pretraining.train = validate_and_train
     try:
         yield
     finally:

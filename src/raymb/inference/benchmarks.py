@@ -17,10 +17,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from raymb.errors import DataError, RunDirError, SpecError
+from raymb.errors import DataError, SpecError
 from raymb.inference.choice import chosen_engine
 from raymb.inference.engine import TUNED
 from raymb.inference.engines import each_engine
+from raymb.inference.evaluate import keep_results
 from raymb.inference.generate import PromptFormat
 from raymb.inference.transformers_engine import Transformers
 from raymb.inference.tuned_model import TunedModel
@@ -105,8 +106,7 @@ def _check(request: Benchmarks, file: Path) -> None:
         raise SpecError("--engine vllm: benchmarks are computed by transformers", "leave --engine out")
     if request.tasks is not None and not request.tasks.is_dir():
         raise SpecError(f"--benchmark_tasks {request.tasks}: no such directory", "give the directory of the YAML files")
-    if file.exists() and not request.overwrite:
-        raise RunDirError(f"{file} exists", "ways out: --to ANOTHER_DIR, --overwrite to replace it")
+    keep_results([file], request.overwrite)
 
 
 def _task_manager(request: Benchmarks) -> Any:

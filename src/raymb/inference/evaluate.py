@@ -77,9 +77,7 @@ def evaluate(model: TunedModel, request: Evaluation, console: Console) -> dict[s
     """
     scores.check_metrics(request.metrics, request.bertscore_model)
     files = request.to / f"{request.split}.json", request.to / f"{request.split}.jsonl"
-    for file in files:
-        if file.exists() and not request.overwrite:
-            raise RunDirError(f"{file} exists", "ways out: --to ANOTHER_DIR, --overwrite to replace it")
+    keep_results(files, request.overwrite)
     rows = _rows(model, request, console)
     samples = list(islice(samples_in(rows), request.limit))
     prompt_format = PromptFormat(model)
@@ -104,6 +102,16 @@ def evaluate(model: TunedModel, request: Evaluation, console: Console) -> dict[s
     _print(result, answered, Console(highlight=False))
     console.print(f"{files[0]}, {files[1].name}", highlight=False, soft_wrap=True)
     return result
+
+
+def keep_results(files: Sequence[Path], overwrite: bool) -> None:
+    """
+    Raises:
+        RunDirError: a file is there, and is not to be replaced.
+    """
+    for file in files:
+        if file.exists() and not overwrite:
+            raise RunDirError(f"{file} exists", "ways out: --to ANOTHER_DIR, --overwrite to replace it")
 
 
 def _rows(model: TunedModel, request: Evaluation, console: Console) -> RowFile:

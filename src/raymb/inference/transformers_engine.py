@@ -98,13 +98,8 @@ class Transformers:
     """
 
     def __init__(self, model: Any, tokenizer: Any, batch_size: int, ends: list[int], adapter: bool = True):
-        self.model, self.tokenizer, self.batch_size, self.ends, self.adapter = (
-            model,
-            tokenizer,
-            batch_size,
-            ends,
-            adapter,
-        )
+        self.model, self.tokenizer, self.batch_size = model, tokenizer, batch_size
+        self.ends, self.adapter = ends, adapter
         known = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
         self.padding = next(token for token in known if token is not None)
 

@@ -28,6 +28,7 @@ def conflicts(spec: RunSpec) -> list[str]:
         *_adapters(spec.peft, spec.checkpoint),
         *_frozen(spec),
         *_initial(spec),
+        *_evaluation(spec),
         *_exports(spec),
         *_performance(spec.performance),
         *_cuda_graphs(spec),
@@ -170,6 +171,11 @@ def _initial(spec: RunSpec) -> Iterator[str]:
         )
 
 
+def _evaluation(spec: RunSpec) -> Iterator[str]:
+    if spec.evaluation.eval_at_start is True and not spec.evaluation.eval_interval:
+        yield "--eval_at_start needs validations: --eval_interval more than 0; or leave it out"
+
+
 def _exports(spec: RunSpec) -> Iterator[str]:
     checkpoint, interval = spec.checkpoint, spec.checkpoint.save_hf_interval
     if interval and (not checkpoint.save_interval or interval % checkpoint.save_interval):
@@ -184,8 +190,6 @@ def _exports(spec: RunSpec) -> Iterator[str]:
         yield "--push_to_hub pushes the export, and --no_export_hf leaves exports out; drop one of them"
     if checkpoint.hub_public and not checkpoint.push_to_hub:
         yield "--hub_public says how --push_to_hub makes its repository; add that, or leave it out"
-    if spec.evaluation.eval_at_start is True and not spec.evaluation.eval_interval:
-        yield "--eval_at_start needs validations: --eval_interval more than 0; or leave it out"
     no_loss = checkpoint.best_metric == "validation_loss" and not spec.evaluation.eval_interval
     if checkpoint.export_checkpoint == "best" and no_loss:
         yield ("--export_checkpoint best needs validations: --eval_interval more than 0, or --best_metric train_loss")
