@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import subprocess
 import sys
@@ -108,10 +109,12 @@ def _itself(spec: RunSpec) -> RunSpec:
 def _run_all(size: int, trials: list[Trial]) -> None:
     """On as many groups of GPUs side by side as there are."""
     on_gpu = trials[0].plan.backend == "cuda"
-    groups = max(1, torch.cuda.device_count() // size) if on_gpu else 1
+    count = torch.cuda.device_count()
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(count)))
+    groups = max(1, count // size) if on_gpu else 1
     threads = []
     for group in range(groups):
-        gpus = ",".join(str(gpu) for gpu in range(group * size, (group + 1) * size))
+        gpus = ",".join(visible.split(",")[group * size : (group + 1) * size])
         threads.append(threading.Thread(target=_run, args=(trials[group::groups], gpus if on_gpu else None)))
         threads[-1].start()
     for thread in threads:
