@@ -12,7 +12,8 @@ from tests.smoke.conftest import MAIN_FLAGS, batches_of, train_variant, worst_de
 from tests.smoke.test_families import overrides_of
 
 pytestmark = [pytest.mark.smoke, pytest.mark.timeout(400)]
-TP, PP, CP = (f"{name}_parallel_size" for name in ("tensor", "pipeline", "context"))
+TP, PP, VPP, CP = (f"{name}_parallel_size" for name in ("tensor", "pipeline", "virtual_pipeline", "context"))
+MICRO = "micro_batch_size"
 
 
 @pytest.mark.parametrize(
@@ -21,16 +22,18 @@ TP, PP, CP = (f"{name}_parallel_size" for name in ("tensor", "pipeline", "contex
         pytest.param(1, {}, id="one", marks=pytest.mark.slow),
         pytest.param(4, {PP: 4}, id="pp4", marks=pytest.mark.slow),
         pytest.param(2, {TP: 2}, id="tp2", marks=pytest.mark.slow),
-        pytest.param(2, {CP: 2}, id="cp2"),
-        pytest.param(4, {TP: 2, CP: 2}, id="tp2-cp2", marks=pytest.mark.slow),
+        pytest.param(2, {CP: 2, MICRO: 3}, id="cp2-three rows"),
+        pytest.param(2, {PP: 2, MICRO: 2}, id="pp2-two rows", marks=pytest.mark.slow),
+        pytest.param(4, {PP: 2, VPP: 2, TP: 2, MICRO: 3}, id="vpp2-tp2-three rows", marks=pytest.mark.slow),
+        pytest.param(4, {TP: 2, CP: 2, MICRO: 3}, id="tp2-cp2-three rows", marks=pytest.mark.slow),
     ],
 )
 def test_packed_rows_train_as_if_alone(workers: int, layout: dict[str, int], tmp_path: Path, tiny_qwen2: Path) -> None:
-    """The oracle has never seen a pack: it runs every row by itself."""
+    """The oracle has never seen a pack: it runs every sample by itself."""
     from tests.smoke import oracle
 
-    rows = write_rows(tmp_path / "rows", train=240)
-    flags = {"hf_model_path": tiny_qwen2, "dataset": rows, "global_batch_size": 3, "packing": True, **layout}
+    rows = write_rows(tmp_path / "rows", train=600)
+    flags = {"hf_model_path": tiny_qwen2, "dataset": rows, "global_batch_size": 6, "packing": True, **layout}
     steps = train_variant(tmp_path, workers, **flags)
     batches = batches_of(tmp_path / "run")
     assert max(len(batch) for batch in batches) > 9

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,15 @@ class PreparedRowsConfig(DatasetProvider):
         pad_id: token that fills a row up to its length.
         seed: of the order of the training rows.
         validation_batch, test_batch: rows in a global batch of them; 0 where none are wanted.
-        enable_offline_packing: rows hold several samples; Bridge asks under this name.
+        packing: rows hold several samples.
+        micro_batch_size: rows that a forward pass takes at once.
         sample_multiple: each packed sample is padded to a multiple of it.
         architecture: of a vision-language model; "" for any other.
         model_path: its directory.
+
+    Attributes:
+        enable_offline_packing, enable_in_batch_packing: what Bridge calls packed rows that are taken one by one, and
+            several of them laid end to end.
     """
 
     directory: str
@@ -36,14 +41,19 @@ class PreparedRowsConfig(DatasetProvider):
     pad_id: int
     validation_batch: int
     test_batch: int
-    enable_offline_packing: bool
+    packing: bool
+    micro_batch_size: int
     sample_multiple: int
     architecture: str = ""
     model_path: str = ""
+    enable_offline_packing: bool = field(init=False)
+    enable_in_batch_packing: bool = field(init=False)
     offline_packing_specs: PackedSequenceSpecs | None = None
     dataloader_type: Any = "batch"
 
     def __post_init__(self) -> None:
+        self.enable_offline_packing = self.packing and self.micro_batch_size == 1
+        self.enable_in_batch_packing = self.packing and self.micro_batch_size > 1
         if self.enable_offline_packing:
             self.offline_packing_specs = PackedSequenceSpecs(
                 packed_sequence_size=self.seq_length, pad_seq_to_mult=self.sample_multiple
@@ -57,11 +67,13 @@ class PreparedRowsConfig(DatasetProvider):
         )
 
     def _rows(self, part: str, held_out_batch: int = 0) -> PreparedRows:
-        kind = PackedRows if self.enable_offline_packing else ImageRows if self.architecture else PaddedRows
-        rows = kind(Path(self.directory, f"{part}.arrow"), self.seq_length, self.pad_id, self.sample_multiple)
+        kind = PackedRows if self.packing else ImageRows if self.architecture else PaddedRows
+        rows = kind(Path(self.directory, f"{part}.arrow"), self.seq_length, self.pad_id)
         rows.held_out_batch = held_out_batch
         if isinstance(rows, ImageRows):
             rows.processor = ImageProcessor(self.architecture, self.model_path)
+        if isinstance(rows, PackedRows):
+            rows.micro_batch_size, rows.sample_multiple = self.micro_batch_size, self.sample_multiple
         return rows
 
 
@@ -73,9 +85,9 @@ class PreparedRows(torch.utils.data.Dataset):
 
     held_out_batch = 0
 
-    def __init__(self, file: Path, seq_length: int, pad_id: int, sample_multiple: int):
+    def __init__(self, file: Path, seq_length: int, pad_id: int):
         self.rows = RowFile(file)
-        self.seq_length, self.pad_id, self.sample_multiple = seq_length, pad_id, sample_multiple
+        self.seq_length, self.pad_id = seq_length, pad_id
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -120,8 +132,8 @@ class ImageRows(PaddedRows):
 
     processor: ImageProcessor
 
-    def __init__(self, file: Path, seq_length: int, pad_id: int, sample_multiple: int):
-        super().__init__(file, seq_length, pad_id, sample_multiple)
+    def __init__(self, file: Path, seq_length: int, pad_id: int):
+        super().__init__(file, seq_length, pad_id)
         images = file.with_name(IMAGES)
         self.images = ImageFile(images) if images.exists() else None
 
@@ -136,32 +148,35 @@ class ImageRows(PaddedRows):
 
 
 class PackedRows(PreparedRows):
-    """Several samples a row, for attention over thd layouts."""
+    """Several samples a row, for attention over thd layouts, and the rows of a micro-batch end to end.
+
+    Attributes:
+        micro_batch_size: rows of a micro-batch.
+        sample_multiple: each sample is padded to a multiple of it.
+    """
+
+    micro_batch_size = 1
+    sample_multiple = 1
 
     def collate_fn(self, batch: list[dict[str, np.ndarray]]) -> dict[str, Any]:
-        """As PaddedRows, and where samples begin: cu_seqlens_* [rows, samples + 2] and max_seqlen_* [rows, 1], int32.
+        """As PaddedRows, but of a line a micro-batch, each [micro-batches, micro-batch size x seq_length]; and where
+        samples begin: cu_seqlens_* [micro-batches, samples + 1] and max_seqlen_* [micro-batches, 1], int32.
 
-        cu_seqlens_*_padded, with samples padded to a multiple, are the places in the row; cu_seqlens_* then count real
-        tokens only. What is left of a row is a sample of its own that is not trained. Batches are split into micro
-        batches of one row, so shorter lists are filled with samples of no tokens.
+        cu_seqlens_*_padded, with samples padded to a multiple, are the places in the line; cu_seqlens_* then count real
+        tokens only. What is left of a row is a sample of its own that is not trained. Shorter lists are filled with
+        samples of no tokens.
         """
         rows = [self._laid_out(row) for row in batch]
-        samples = max(len(row["ends"]) for row in rows)
-        places, real = (
-            torch.from_numpy(np.stack([_filled(row[name], samples) for row in rows])) for name in ("ends", "real_ends")
-        )
+        lines = [rows[begin : begin + self.micro_batch_size] for begin in range(0, len(rows), self.micro_batch_size)]
+        places, real = (_boundaries([[row[name] for row in line] for line in lines]) for name in ("ends", "real_ends"))
         longest = (places[:, 1:] - places[:, :-1]).max(dim=1, keepdim=True).values
         boundaries = {"cu_seqlens_q": real, "cu_seqlens_kv": real, "max_seqlen_q": longest, "max_seqlen_kv": longest}
         if self.sample_multiple > 1:
             boundaries |= {"cu_seqlens_q_padded": places, "cu_seqlens_kv_padded": places}
-        return {
-            "tokens": self._padded([row["tokens"] for row in rows], self.pad_id),
-            "labels": self._padded([row["labels"] for row in rows], self.pad_id),
-            "loss_mask": self._padded([row["loss_mask"] for row in rows], 0),
-            "position_ids": self._padded([row["position_ids"] for row in rows], 0),
-            "attention_mask": None,
-            **boundaries,
-        }
+        fillers = {"tokens": self.pad_id, "labels": self.pad_id, "loss_mask": 0, "position_ids": 0}
+        padded = {name: self._padded([row[name] for row in rows], filler) for name, filler in fillers.items()}
+        joined = {name: tokens.view(len(lines), -1) for name, tokens in padded.items()}
+        return {**joined, "attention_mask": None, **boundaries}
 
     def _laid_out(self, row: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """One row with its samples padded."""
@@ -192,5 +207,16 @@ class PackedRows(PreparedRows):
         }
 
 
-def _filled(ends: np.ndarray, length: int) -> np.ndarray:
-    return np.pad(ends, (0, length - len(ends)), mode="edge").astype(np.int32)
+def _boundaries(lines: list[list[np.ndarray]]) -> torch.Tensor:
+    """[lines, samples + 1], int32: where the samples of each line begin and the last one ends.
+
+    Args:
+        lines: of each of its rows where samples end, from a leading 0 on.
+    """
+    joined = []
+    for rows in lines:
+        before = np.cumsum([0, *(row[-1] for row in rows)])
+        joined.append(np.concatenate([[0], *(row[1:] + begin for row, begin in zip(rows, before, strict=False))]))
+    longest = max(map(len, joined))
+    filled = [np.pad(ends, (0, longest - len(ends)), mode="edge") for ends in joined]
+    return torch.from_numpy(np.stack(filled).astype(np.int32))

@@ -149,8 +149,6 @@ def _micro_batch_size(
     asked = spec.train.micro_batch_size
     if asked != "auto":
         return asked, None
-    if spec.data.packing:
-        return 1, Reason("1", "a packed row is a micro batch of its own")
     if not data or spec.train.global_batch_size % data:
         return 1, Reason("1", "the global batch does not divide among the data parallel workers")
     share = spec.train.global_batch_size // data

@@ -159,8 +159,6 @@ def _batches(spec: RunSpec, layout: DetailedLayout, shape: ModelShape) -> Iterat
     asked, virtual = spec.train.micro_batch_size, spec.parallel.virtual_pipeline_parallel_size
     if isinstance(asked, int):
         micro = [asked]
-    elif layout.packing:
-        micro = [1]
     else:
         micro = [size for size in divisors(layout.global_batch_size) if size <= _LARGEST_MICRO_BATCH]
     per_stage = shape.num_layers // layout.pipeline_parallel_size

@@ -83,7 +83,12 @@ class Data(Section):
     """Share of the rows held out for the test, where the data set has none of its own."""
     seq_length: Common[Size] = bridge("model.seq_length", "dataset.seq_length", default=512)
     """Tokens in a row. Longer samples are cut (see --long_rows), shorter ones padded or packed."""
-    packing: Common[bool] = bridge("dataset.enable_offline_packing", "dataset.offline_packing_specs", default=False)
+    packing: Common[bool] = bridge(
+        "dataset.enable_offline_packing",
+        "dataset.enable_in_batch_packing",
+        "dataset.offline_packing_specs",
+        default=False,
+    )
     """Put several samples into a row, each with attention and positions of its own. A batch counts packed rows."""
     prompt_column: str | None = None
     """Column of the prompt; default: prompt."""

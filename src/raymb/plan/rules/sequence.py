@@ -34,11 +34,6 @@ def sequence_length(layout: DetailedLayout, shape: ModelShape) -> Iterator[str]:
 def packing(layout: DetailedLayout, shape: ModelShape) -> Iterator[str]:
     if not layout.packing:
         return
-    if layout.micro_batch_size > 1:
-        yield (
-            f"--micro_batch_size {layout.micro_batch_size} must be 1 with --packing, where a row holds many samples; "
-            f"set it to 1 and raise --seq_length instead"
-        )
     multiple = layout.sample_multiple
     if layout.seq_length % multiple and layout.seq_length % (2 * layout.context_parallel_size) == 0:
         yield (

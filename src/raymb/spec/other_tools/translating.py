@@ -101,9 +101,6 @@ def _tidy(translation: Translation) -> None:
             translation.drop(flag, "of adapters, and the whole model is trained")
     elif flags.get("peft") == "dora" and flags.get("lora_dropout"):
         translation.drop("lora_dropout", "Bridge has no dropout for DoRA")
-    if flags.get("packing") and flags.get("micro_batch_size", 1) != 1:
-        origin = f"{translation.origins['micro_batch_size']} is {flags['micro_batch_size']}; packed rows go one by one"
-        translation.set("micro_batch_size", 1, f"{origin}, the global batch is the same")
     recompute = flags.get("recompute", "auto")
     if recompute != "full":
         translation.drop("recompute_method", "of recompute: full")
