@@ -7,6 +7,8 @@ minute, and tries again without end and without hearing of an abort meanwhile.
 from __future__ import annotations
 
 import asyncio
+import os
+from collections.abc import Mapping
 from typing import Any
 
 from ray.actor import exit_actor
@@ -45,11 +47,24 @@ class Workers(WorkerGroup):
 
 
 class Controller(TrainController):
-    """Waits for places without being deaf, and withdraws what it has asked for when it ends."""
+    """Waits for places without being deaf, and withdraws what it has asked for when it ends.
+
+    Args:
+        variables: for its environment.
+    """
 
     worker_group_cls = Workers
 
-    def __init__(self, *, scaling_policy: Any, failure_policy: Any, callbacks: Any = None, **settings: Any):
+    def __init__(
+        self,
+        variables: Mapping[str, str],
+        *,
+        scaling_policy: Any,
+        failure_policy: Any,
+        callbacks: Any = None,
+        **settings: Any,
+    ):
+        os.environ.update(variables)
         # They arrive by ways of their own, and so as copies: one Placement serves them all here.
         self._placement = scaling_policy.placement = failure_policy.placement = _placement(callbacks)
         super().__init__(scaling_policy=scaling_policy, failure_policy=failure_policy, callbacks=callbacks, **settings)

@@ -1,4 +1,4 @@
-"""From a job to Ray Train's TorchTrainer, with raymb's way of starting again, and without what a fine-tuning run does
+"""From a job to Ray Train's trainer, with raymb's way of starting again, and without what a fine-tuning run does
 not use.
 
 Ray Train 2.60 starts a process for each of these, and each takes 3 CPU seconds of imports while the workers start:
@@ -12,19 +12,17 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import signal
 import socket
 import sys
-from collections.abc import Iterator
+import threading
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray.exceptions import RayError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchTrainer
-from ray.train.v2.api import data_parallel_trainer
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raymb.credentials import secret
@@ -36,11 +34,15 @@ from raymb.driver.process_group import ProcessGroupConfig, SigtermCallback
 from raymb.driver.recovery import ElasticPolicy, FixedPolicy, RestartPolicy
 from raymb.driver.resources import Request, Reservation
 from raymb.errors import EXIT_INTERRUPTED
-from raymb.rank.accelerator import ACCELERATORS
 from raymb.run.directory import RunDir
 from raymb.run.job import Job
 from raymb.runtime.carried import Carried
-from raymb.runtime.ray_internals import DASHBOARD_ADDRESS, KV_NAMESPACE_DASHBOARD, _internal_kv_get
+from raymb.runtime.ray_internals import (
+    DASHBOARD_ADDRESS,
+    KV_NAMESPACE_DASHBOARD,
+    _internal_kv_get,
+    get_env_vars_to_propagate,
+)
 from raymb.storage.remote import Remote
 from raymb.telemetry.hub import Hub
 from raymb.worker import train_under_ray
@@ -51,9 +53,9 @@ SECONDS_BETWEEN_RESIZES = 30.0
 """How often an elastic run asks for more workers. A resize costs a start of the workers."""
 
 
-class RaymbTrainer(TorchTrainer):
-    """TorchTrainer with other policies for failures and sizes, minus the callbacks named in `without`; one that Ray no
-    longer has is no loss.
+class RaymbTrainer(DataParallelTrainer):
+    """The base of Ray's TorchTrainer, which imports no torch, with other policies for failures and sizes, minus the
+    callbacks named in `without`; one that Ray no longer has is no loss.
 
     Args:
         place: the run directory.
@@ -84,28 +86,37 @@ class RaymbTrainer(TorchTrainer):
     def _create_default_callbacks(self) -> list[Any]:
         return [one for one in super()._create_default_callbacks() if type(one).__name__ not in self.without]
 
-    def _initialize_and_run_controller(self, **settings: Any) -> Any:
-        with _environment(self.settings):
-            # The name that Ray Train starts.
-            data_parallel_trainer.TrainController = Controller  # pyright: ignore[reportPrivateImportUsage]
-            return super()._initialize_and_run_controller(**{**settings, **self.policies})
+    def _initialize_and_run_controller(self, **given: Any) -> Any:
+        """As Ray Train's, with raymb's controller, which gets its variables as an argument: for those of a runtime
+        environment Ray starts each process twice, the controller's and those that it starts in turn."""
+        settings = {**self.settings, **get_env_vars_to_propagate()}
+        actor = ray.remote(Controller).options(num_cpus=0, scheduling_strategy=_on_this_node())
+        controller = actor.remote(settings, **{**given, **self.policies})
+        if threading.current_thread() is threading.main_thread():
+            _abort_on_sigint(controller)
+        ray.get(controller.run.remote())
+        return ray.get(controller.get_result.remote())
 
-    def _register_sigint_handler(self, controller: Any) -> None:
-        """As Ray Train's, which waits for ever for a controller that does not answer."""
 
-        def abort(number: int, frame: Any) -> None:
-            with contextlib.suppress(RayError):
-                ray.get(controller.abort.remote(), timeout=_SECONDS_TO_ABORT)
-            ray.kill(controller)
-            sys.exit(EXIT_INTERRUPTED)
+def _abort_on_sigint(controller: Any) -> None:
+    """As Ray Train does, which waits for ever for a controller that does not answer."""
 
-        signal.signal(signal.SIGINT, abort)
+    def abort(number: int, frame: Any) -> None:
+        with contextlib.suppress(RayError):
+            ray.get(controller.abort.remote(), timeout=_SECONDS_TO_ABORT)
+        ray.kill(controller)
+        sys.exit(EXIT_INTERRUPTED)
+
+    signal.signal(signal.SIGINT, abort)
+
+
+def _on_this_node() -> NodeAffinitySchedulingStrategy:
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 
 
 def make_hub() -> Any:
     """On the driver's node: it must outlive the workers' nodes."""
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return Hub.options(scheduling_strategy=here).remote()
+    return Hub.options(scheduling_strategy=_on_this_node()).remote()
 
 
 def make_trainer(
@@ -137,9 +148,9 @@ def make_trainer(
         hub=hub,
         without=frozenset({"DatasetsCallback"} | (set() if cleaned else {"PlacementGroupCleanerCallback"})),
         policies=policies,
-        settings=_settings(job),
+        settings=_settings(job, cluster.joined),
         train_loop_config={"environment": Carried(secret(variables)), "job": job.to_json(), "hub": hub},
-        torch_config=ProcessGroupConfig(ACCELERATORS[job.backend].distributed_backend),  # type: ignore[arg-type]
+        backend_config=ProcessGroupConfig(),
         scaling_config=scaling,
         run_config=RunConfig(
             # Ray Train's own directory is the run directory: a checkpoint can only be registered from inside it.
@@ -193,9 +204,13 @@ def _scaling(job: Job, resources: Resources) -> ScalingConfig:
     )
 
 
-def _settings(job: Job) -> dict[str, str]:
+def _settings(job: Job, joined: bool) -> dict[str, str]:
     """Ray Train's own variables, which its controller reads."""
-    settings = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1"}  # a health check costs a worker 10 ms of Python
+    settings = {
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",  # a health check costs a worker 10 ms of Python
+        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": str(int(joined)),  # nobody drains the one node of its own
+        "RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0",  # as Ray Train says of its controller
+    }
     if timeout := job.spec.resilience.hang_timeout:  # a worker whose whole process is stopped answers nobody
         settings["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(min(600.0, max(60.0, timeout)))
     # The places are there; only a node that has gone just now can take them away again.
@@ -218,15 +233,3 @@ def _forget_former_runs(place: RunDir) -> None:
     place.ray_snapshot.unlink(missing_ok=True)
     if place.remote is not None:
         place.remote.delete(place.ray_snapshot.name)
-
-
-@contextlib.contextmanager
-def _environment(settings: dict[str, str]) -> Iterator[None]:
-    """Environment variables for a while, where they are not set."""
-    own = {name: value for name, value in settings.items() if name not in os.environ}
-    os.environ.update(own)
-    try:
-        yield
-    finally:
-        for name in own:
-            del os.environ[name]

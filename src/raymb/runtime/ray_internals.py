@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     )
     from ray.experimental.internal_kv import _internal_kv_get
     from ray.train._internal.utils import get_address_and_port
+    from ray.train.v2._internal.constants import get_env_vars_to_propagate
     from ray.train.v2._internal.execution.callback import WorkerCallback, WorkerGroupCallback
     from ray.train.v2._internal.execution.context import get_train_context
     from ray.train.v2._internal.execution.controller import TrainController
@@ -64,6 +65,7 @@ __all__ = [
     "_internal_kv_get",
     "available_resources_per_node",
     "get_address_and_port",
+    "get_env_vars_to_propagate",
     "get_or_create_autoscaling_coordinator",
     "get_train_context",
     "print_to_stdstream",
@@ -223,8 +225,10 @@ NAMES = (
             "_shutdown_worker_group",
             "_step",
             "abort",
+            "get_result",
             "get_state",
             "get_worker_group",
+            "run",
             "worker_group_cls",
         ),
     ),
@@ -264,6 +268,12 @@ NAMES = (
         ("TORCH",),
     ),
     Name(
+        f"{_TRAIN}.constants",
+        "get_env_vars_to_propagate",
+        "the user's own variables for Ray Train, which its controller and the workers get",
+        _NO_RUN,
+    ),
+    Name(
         "ray.train._internal.utils",
         "get_address_and_port",
         "run on rank 0: where torch.distributed meets",
@@ -280,17 +290,11 @@ NAMES = (
 
 MEMBERS = (
     Name(
-        "ray.train.torch",
-        "TorchTrainer",
-        "overridden: the callbacks that a run does not use are left out, and the controller gets raymb's policies",
-        "Ray Train's own callbacks and policies are used: slower starts, and restarts that --max_failures alone counts",
-        ("_create_default_callbacks", "_initialize_and_run_controller", "_register_sigint_handler"),
-    ),
-    Name(
         "ray.train.v2.api.data_parallel_trainer",
-        "TrainController",
-        "replaced by raymb.driver.controller.Controller: which controller TorchTrainer starts",
-        "no run starts: the policies wait for a Placement that only that controller gives them",
+        "DataParallelTrainer",
+        "overridden: the callbacks that a run does not use are left out, and raymb's controller and policies are used",
+        "Ray Train's own callbacks and policies are used: slower starts, and restarts that --max_failures alone counts",
+        ("_create_default_callbacks", "_initialize_and_run_controller"),
     ),
     Name(
         "ray.train",
