@@ -27,6 +27,7 @@ from raymb.data.encoded import Encoded
 from raymb.data.settings import Settings
 from raymb.data.sources import Batch, Source
 from raymb.errors import RaymbError
+from raymb.runtime.distributions import look_up_one_by_one
 
 _IN_FLIGHT = 3  # batches for each process, so that none waits and memory stays bounded
 
@@ -106,6 +107,7 @@ def leave_out_torch() -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
     os.environ["TRANSFORMERS_NO_ADVISORY_WARNINGS"] = "1"  # that there is no torch is on purpose
     stand_in.hide("torch")
+    look_up_one_by_one()
 
 
 def encode(settings: Settings, batch: Batch) -> Encoded:

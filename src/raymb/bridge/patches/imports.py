@@ -28,6 +28,7 @@ from typing import Any
 
 from raymb.bridge.patches.patch import Patch
 from raymb.cpu import stand_in
+from raymb.runtime.distributions import look_up_one_by_one
 
 LAZY = frozenset({"megatron.bridge", "megatron.bridge.models", "megatron.bridge.data.builders", "megatron.training"})
 LAZY_BELOW = "megatron.bridge.recipes"
@@ -37,12 +38,13 @@ UNUSED = frozenset({"wandb", "comet_ml", "mlflow", "multistorageclient", "scipy"
 
 
 def install() -> None:
-    """Install the two remedies. Idempotent; call before the first import of megatron."""
+    """Install the remedies. Idempotent; call before the first import of megatron."""
     if not any(isinstance(finder, _LeanFinder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _LeanFinder())
         stand_in.hide(*UNUSED)
         stand_in.provide(*STAND_INS)
         _leave_out_modelopt()
+        look_up_one_by_one()
 
 
 def load_family(architecture: str) -> None:
