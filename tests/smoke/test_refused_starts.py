@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -16,10 +17,23 @@ from tests.smoke.conftest import MAIN_FLAGS, words_of
 
 pytestmark = [pytest.mark.smoke, pytest.mark.timeout(200)]
 
+_MARK = "RAYMB_TEST_OF_A_REFUSAL"
+
+
+def _processes_with(setting: str) -> list[str]:
+    """Command lines of the processes that began with an environment variable."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if setting.encode() in (process / "environ").read_bytes().split(b"\0"):
+                found.append((process / "cmdline").read_text())
+    return found
+
 
 @pytest.fixture
 def refused(tiny_qwen2: Path, rows: Path, tmp_path: Path) -> Callable[..., tuple[str, float]]:
-    """Runs `raymb finetune`, which must end with exit code 2; what it said, and in how many seconds."""
+    """Runs `raymb finetune`, which must end with exit code 2 and one message, and leave no process; what it said, and
+    in how many seconds."""
 
     def run(settings: dict[str, str], **flags: object) -> tuple[str, float]:
         given = {**MAIN_FLAGS, "hf_model_path": tiny_qwen2, "dataset": rows, "num_workers": 1, **flags}
@@ -29,9 +43,11 @@ def refused(tiny_qwen2: Path, rows: Path, tmp_path: Path) -> Callable[..., tuple
             [sys.executable, "-m", "raymb", "finetune", *words],
             capture_output=True,
             text=True,
-            env={**os.environ, "PYTHONPATH": "src", **settings},
+            env={**os.environ, "PYTHONPATH": "src", _MARK: str(tmp_path), **settings},
         )
         assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+        assert done.stderr.count("error: ") == 1, done.stderr
+        assert not _processes_with(f"{_MARK}={tmp_path}")
         assert "starting" not in done.stderr and not (tmp_path / "runs" / "run").exists()
         return done.stderr, time.monotonic() - began
 
@@ -82,3 +98,10 @@ def test_weights_are_cut_off(
     said, seconds = refused({}, hf_model_path=model)
     assert "model.safetensors" in said, said
     fault_table.append(Row("weights of the model are cut off", "exit 2, names the file", f"{seconds:.1f}"))
+
+
+def test_a_wrong_row_is_named_while_ray_is_imported(refused: Callable[..., tuple[str, float]], tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": "a", "completion": "b"}\n{"prompt": "a"}\n')
+    said, _ = refused({}, dataset=rows)
+    assert "rows.jsonl line 2" in said, said

@@ -55,6 +55,7 @@ def finetune(
         RunFailed: workers started and did not finish; its `run` is what there is.
         RunInterrupted: after the last checkpoint.
     """
+    from raymb.driver.ahead import import_ray
     from raymb.driver.preflight import preflight, run_name
     from raymb.driver.ray_start import prepare_environment
     from raymb.telemetry import startup
@@ -63,10 +64,10 @@ def finetune(
     startup.command_begins(time.time())
     prepare_environment()
     spec = _spec(flags, config, overrides, "finetune")
-    checked = preflight(spec, console_for_people())
+    checked = preflight(spec, console_for_people(), beside_rows=import_ray)
     place = RunDir.of(checked.spec, run_name(checked))
     where = place.remote.url if place.remote else place.path
-    from raymb.launch import run as launched  # imports Ray, which a refusal need not wait for
+    from raymb.launch import run as launched
 
     try:
         code = launched(checked)

@@ -23,16 +23,18 @@ def command(
     """
     from rich.console import Console
 
+    from raymb.driver.ahead import import_ray
     from raymb.driver.preflight import preflight
     from raymb.telemetry import startup
 
     startup.command_begins(startup.process_began())
-    checked = preflight(spec, Console(stderr=True))
+    console = Console(stderr=True)
     if dry_run:
         from raymb.cli.dry_run import print_dry_run
 
-        print_dry_run(checked)
+        print_dry_run(preflight(spec, console))
         return 0
+    checked = preflight(spec, console, beside_rows=import_ray)
     from raymb.launch import run
 
     return run(checked)

@@ -8,7 +8,6 @@ import logging
 import math
 import os
 import shutil
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -156,8 +155,6 @@ def connect(spec: RunSpec, console: Console) -> Iterator[Cluster]:
     check_start(own=not address)
     if address:
         check_reachable(address)
-    importing = threading.Thread(target=_import_ray_train, daemon=True)
-    importing.start()
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if environment := _runtime_environment(spec.cluster.working_dir, bool(address)):
         options["runtime_env"] = environment
@@ -178,7 +175,6 @@ def connect(spec: RunSpec, console: Console) -> Iterator[Cluster]:
             f"check --ray_address (or RAY_ADDRESS); --ray_address {OWN} starts a cluster for this run; more: "
             f"{_doctor(address)}",
         ) from None
-    importing.join()
     note = f"{found.stale}, the last Ray cluster of this machine, does not answer; " if found.stale else ""
     cluster = Cluster(joined=bool(address), note=note)
     console.print(cluster.described(), highlight=False, soft_wrap=True)
@@ -231,8 +227,3 @@ def start_coordinator() -> None:
 def _doctor(address: str | None) -> str:
     """The command that tells what is wrong: versions, token, nodes."""
     return f"raymb doctor --ray_address {address}" if address else "raymb doctor"
-
-
-def _import_ray_train() -> None:
-    """The driver's 6 CPU seconds of imports, done while Ray's own processes start."""
-    import ray.train.torch  # noqa: F401

@@ -5,6 +5,8 @@ No framework but what reading data takes."""
 from __future__ import annotations
 
 import os
+import threading
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -54,13 +56,19 @@ class Preflight:
     """By which the commit of a hub model was found."""
 
 
-def preflight(spec: RunSpec, console: Console | None = None, branch: str | None = None) -> Preflight:
+def preflight(
+    spec: RunSpec,
+    console: Console | None = None,
+    branch: str | None = None,
+    beside_rows: Callable[[], object] = lambda: None,
+) -> Preflight:
     """Check the user's input against the model and the data, and prepare the rows.
 
     The plan knows no GPU of a cluster that is joined; make_plan again once it is known.
 
     Args:
         branch: by which the commit in the spec was found.
+        beside_rows: done in a thread while the rows are prepared, which is others' work (raymb.data.parallel).
 
     Raises:
         UserError: SpecError, ModelError, PlanError, DataError or RunDirError, for the first of them that is wrong.
@@ -85,8 +93,10 @@ def preflight(spec: RunSpec, console: Console | None = None, branch: str | None 
         if console is not None:
             moved = f"{branch} of {spec.model.hf_model_path} is at commit {spec.model.hf_revision} by now"
             console.print(f"{moved}; this run keeps {begun}, with which it began", highlight=False, soft_wrap=True)
-        return preflight(with_commit(spec, begun), console, branch)
+        return preflight(with_commit(spec, begun), console, branch, beside_rows)
     startup.begin(startup.ROWS)
+    # Not a daemon: Python may not end in the middle of an import of C++.
+    threading.Thread(target=beside_rows, name="raymb-beside-rows").start()
     say_what_is_trained_on(spec, console)
     make_weights(spec, lambda line: console.print(line, highlight=False, soft_wrap=True) if console else None)
     check_frozen(spec, shape, console)

@@ -35,7 +35,7 @@ class RayAddress:
 def is_connected() -> bool:
     """Whether this process is connected to a cluster already, as in a notebook."""
     ray = sys.modules.get("ray")
-    return ray is not None and ray.is_initialized()
+    return hasattr(ray, "is_initialized") and ray.is_initialized()  # a thread may be in the middle of importing it
 
 
 def joins_a_cluster(asked: str | None) -> bool:
