@@ -22,6 +22,7 @@ from raymb.rank.progress import Progress
 from raymb.rank.stopping import STARTS_AGAIN
 from raymb.run.job import Job
 from raymb.run.unverified import LeftToExport
+from raymb.runtime.importing import importing
 from raymb.telemetry import startup
 from raymb.telemetry.records import Emit, RankStatus
 
@@ -184,6 +185,8 @@ def train_under_ray(config: dict[str, Any]) -> dict[str, Any] | None:
     job = Job.from_json(config["job"]).of_size(context.get_world_size()).here()
     _log_to(Path(job.log_dir, f"worker-{rank:05d}.log"))
     progress = Progress()
+    with importing():
+        import torch.distributed  # noqa: F401
     accelerator = ACCELERATORS[job.backend]
     join_process_group(accelerator.distributed_backend, accelerator.device(), job.spec.resilience.nccl_timeout)
     sender = Sender(config["hub"], _status(rank, progress), listens=rank == 0, relay=_relay(config["hub"], context))

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import gc
 import os
 
 from raymb.rank.accelerator import ACCELERATORS
 from raymb.run.job import Job
+from raymb.runtime.importing import importing
 
 
 def activate(job: Job) -> None:
     """Make Megatron ready in this process: its imports, the accelerator, the patches."""
     from raymb.bridge.patches import imports
 
-    imports.install()
-    ACCELERATORS[job.backend].activate(job.spec.parallel.fsdp)
-    imports.load_family(job.architecture)
-    _apply_patches()
+    with importing():
+        imports.install()
+        ACCELERATORS[job.backend].activate(job.spec.parallel.fsdp)
+        imports.load_family(job.architecture)
+        _apply_patches()
+        gc.freeze()  # modules stay: no collection during the training need look through them
 
 
 def _apply_patches() -> None:

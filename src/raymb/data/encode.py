@@ -17,13 +17,15 @@ from raymb.data.shapes import Row, filled, without_nulls
 from raymb.data.sources import Batch
 from raymb.errors import ModelError
 from raymb.model.remote_code import hint_for
+from raymb.runtime.importing import importing
 from raymb.spec.conflicts import template_columns
 
 
 class Encoder:
     def __init__(self, settings: Settings):
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # "sequence longer than ..." is no news here
-        from transformers import AutoTokenizer
+        with importing():
+            from transformers import AutoTokenizer
 
         self.settings = settings
         try:

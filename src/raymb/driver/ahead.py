@@ -1,9 +1,12 @@
-"""The driver's imports of Ray, which take seconds and can be had while others work. Imports nothing by itself."""
+"""The driver's imports of Ray, which take seconds and can be had while others work. Imports no Ray by itself."""
 
 from __future__ import annotations
+
+from raymb.runtime.importing import importing
 
 
 def import_ray() -> None:
     """First what connects to a cluster, then what trains there."""
-    import raymb.driver.cluster
-    import raymb.driver.trainer  # noqa: F401
+    with importing():
+        import raymb.driver.cluster
+        import raymb.driver.trainer  # noqa: F401
