@@ -34,8 +34,8 @@ class RayAddress:
 
 def is_connected() -> bool:
     """Whether this process is connected to a cluster already, as in a notebook."""
-    ray = sys.modules.get("ray")
-    return hasattr(ray, "is_initialized") and ray.is_initialized()  # a thread may be in the middle of importing it
+    is_initialized = getattr(sys.modules.get("ray"), "is_initialized", None)  # None too while a thread imports it
+    return is_initialized is not None and is_initialized()
 
 
 def joins_a_cluster(asked: str | None) -> bool:
