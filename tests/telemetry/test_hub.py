@@ -1,4 +1,4 @@
-"""A record's way from a rank to the driver, with a hub in this process instead of a Ray actor."""
+"""A record's way from a rank to the driver, by a real hub."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError, RayActorError
 
 from raymb.telemetry import hub
@@ -24,53 +27,71 @@ class _Method:
         self.remote = function
 
 
-class _Reference:
-    """What a call of an actor returns."""
+class _Lost:
+    """What a call of an actor returns whose answer never comes."""
 
-    def __init__(self, answer: Any = None, error: Exception | None = None):
-        self.answer: Future[Any] = Future()
-        if error is not None:
-            self.answer.set_exception(error)
-        elif answer is not None:
-            self.answer.set_result(answer)
+    def __init__(self, error: Exception):
+        self.error = error
 
     def future(self) -> Future[Any]:
-        return self.answer
+        answer: Future[Any] = Future()
+        answer.set_exception(self.error)
+        return answer
 
 
-class FakeHub:
-    """Its methods run at once. An answer of `receive` may be held back, and what comes to it may be lost."""
+class Connection:
+    """A way to the hub, on which messages to it may be lost."""
 
-    def __init__(self) -> None:
-        self.actor = _hub()
+    def __init__(self, actor: Any) -> None:
         self.messages = 0
         self.loses: Callable[[int], Exception | None] = lambda message: None
-        self.held: list[_Reference] | None = None
         self.receive = _Method(self._receive)
-        self.take = _Method(self.actor.take)
-        self.wanted = _Method(lambda: _Reference(self.actor.wanted()))
+        self.actor, self.take, self.wanted = actor, actor.take, actor.wanted
 
-    @property
-    def records(self) -> list[dict[str, Any]]:
-        return self.actor.records
-
-    def _receive(self, batches: list[Any]) -> _Reference:
+    def _receive(self, batches: list[Any]) -> Any:
         self.messages += 1
         error = self.loses(self.messages)
-        if error is not None:
-            return _Reference(error=error)
-        answer = self.actor.receive(batches)
-        if self.held is None:
-            return _Reference(answer)
-        self.held.append(_Reference())
-        return self.held[-1]
+        return self.actor.receive.remote(batches) if error is None else _Lost(error)
 
 
 @pytest.fixture
-def waited(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Little, and ray.get answers with what it is given."""
-    monkeypatch.setattr(hub.ray, "get", lambda reference, timeout: reference)
+def way(new_hub: Any, monkeypatch: pytest.MonkeyPatch) -> Connection:
+    """To a hub, with little waiting."""
+    get = ray.get
+    # A sender asks Ray for the relay that is coming; here it has a way to it already.
+    monkeypatch.setattr(
+        hub.ray, "get", lambda one, timeout=None: one if isinstance(one, Connection) else get(one, timeout=timeout)
+    )
     monkeypatch.setattr(hub, "_SECONDS_BETWEEN_SENDS", 0.01)
+    return Connection(new_hub)
+
+
+def _records(actor: Any) -> list[Any]:
+    """What the hub holds."""
+    return ray.get(actor.__ray_call__.remote(lambda hub: hub.records))
+
+
+def _steps(actor: Any) -> list[int]:
+    return [record["step"] for record in _records(actor)]
+
+
+@contextmanager
+def _occupied(actor: Any, place: Path) -> Iterator[None]:
+    """The hub answers nobody."""
+
+    def wait(hub: Any, over: str) -> None:
+        import os
+        import time
+
+        while not os.path.exists(over):
+            time.sleep(0.01)
+
+    answer = actor.__ray_call__.remote(wait, str(place / "over"))
+    try:
+        yield
+    finally:
+        (place / "over").touch()
+        ray.get(answer)
 
 
 def _until(condition: Any) -> None:
@@ -80,49 +101,47 @@ def _until(condition: Any) -> None:
     assert condition()
 
 
-def test_sender_sends_in_order_and_nothing_is_left_at_close(waited: None) -> None:
-    fake = FakeHub()
-    sender = Sender(fake)
+def test_sender_sends_in_order_and_nothing_is_left_at_close(way: Connection) -> None:
+    sender = Sender(way)
     for step in range(200):
         sender.emit(_part(step))
     sender.close()
-    assert [record["step"] for record in fake.records] == list(range(200))
+    assert _steps(way.actor) == list(range(200))
     assert sender.batches == [], "what has arrived is forgotten"
 
 
-def test_close_waits_for_what_was_sent_before(waited: None) -> None:
-    fake = FakeHub()
-    fake.held = []
-    sender = Sender(fake)
+def test_close_waits_for_what_was_sent_before(way: Connection) -> None:
+    sender = Sender(way)
+    way.actor.__ray_call__.remote(lambda actor: time.sleep(0.5))
     sender.emit(_part(1))
-    _until(lambda: fake.messages == 1)
-    threading.Timer(0.3, lambda: fake.held[0].answer.set_result({sender.name: 1})).start()
+    _until(lambda: way.messages == 1)
     began = time.monotonic()
     sender.close()
-    assert 0.2 < time.monotonic() - began < 5 and fake.messages == 1
+    assert 0.2 < time.monotonic() - began < 5 and way.messages == 1
+    assert _steps(way.actor) == [1]
 
 
-def test_sender_with_nothing_to_say_asks_for_nothing(waited: None) -> None:
-    fake = FakeHub()
-    Sender(fake).close()
-    assert fake.messages == 0
+def test_sender_with_nothing_to_say_asks_for_nothing(way: Connection) -> None:
+    Sender(way).close()
+    assert way.messages == 0
 
 
-def test_lost_hub_fails_no_training(waited: None) -> None:
-    fake = FakeHub()
-    fake.loses = lambda message: ActorDiedError()
-    sender = Sender(fake)
+def test_lost_hub_fails_no_training(way: Connection) -> None:
+    lost = hub.Hub.remote()
+    ray.get(lost.last_save.remote())
+    ray.kill(lost)
+    way = Connection(lost)
+    sender = Sender(way)
     sender.emit(_part(1))
     began = time.monotonic()
     sender.close()
-    assert time.monotonic() - began < 5 and fake.messages == 1
+    assert time.monotonic() - began < 5 and way.messages == 1
 
 
-def test_emit_does_not_wait_for_the_hub(waited: None) -> None:
-    fake, busy = FakeHub(), threading.Event()
-    receive = fake.receive.remote
-    fake.receive = _Method(lambda batches: (busy.wait(5), receive(batches))[1])
-    sender = Sender(fake)
+def test_emit_does_not_wait_for_the_hub(way: Connection) -> None:
+    busy, receive = threading.Event(), way.receive.remote
+    way.receive = _Method(lambda batches: (busy.wait(5), receive(batches))[1])
+    sender = Sender(way)
     rounds = []  # a machine may stall in one of them
     for _ in range(3):
         began = time.monotonic()
@@ -134,26 +153,22 @@ def test_emit_does_not_wait_for_the_hub(waited: None) -> None:
     sender.close()
 
 
-def test_a_hub_that_does_not_answer_is_not_overrun(waited: None) -> None:
+def test_a_hub_that_does_not_answer_is_not_overrun(way: Connection, tmp_path: Path) -> None:
     """What comes meanwhile is one message then."""
-    fake = FakeHub()
-    fake.held = []
-    sender = Sender(fake)
-    for step in range(20):
-        sender.emit(_part(step))
-        time.sleep(0.03)
-    assert fake.messages == 8
-    held, fake.held = fake.held, None
-    for number, reference in enumerate(held, 1):
-        reference.answer.set_result({sender.name: number})
+    sender = Sender(way)
+    with _occupied(way.actor, tmp_path):
+        for step in range(20):
+            sender.emit(_part(step))
+            time.sleep(0.03)
+        assert way.messages == 8
     sender.close()
-    assert [record["step"] for record in fake.records] == list(range(20)) and fake.messages == 9
+    assert _steps(way.actor) == list(range(20)) and way.messages == 9
 
 
 @pytest.mark.parametrize("arrives", [True, False])
-def test_a_message_that_has_failed_is_sent_again_and_counts_once(waited: None, arrives: bool) -> None:
+def test_a_message_that_has_failed_is_sent_again_and_counts_once(way: Connection, arrives: bool) -> None:
     """Ray loses a connection for a while: the message had arrived, or had not."""
-    fake, chance = FakeHub(), random.Random(5)
+    chance = random.Random(5)
     failed = []
 
     def loses(message: int) -> Exception | None:
@@ -163,73 +178,71 @@ def test_a_message_that_has_failed_is_sent_again_and_counts_once(waited: None, a
         return ActorUnavailableError("the connection was lost", None)
 
     if arrives:
-        receive = fake.receive.remote
+        receive = way.receive.remote
 
-        def answer_is_lost(batches: list[Any]) -> _Reference:
-            reference, error = receive(batches), loses(fake.messages)
-            return reference if error is None else _Reference(error=error)
+        def answer_is_lost(batches: list[Any]) -> Any:
+            reference, error = receive(batches), loses(way.messages)
+            return reference if error is None else _Lost(error)
 
-        fake.receive = _Method(answer_is_lost)
+        way.receive = _Method(answer_is_lost)
     else:
-        fake.loses = loses
-    sender = Sender(fake)
+        way.loses = loses
+    sender = Sender(way)
     for step in range(100):
         sender.emit(_part(step))
         time.sleep(0.003)
     sender.close()
-    assert len(failed) > 3 and [record["step"] for record in fake.records] == list(range(100)), "each once, in order"
+    assert len(failed) > 3 and _steps(way.actor) == list(range(100)), "each once, in order"
 
 
-def test_what_a_relay_took_with_it_goes_to_the_hub(waited: None) -> None:
-    fake, relay = FakeHub(), FakeHub()
-    relay.actor = fake.actor
+def test_what_a_relay_took_with_it_goes_to_the_hub(way: Connection) -> None:
+    relay = Connection(way.actor)
     relay.loses = lambda message: ActorDiedError() if message > 3 else None
-    sender = Sender(fake, relay=relay)  # the first message to it is empty
+    sender = Sender(way, relay=relay)  # the first message to it is empty
     _until(lambda: sender.to is relay)
     for step in range(30):
         sender.emit(_part(step))
         time.sleep(0.01)
     sender.close()
-    assert sender.to is fake and relay.messages > 3
-    assert [record["step"] for record in fake.records] == list(range(30)), "each once, in order"
+    assert sender.to is way and relay.messages > 3
+    assert _steps(way.actor) == list(range(30)), "each once, in order"
 
 
-def test_until_there_is_a_relay_the_hub_hears_the_rank(waited: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    fake, relay, there = FakeHub(), FakeHub(), threading.Event()
-    relay.actor = fake.actor
-    monkeypatch.setattr(hub.ray, "get", lambda reference, timeout: (there.wait(timeout), reference)[1])
-    sender = Sender(fake, relay=relay)
+def test_until_there_is_a_relay_the_hub_hears_the_rank(way: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
+    relay, there, get = Connection(way.actor), threading.Event(), ray.get
+    monkeypatch.setattr(hub.ray, "get", lambda one, timeout=None: (there.wait(timeout), get(one, timeout=timeout))[1])
+    sender = Sender(way, relay=relay)
     sender.emit(_part(1))
-    _until(lambda: fake.messages == 1)
+    _until(lambda: way.messages == 1)
     there.set()
     _until(lambda: sender.to is relay)
     sender.emit(_part(2))
     sender.close()
-    assert (fake.messages, relay.messages) == (1, 2) and [record["step"] for record in fake.records] == [1, 2]
+    assert (way.messages, relay.messages) == (1, 2) and _steps(way.actor) == [1, 2]
 
 
-def test_a_relay_that_never_comes_changes_nothing(waited: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_relay_that_never_comes_changes_nothing(way: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(reference: Any, timeout: float) -> None:
         raise GetTimeoutError
 
-    monkeypatch.setattr(hub.ray, "get", fail)
-    fake = FakeHub()
-    sender = Sender(fake, relay=FakeHub())
-    sender.emit(_part(1))
-    sender.close()
-    assert fake.records == [_part(1)] and sender.to is fake
+    with monkeypatch.context() as patch:
+        patch.setattr(hub.ray, "get", fail)
+        sender = Sender(way, relay=Connection(way.actor))
+        sender.emit(_part(1))
+        sender.close()
+    assert _records(way.actor) == [_part(1)] and sender.to is way
 
 
 def _part(step: int) -> dict[str, Any]:
     return {"kind": "part", "step": step}
 
 
-def test_receiver_hands_over_every_record_in_order(waited: None) -> None:
-    fake, seen = FakeHub(), []
-    fake.actor.push([_part(1)])
-    receiver = Receiver(fake, seen.append)
+def test_receiver_hands_over_every_record_in_order(way: Connection) -> None:
+    seen: list[Any] = []
+    way.actor.push.remote([_part(1)])
+    receiver = Receiver(way, seen.append)
     _until(lambda: _part(1) in seen)
-    fake.actor.push([_part(2), _part(3)])  # after this, close takes the rest
+    way.actor.push.remote([_part(2), _part(3)])  # after this, close takes the rest
     receiver.close()
     assert [record["step"] for record in seen if record] == [1, 2, 3]
     assert None in seen
@@ -238,61 +251,64 @@ def test_receiver_hands_over_every_record_in_order(waited: None) -> None:
 
 @pytest.mark.parametrize("at_the_end", [False, True])
 def test_a_record_whose_answer_came_too_late_is_asked_for_again(
-    waited: None, monkeypatch: pytest.MonkeyPatch, at_the_end: bool
+    way: Connection, monkeypatch: pytest.MonkeyPatch, at_the_end: bool
 ) -> None:
     """The hub had handed it over, and the driver had not waited long enough."""
-    fake, seen, get = FakeHub(), [], hub.ray.get
+    seen, get = [], hub.ray.get
     chance, late = random.Random(3), []
 
     def often_late(reference: Any, timeout: float) -> Any:
-        if reference[1] and (chance.random() < 0.5 if not at_the_end else not late):
+        answer = get(reference, timeout=timeout)
+        if answer[1] and (chance.random() < 0.5 if not at_the_end else not late):
             late.append(reference)
             raise GetTimeoutError
-        return get(reference, timeout)
+        return answer
 
-    monkeypatch.setattr(hub.ray, "get", often_late)
-    if at_the_end:
-        monkeypatch.setattr(hub, "_SECONDS_BETWEEN_SENDS", 60)
-    receiver = Receiver(fake, seen.append)
-    for step in range(50):
-        fake.actor.push([_part(2 * step), _part(2 * step + 1)])
-        time.sleep(0.002)
-    if not at_the_end:
-        _until(lambda: len(late) > 3)
-        monkeypatch.setattr(hub.ray, "get", get)
+    with monkeypatch.context() as patch:
+        patch.setattr(hub.ray, "get", often_late)
+        if at_the_end:
+            patch.setattr(hub, "_SECONDS_BETWEEN_SENDS", 60)
+        receiver = Receiver(way, seen.append)
+        for step in range(50):
+            way.actor.push.remote([_part(2 * step), _part(2 * step + 1)])
+            time.sleep(0.002)
+        if at_the_end:
+            receiver.close()
+        else:
+            _until(lambda: len(late) > 3)
     receiver.close()
     assert late and [record["step"] for record in seen if record] == list(range(100)), "each once, in order"
-    assert at_the_end or len(fake.records) < 100, "what the driver has is forgotten"
+    assert at_the_end or len(_records(way.actor)) < 100, "what the driver has is forgotten"
 
 
-def test_receiver_that_closes_does_not_wait_for_ever(waited: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_receiver_that_closes_does_not_wait_for_ever(way: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
     def late(reference: Any, timeout: float) -> None:
         raise GetTimeoutError
 
     monkeypatch.setattr(hub.ray, "get", late)
-    receiver = Receiver(FakeHub(), lambda record: None)
+    receiver = Receiver(way, lambda record: None)
     receiver.close()
     assert not receiver.thread.is_alive()
 
 
-def test_receiver_outlives_a_failing_write_and_says_so_once(waited: None, caplog: pytest.LogCaptureFixture) -> None:
-    fake, seen = FakeHub(), []
+def test_receiver_outlives_a_failing_write_and_says_so_once(way: Connection, caplog: pytest.LogCaptureFixture) -> None:
+    seen: list[Any] = []
 
     def handle(record: Any) -> None:
         seen.append(record)
         if record:
             raise OSError(28, "No space left on device")
 
-    fake.actor.push([_part(1), _part(2)])
+    way.actor.push.remote([_part(1), _part(2)])
     with caplog.at_level(logging.WARNING):
-        receiver = Receiver(fake, handle)
+        receiver = Receiver(way, handle)
         _until(lambda: None in seen)
         receiver.close()
     assert [record["step"] for record in seen if record] == [1, 2]
     assert len(caplog.records) == 1 and "No space left" in caplog.text
 
 
-def test_receiver_outlives_a_hub_that_does_not_answer(waited: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_receiver_outlives_a_hub_that_does_not_answer(way: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
 
     def lost(reference: Any, timeout: float) -> None:
@@ -301,7 +317,7 @@ def test_receiver_outlives_a_hub_that_does_not_answer(waited: None, monkeypatch:
 
     monkeypatch.setattr(hub.ray, "get", lost)
     seen: list[Any] = []
-    receiver = Receiver(FakeHub(), seen.append)
+    receiver = Receiver(way, seen.append)
     _until(lambda: len(calls) >= 2)
     receiver.close()
     assert set(seen) == {None}
@@ -366,23 +382,23 @@ def test_hub_knows_the_newest_checkpoint_when_the_records_are_gone() -> None:
 class Rank:
     """A sender's rank, and what the hub has heard from it."""
 
-    def __init__(self, listens: bool = False) -> None:
+    def __init__(self, way: Connection, listens: bool = False) -> None:
         self.phase, self.step = "loading", 0
-        self.fake = FakeHub()
+        self.way = way
         self.commands: list[str] = []
         self.ticks = 0
-        self.sender = Sender(self.fake, lambda: {"kind": "rank", "in": self.phase, "step": self.step}, listens)
+        self.sender = Sender(way, lambda: {"kind": "rank", "in": self.phase, "step": self.step}, listens)
         self.sender.on_command, self.sender.on_tick = self.commands.append, self._tick
 
     def _tick(self) -> None:
         self.ticks += 1
 
     def heard(self) -> list[str]:
-        return [record.get("in", record["kind"]) for record in self.fake.records]
+        return [record.get("in", record["kind"]) for record in _records(self.way.actor)]
 
 
-def test_a_status_is_sent_when_its_phase_has_changed(waited: None) -> None:
-    rank = Rank()
+def test_a_status_is_sent_when_its_phase_has_changed(way: Connection) -> None:
+    rank = Rank(way)
     _until(lambda: rank.ticks > 3)
     rank.step += 1  # parts of steps tell that
     _until(lambda: rank.ticks > 6)
@@ -394,9 +410,9 @@ def test_a_status_is_sent_when_its_phase_has_changed(waited: None) -> None:
     assert rank.heard() == ["loading", "first step", "exporting"]
 
 
-def test_a_status_stands_before_the_records_of_its_time(waited: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_status_stands_before_the_records_of_its_time(way: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hub, "_SECONDS_BETWEEN_SENDS", 60)
-    rank = Rank()
+    rank = Rank(way)
     rank.sender.emit({"kind": "part"})
     rank.sender.close()
     assert rank.heard() == ["loading", "part"]
@@ -406,10 +422,10 @@ def test_relays_of_many_nodes_send_less_often() -> None:
     assert [hub.seconds_between_messages(nodes) for nodes in (1, 100, 512)] == [0.25, 0.25, 1.024]
 
 
-def test_a_new_phase_is_told_at_once(waited: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_new_phase_is_told_at_once(way: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
     """The process may die in the next quarter of a second, and then its last word is what the page says."""
     monkeypatch.setattr(hub, "_SECONDS_BETWEEN_SENDS", 60)
-    rank = Rank()
+    rank = Rank(way)
     began = time.monotonic()
     rank.sender.wake()
     _until(lambda: rank.heard() == ["loading"])
@@ -417,32 +433,31 @@ def test_a_new_phase_is_told_at_once(waited: None, monkeypatch: pytest.MonkeyPat
     rank.sender.close()
 
 
-def test_the_rank_that_listens_hears_the_drivers_request(waited: None) -> None:
-    ranks = [Rank(listens=True), Rank()]
+def test_the_rank_that_listens_hears_the_drivers_request(way: Connection) -> None:
+    ranks = [Rank(way, listens=True), Rank(way)]
     _until(lambda: min(rank.ticks for rank in ranks) > 5)
     assert ranks[0].commands == [], "no wish is no command"
-    for rank in ranks:
-        rank.fake.actor.ask("interrupted")
+    way.actor.ask.remote("interrupted")
     _until(lambda: ranks[0].commands)
     for rank in ranks:
         rank.sender.close()
     assert set(ranks[0].commands) == {"interrupted"} and ranks[1].commands == []
 
 
-def test_a_request_is_heard_while_records_have_no_answer(waited: None) -> None:
-    rank = Rank(listens=True)
-    rank.fake.held = []
-    _until(lambda: rank.fake.held)
-    rank.fake.actor.ask("time")
+def test_a_request_is_heard_while_records_have_no_answer(way: Connection) -> None:
+    """Of a relay that waits for its next message."""
+    waits: Future[Any] = Future()
+    way.receive = _Method(lambda batches: SimpleNamespace(future=lambda: waits))
+    rank = Rank(way, listens=True)
+    way.actor.ask.remote("time")
     _until(lambda: rank.commands)
-    rank.fake.held[0].answer.set_result({rank.sender.name: 1})
+    waits.set_result({rank.sender.name: 1})
     rank.sender.close()
 
 
-def test_a_hub_that_is_gone_leaves_the_rank_without_wishes(waited: None) -> None:
-    rank = Rank(listens=True)
-    rank.fake.wanted = _Method(lambda: _Reference(error=RayActorError()))
-    rank.fake.loses = lambda message: ActorDiedError()
+def test_a_hub_that_is_gone_leaves_the_rank_without_wishes(way: Connection) -> None:
+    ray.kill(lost := hub.Hub.remote())
+    rank = Rank(Connection(lost), listens=True)
     _until(lambda: rank.ticks > 5)
     assert rank.commands == [] and rank.sender.thread.is_alive()
     rank.sender.close()

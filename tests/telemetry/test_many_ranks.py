@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,16 +20,6 @@ from raymb.worker import _relay
 
 ROOT = Path(__file__).parents[2]
 SECONDS = 60.0  # after which something hangs
-
-
-@pytest.fixture(scope="module")
-def node() -> Iterator[str]:
-    own = not ray.is_initialized()  # the smoke tests' cluster lasts until the end
-    if own:
-        ray.init("local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level=40)
-    yield ray.get_runtime_context().get_node_id()
-    if own:
-        ray.shutdown()
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The driver's side: records in, files and terminal lines out, with a hub in this process."""
+"""The driver's side: records in, files and terminal lines out, with a real hub."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import ray
 from ray.exceptions import GetTimeoutError
 from rich.console import Console
 
@@ -24,31 +25,13 @@ from raymb.telemetry.events import read_lines
 from raymb.telemetry.monitor import Monitor
 
 
-class Hub:
-    """The actor's methods, which answer at once."""
-
-    def __init__(self) -> None:
-        self.records: list[dict[str, Any]] = []
-        self.asked: list[str] = []
-        self.takes = 0
-        self.lock = threading.Lock()
-        self.take = SimpleNamespace(remote=self._take)
-        self.ask = SimpleNamespace(remote=self.asked.append)
-
-    def _take(self, acknowledged: int) -> tuple[int, list[dict[str, Any]]]:
-        with self.lock:
-            self.takes += 1
-            records, self.records = self.records, []
-        return acknowledged + len(records), records
-
-
 class Driver:
-    def __init__(self, tmp_path: Path):
+    def __init__(self, tmp_path: Path, hub: Any):
         flags = {"hf_model_path": "some/model", "storage_path": str(tmp_path), "experiment_name": "run"}
         spec = load_spec({**flags, "global_batch_size": "8"})
         self.place = RunDir.of(spec, "")
         self.place.logs.mkdir(parents=True)
-        self.hub, self.screen = Hub(), io.StringIO()
+        self.hub, self.screen, self.told = hub, io.StringIO(), 0
         layout = SimpleNamespace(data_parallel_size=2, num_workers=2)
         job: Any = SimpleNamespace(spec=spec, layout=layout, train_iters=40, backend="cpu", task="train")
         self.lost = threading.Event()
@@ -57,12 +40,16 @@ class Driver:
     def hear(self, *records: dict[str, Any]) -> str:
         """What the terminal shows more when these records have come."""
         shown = len(self.screen.getvalue())
-        with self.hub.lock:
-            self.hub.records, takes = list(records), self.hub.takes
+        ray.get(self.hub.push.remote(list(records)))
+        self.told += len(records)
         deadline = time.monotonic() + 60
-        while self.hub.takes < takes + 2 and time.monotonic() < deadline:  # the first one's are handled then
-            time.sleep(0.005)
+        while ray.get(self.hub.__ray_call__.remote(lambda hub: hub.delivered)) < self.told:  # it has handled them then
+            assert time.monotonic() < deadline
         return self.screen.getvalue()[shown:]
+
+    def asked(self) -> str:
+        """What the ranks are asked to do."""
+        return ray.get(self.hub.wanted.remote())
 
     def metrics(self) -> list[tuple[str, int, float]]:
         lines = self.place.metrics.read_text().splitlines()
@@ -70,10 +57,9 @@ class Driver:
 
 
 @pytest.fixture
-def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Driver]:
-    monkeypatch.setattr(hub.ray, "get", lambda reference, timeout: reference)
+def driver(tmp_path: Path, new_hub: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Driver]:
     monkeypatch.setattr(hub, "_SECONDS_BETWEEN_SENDS", 0.01)
-    driver = Driver(tmp_path)
+    driver = Driver(tmp_path, new_hub)
     yield driver
     driver.monitor.close()
 
@@ -153,12 +139,13 @@ def test_a_hang_is_on_the_page(driver: Driver) -> None:
 
 def test_workers_are_asked_to_stop_and_waited_for_while_they_train(driver: Driver) -> None:
     assert not driver.monitor.ask_to_stop("interrupted"), "they do not train yet; the wish is kept for them"
+    assert driver.asked() == "interrupted"
     driver.hear(_start())
-    assert driver.monitor.ask_to_stop("time")
+    assert driver.monitor.ask_to_stop("time") and driver.asked() == "time"
     assert "time: asking the workers for a last checkpoint" in driver.screen.getvalue()
     driver.hear(_failure())
     assert not driver.monitor.ask_to_stop("interrupted"), "they are being started again"
-    assert driver.hub.asked == ["interrupted", "time", "interrupted"]
+    assert driver.asked() == "interrupted"
     assert driver.screen.getvalue().count("asking the workers") == 1
 
 
@@ -192,7 +179,7 @@ def test_a_run_that_was_taken_over_is_noticed_and_its_lock_left_alone(driver: Dr
     os.utime(driver.place.lock, (1, 1))
     driver.monitor.touched -= 60
     driver.hear({"kind": "phase", "text": "loading"})
-    assert driver.lost.is_set() and driver.hub.asked == [], "they must not write a checkpoint any more"
+    assert driver.lost.is_set() and driver.asked() == "", "they must not write a checkpoint any more"
     assert driver.place.lock.stat().st_mtime == 1
 
 
