@@ -13,9 +13,6 @@ from raymb.plan import make_plan
 from raymb.run.job import Job
 from raymb.spec import RunSpec
 from tests.fault_table import fault_table as fault_table
-from tests.fault_table import pytest_collection_finish as pytest_collection_finish
-from tests.fault_table import pytest_collection_modifyitems as pytest_collection_modifyitems
-from tests.fault_table import pytest_runtest_makereport as pytest_runtest_makereport
 from tests.models import make_tiny_qwen2, save_tokenizer, save_vision_tokenizer
 from tests.s3 import s3 as s3
 from tests.s3 import s3_server as s3_server
