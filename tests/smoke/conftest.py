@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,8 @@ import pytest
 from raymb.data.samples import samples_in
 from raymb.data.store import RowFile
 from tests.models import write_rows
+from tests.smoke import forked
+from tests.smoke.ray_workers import forking_workers
 
 FAULTS = Path(__file__).parents[1] / "faults"
 MAIN_FLAGS = {
@@ -26,6 +30,7 @@ MAIN_FLAGS = {
     "eval_interval": 0,
     "save_interval": 0,
     "backend": "cpu",
+    "omp_num_threads": 1,  # the cluster counts more CPUs than there are
     "ray_address": "local",  # unless the test's process is connected to a cluster
 }
 
@@ -35,9 +40,10 @@ def ray_cluster() -> Iterator[None]:
     import ray
 
     os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
-    ray.init(address="local", num_cpus=16, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
+    with tempfile.TemporaryDirectory() as place, forking_workers(Path(place, "workers")):
+        ray.init(address="local", num_cpus=16, include_dashboard=False, log_to_driver=False)
+        yield
+        ray.shutdown()
 
 
 @pytest.fixture(scope="session")
@@ -60,17 +66,47 @@ def words_of(flags: dict[str, Any]) -> list[str]:
     return words
 
 
+@functools.cache
+def _prepared_rows() -> tempfile.TemporaryDirectory[str]:
+    """For all storages of this process, so that rows of the same content are prepared once."""
+    return tempfile.TemporaryDirectory()
+
+
+def sharing_rows(storage: Path) -> Path:
+    """A storage path with the rows that others of this process have prepared."""
+    storage.mkdir(parents=True, exist_ok=True)
+    if not (storage / "_prepared").exists():
+        (storage / "_prepared").symlink_to(_prepared_rows().name)
+    return storage
+
+
 @pytest.fixture
 def finetune(ray_cluster: None, tiny_qwen2: Path, rows: Path, tmp_path: Path) -> Callable[..., Path]:
     """Runs `raymb finetune` in this process and returns the run directory; the exit code must be `code`."""
     from raymb.cli import main
 
+    own = {"hf_model_path": tiny_qwen2, "dataset": rows, "storage_path": sharing_rows(tmp_path)}
+
     def run(*overrides: str, code: int = 0, **flags: Any) -> Path:
-        given = {"hf_model_path": tiny_qwen2, "dataset": rows, "storage_path": tmp_path, "experiment_name": "run"}
+        given = {**own, "experiment_name": "run"}
         assert main(["finetune", *overrides, *words_of({**given, **MAIN_FLAGS, **flags})]) == code
         return Path(flags.get("storage_path", tmp_path)) / flags.get("experiment_name", "run")
 
     return run
+
+
+TP2 = {"num_workers": 2, "tensor_parallel_size": 2, "eval_interval": 10, "eval_at_start": True}
+
+
+@pytest.fixture(scope="session")
+def in_peace(ray_cluster: None, tiny_qwen2: Path, rows: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of ten steps with TP2 that nothing happens to, which several tests look at."""
+    from raymb.cli import main
+
+    storage = sharing_rows(tmp_path_factory.mktemp("in-peace"))
+    given = {**MAIN_FLAGS, **TP2, "hf_model_path": tiny_qwen2, "dataset": rows, "storage_path": storage}
+    assert main(["finetune", *words_of(given), "--experiment_name", "run"]) == 0
+    return storage / "run"
 
 
 @pytest.fixture
@@ -142,17 +178,20 @@ def worst_deviation(metrics: list[dict[str, Any]], oracle: list[dict[str, Any]])
 
 
 def make_job(storage: Path, *overrides: str, **flags: Any) -> Path:
-    """job.json of a run on CPU workers, with its rows beside it, for programs that train without Ray."""
+    """job.json of a run on CPU workers, for those who train without Ray."""
     from raymb import launch
     from raymb.driver.cluster import Resources
     from raymb.driver.preflight import preflight
     from raymb.run.directory import RunDir
     from raymb.spec import load_spec
 
-    given = {**MAIN_FLAGS, "export_hf": False, "storage_path": storage, "experiment_name": "run", **flags}
-    checked = preflight(load_spec({name: str(value) for name, value in given.items()}, overrides=overrides))
+    given = {**MAIN_FLAGS, "export_hf": False, "experiment_name": "run", **flags, "storage_path": sharing_rows(storage)}
+    known = {name: value for name, value in given.items() if value is not None}
+    words = {name: value if isinstance(value, dict) else str(value) for name, value in known.items()}
+    checked = preflight(load_spec(words, overrides=overrides))
     place = RunDir.of(checked.spec, "run")
     place.path.mkdir(parents=True)
+    place.data.write_text(json.dumps(launch._data(checked)))
     place.job.write_text(
         launch.job_of(
             checked, {checked.plan.layout.num_workers: checked.plan}, "cpu", Resources(1.0, 0, 1), place
@@ -161,20 +200,34 @@ def make_job(storage: Path, *overrides: str, **flags: Any) -> Path:
     return place.job
 
 
-def torchrun(workers: int, *command: object, timeout: float = 240) -> None:
-    """Run a program on so many ranks; its output is shown when it fails."""
-    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", workers, *command]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [str(word) for word in words], capture_output=True, text=True, timeout=timeout, env=environment
-    )
-    assert done.returncode == 0, done.stderr[:6000] + "\n...\n" + done.stderr[-2000:]
+@functools.cache
+def _ranks() -> subprocess.Popen[str]:
+    """The process that forks ranks (ranks.py); it ends with this one, which holds its input."""
+    words, root = [sys.executable, "-m", "tests.smoke.ranks"], Path(__file__).parents[2]
+    environment = {**os.environ, **forked.OF_SERVERS}
+    return subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=root, env=environment)
+
+
+def train_job(job: Path, workers: int) -> None:
+    """Train a job of make_job on so many ranks, without Ray; what they said is shown when one fails."""
+    ranks = _ranks()
+    assert ranks.stdin is not None and ranks.stdout is not None
+    print(json.dumps({"job": str(job), "workers": workers}), file=ranks.stdin, flush=True)
+    try:
+        code = ranks.stdout.readline().strip()
+    except BaseException:  # a time limit
+        ranks.kill()  # with which its ranks end
+        _ranks.cache_clear()
+        raise
+    if code != "0":
+        said = job.with_name("ranks.log").read_text(errors="replace")
+        pytest.fail(f"exit code {code}\n{said[:6000]}\n...\n{said[-2000:]}")
 
 
 def train_variant(out: Path, workers: int, *overrides: str, **flags: Any) -> list[dict[str, Any]]:
-    """Train without Ray (train_variant.py) in `out`: the steps' records; the run is out/run."""
-    job = make_job(out, *overrides, num_workers=workers, **flags)
-    torchrun(workers, Path(__file__).with_name("train_variant.py"), job, out)
-    steps = json.loads((out / "steps.json").read_text())
+    """Train without Ray in `out`: the steps' records; the run is out/run."""
+    job = make_job(out, *overrides, **{**flags, "num_workers": workers})
+    train_job(job, workers)
+    steps = read_metrics(job.parent)
     assert len(steps) == flags.get("train_iters", MAIN_FLAGS["train_iters"])
     return steps

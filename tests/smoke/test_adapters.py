@@ -20,6 +20,7 @@ from tests.smoke.conftest import (
     curve,
     read_metrics,
     samples_of,
+    sharing_rows,
     words_of,
 )
 from tests.smoke.peft_parity import ALL, train_as_peft
@@ -151,7 +152,7 @@ def whole(ray_cluster: None, tiny_qwen2: Path, rows: Path, tmp_path_factory: pyt
     """The storage of a run in peace, named run."""
     from raymb.cli import main
 
-    storage = tmp_path_factory.mktemp("adapters")
+    storage = sharing_rows(tmp_path_factory.mktemp("adapters"))
     given = {**MAIN_FLAGS, **RUN, "hf_model_path": tiny_qwen2, "dataset": rows, "storage_path": storage}
     assert main(["finetune", *words_of(given), "--experiment_name", "run"]) == 0
     return storage

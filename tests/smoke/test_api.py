@@ -14,15 +14,20 @@ import pytest
 import ray
 
 import raymb
-from tests.smoke.conftest import FAULTS, MAIN_FLAGS, read_metrics
+from tests.smoke.conftest import FAULTS, MAIN_FLAGS, read_metrics, sharing_rows
 
 pytestmark = pytest.mark.smoke
 
 
 @pytest.fixture
 def flags(ray_cluster: None, tiny_qwen2: Path, rows: Path, tmp_path: Path) -> dict[str, Any]:
-    own = {"hf_model_path": tiny_qwen2, "dataset": rows, "storage_path": tmp_path, "experiment_name": "run"}
-    return {**MAIN_FLAGS, "ray_address": None, "train_iters": 4, **own}
+    own = {
+        "hf_model_path": tiny_qwen2,
+        "dataset": rows,
+        "storage_path": sharing_rows(tmp_path),
+        "experiment_name": "run",
+    }
+    return {**MAIN_FLAGS, "ray_address": None, "train_iters": 4, "storage_path": sharing_rows(tmp_path), **own}
 
 
 def test_from_a_thread_that_can_have_no_signal_handlers(flags: dict[str, Any]) -> None:

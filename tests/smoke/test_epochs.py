@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.smoke import oracle
-from tests.smoke.conftest import read_metrics, samples_of
+from tests.smoke.conftest import make_job, read_metrics, samples_of, train_job, train_variant
 
 pytestmark = [pytest.mark.smoke, pytest.mark.timeout(400)]
 
@@ -50,7 +50,9 @@ def seen(run: Path, directory: Path) -> dict[int, list[int]]:
     return {step: sorted(numbers) for step, numbers in sorted(steps.items())}
 
 
-def test_two_epochs_are_two_passes_also_when_interrupted(finetune: Callable[..., Path], tmp_path: Path) -> None:
+def test_two_epochs_are_two_passes_also_when_interrupted(
+    finetune: Callable[..., Path], tiny_qwen2: Path, tmp_path: Path
+) -> None:
     """22 rows in batches of 8: six steps, of which the last is filled with four rows of the third pass. The second run
     stops after three steps of two workers and goes on with four."""
     rows = tmp_path / "rows.jsonl"
@@ -61,31 +63,34 @@ def test_two_epochs_are_two_passes_also_when_interrupted(finetune: Callable[...,
     flags = {"dataset": rows, "validation_split": 0, "num_epochs": 2, "train_iters": None, "export_hf": False}
     layout = {"tensor_parallel_size": 1, "pipeline_parallel_size": 1}
 
-    def run(name: str, workers: int, *overrides: str) -> dict[int, list[int]]:
-        directory = tmp_path / f"seen-{name}"
+    def writing_to(directory: Path) -> dict[str, str]:
         directory.mkdir(exist_ok=True)
-        env = [f"PYTHONPATH={tmp_path}{os.pathsep}src", f"RAYMB_SEEN={directory}"]
-        made = finetune(*overrides, **flags, **layout, experiment_name=name, num_workers=workers, env=env)
-        return seen(made, directory)
+        return {"PYTHONPATH": f"{tmp_path}{os.pathsep}src", "RAYMB_SEEN": str(directory)}
 
-    whole = run("whole", 1)
+    def run(workers: int, *overrides: str) -> dict[int, list[int]]:
+        env = [f"{name}={value}" for name, value in writing_to(tmp_path / "seen").items()]
+        return seen(finetune(*overrides, **flags, **layout, num_workers=workers, env=env), tmp_path / "seen")
+
+    alone = {**flags, **layout, "hf_model_path": tiny_qwen2, "num_workers": 1, "env": writing_to(tmp_path / "whole")}
+    job = make_job(tmp_path / "in-peace", **alone)
+    train_job(job, 1)
+    whole = seen(job.parent, tmp_path / "whole")
     assert list(whole) == [0, 1, 2, 3, 4, 5] and {len(numbers) for numbers in whole.values()} == {8}
     times = Counter(number for numbers in whole.values() for number in numbers)
     assert set(times) == set(range(22)) and sorted(times.values()) == [2] * 18 + [3] * 4
-    run("stopped", 2, "train.exit_interval=3")
-    assert run("stopped", 4) == whole
+    run(2, "train.exit_interval=3")
+    assert run(4) == whole
 
 
 @pytest.mark.parametrize("packing", [False, True])
-def test_losses_are_means_over_all_held_out_rows(
-    packing: bool, finetune: Callable[..., Path], tiny_qwen2: Path, rows: Path
-) -> None:
+def test_losses_are_means_over_all_held_out_rows(packing: bool, tiny_qwen2: Path, rows: Path, tmp_path: Path) -> None:
     """Of a model that does not change, by transformers, a sample at a time: every validation, that before the training
     too, and the test, which is of another size. Neither fills its last batch."""
-    layout = {"num_workers": 2, "tensor_parallel_size": 1, "pipeline_parallel_size": 1, "packing": packing}
-    layout |= {"global_batch_size": 2 if packing else 8, "seq_length": 96}
-    fixed = {"learning_rate": 1e-12, "train_iters": 3, "export_hf": False, "validation_split": 0.1, "test_split": 0.3}
-    run = finetune(dataset=rows / "train.jsonl", **layout, **fixed, eval_interval=1, eval_at_start=True)
+    flags = {"hf_model_path": tiny_qwen2, "dataset": rows / "train.jsonl", "packing": packing, "seq_length": 96}
+    flags |= {"tensor_parallel_size": 1, "pipeline_parallel_size": 1, "global_batch_size": 2 if packing else 8}
+    flags |= {"learning_rate": 1e-12, "train_iters": 3, "validation_split": 0.1, "test_split": 0.3}
+    train_variant(tmp_path, 2, **flags, eval_interval=1, eval_at_start=True)
+    run = tmp_path / "run"
     validations = [record["loss"] for record in read_metrics(run, "validation")]
     assert [record["step"] for record in read_metrics(run, "validation")] == [0, 1, 2, 3]
     (test,) = [record["loss"] for record in read_metrics(run, "test")]

@@ -16,7 +16,7 @@ import pytest
 from raymb.export.finishing import FAILED
 from tests.families import make_model
 from tests.fault_table import Row
-from tests.smoke.conftest import MAIN_FLAGS, read_metrics, words_of
+from tests.smoke.conftest import MAIN_FLAGS, read_metrics, sharing_rows, words_of
 
 pytestmark = [pytest.mark.smoke, pytest.mark.timeout(400)]
 TENSORS = "model.safetensors"
@@ -36,7 +36,7 @@ def trained(ray_cluster: None, tiny_qwen2: Path, rows: Path, tmp_path_factory: p
         "hf_model_path": tiny_qwen2,
         "dataset": rows,
         "experiment_name": "run",
-        "storage_path": tmp_path_factory.mktemp("exports"),
+        "storage_path": sharing_rows(tmp_path_factory.mktemp("exports")),
         "num_workers": 2,
         "tensor_parallel_size": 2,
         "train_iters": 6,

@@ -10,10 +10,9 @@ import pytest
 
 from tests.families import make_model
 from tests.models import write_rows
-from tests.smoke.conftest import make_job, torchrun, train_variant, worst_deviation
+from tests.smoke.conftest import make_job, read_metrics, train_job, train_variant, worst_deviation
 
 pytestmark = [pytest.mark.smoke, pytest.mark.slow, pytest.mark.timeout(400)]
-SCRIPT = Path(__file__).with_name("train_variant.py")
 EP = {"expert_parallel_size": 2}
 
 
@@ -57,7 +56,6 @@ def test_a_run_resumes_from_its_checkpoint(flags: dict[str, Any], tmp_path: Path
     """To the last bit: moments in bf16 go through fp32 and back."""
     rows = write_rows(tmp_path / "rows")
     given = {"hf_model_path": tiny_qwen2, "dataset": rows, "train_iters": 4, **flags}
-    parts = []
     for name in ("whole", "stopped"):
         (tmp_path / name).mkdir()
     whole = train_variant(tmp_path / "whole", 2, **given)
@@ -67,7 +65,6 @@ def test_a_run_resumes_from_its_checkpoint(flags: dict[str, Any], tmp_path: Path
     content["spec"]["overrides"] = {"train.exit_interval": 2}
     for words in (json.dumps(content), text):
         job.write_text(words)
-        torchrun(2, SCRIPT, job, tmp_path / "stopped")
-        parts += json.loads((tmp_path / "stopped" / "steps.json").read_text())
-    names = ("step", "loss", "grad_norm")
+        train_job(job, 2)
+    names, parts = ("step", "loss", "grad_norm"), read_metrics(job.parent)
     assert [[step[name] for name in names] for step in parts] == [[step[name] for name in names] for step in whole]

@@ -12,7 +12,7 @@ from raymb.checkpoints.manifest import latest_step
 from raymb.model.tensor_files import tensor_shapes
 from tests.models import make_tiny_qwen2
 from tests.smoke import oracle
-from tests.smoke.conftest import read_metrics, samples_of
+from tests.smoke.conftest import MAIN_FLAGS, batches_of, read_metrics, samples_of, worst_deviation
 
 pytestmark = [pytest.mark.smoke, pytest.mark.timeout(400)]
 
@@ -49,14 +49,19 @@ def test_mission_command_with_eight_workers(finetune: Callable[..., Path], rows:
     assert not (run / "lock").exists()
 
 
-def test_exported_model_is_the_trained_one(finetune: Callable[..., Path], tiny_qwen2: Path) -> None:
+def test_a_run_trains_as_hugging_face_does(in_peace: Path, tiny_qwen2: Path) -> None:
+    expected = oracle.train(tiny_qwen2, batches_of(in_peace), MAIN_FLAGS["learning_rate"])
+    assert worst_deviation(read_metrics(in_peace), expected) <= 1e-5
+
+
+def test_exported_model_is_the_trained_one(in_peace: Path, tiny_qwen2: Path) -> None:
     """On the held-out rows transformers computes the run's own losses: of the base that before the first step, of the
     export that after the last one."""
-    run = finetune(num_workers=2, tensor_parallel_size=2, train_iters=3, eval_interval=3, eval_at_start=True)
-    before, after = [record["loss"] for record in read_metrics(run, "validation")]
-    samples = samples_of(run, "validation")
-    for model, loss in ((tiny_qwen2, before), (run / "hf", after)):
+    before, after = [record["loss"] for record in read_metrics(in_peace, "validation")]
+    samples = samples_of(in_peace, "validation")
+    for model, loss in ((tiny_qwen2, before), (in_peace / "hf", after)):
         assert float(oracle._loss(oracle._model(model, None).eval(), samples)) == pytest.approx(loss, rel=1e-6)
+    print(f"\nvalidation loss {before:.4f} -> {after:.4f}")
     assert after < 0.97 * before
 
 

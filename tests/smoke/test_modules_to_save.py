@@ -11,7 +11,7 @@ import pytest
 
 from raymb.model.tensor_files import tensor_shapes
 from tests.families import make_model
-from tests.smoke.conftest import curve, read_metrics
+from tests.smoke.conftest import curve, read_metrics, train_variant
 from tests.smoke.peft_parity import ALL, train_as_peft
 
 pytestmark = [pytest.mark.smoke, pytest.mark.timeout(500)]
@@ -59,7 +59,9 @@ RUN = {
 
 
 @pytest.mark.parametrize("family", ["Llama 3", pytest.param("Qwen2", marks=pytest.mark.slow)])
-def test_saved_resumed_exported_and_merged(family: str, finetune: Callable[..., Path], tmp_path: Path) -> None:
+def test_saved_resumed_exported_and_merged(
+    family: str, finetune: Callable[..., Path], rows: Path, tmp_path: Path
+) -> None:
     """A run that was stopped ends as one in peace; what it exports PEFT loads, and is the merged model."""
     import torch
     from peft import PeftModel
@@ -68,13 +70,14 @@ def test_saved_resumed_exported_and_merged(family: str, finetune: Callable[..., 
     base = make_model(family, tmp_path / "model", vocab_size=305)
     saved = BOTH if family == "Llama 3" else "embed_tokens"
     flags = {**RUN, "hf_model_path": base, "modules_to_save": saved}
-    whole = finetune(experiment_name="whole", **flags)
-    finetune("train.exit_interval=3", experiment_name="stopped", **flags)
-    stopped = finetune(experiment_name="stopped", **flags)
+    train_variant(tmp_path / "in-peace", 2, dataset=rows, export_hf=True, **flags)
+    whole = tmp_path / "in-peace" / "run"
+    finetune("train.exit_interval=3", **flags)
+    stopped = finetune(**flags)
     assert curve(stopped) == curve(whole)
     for name in ("adapter/adapter_model.safetensors", "hf/model.safetensors"):
         assert (stopped / name).read_bytes() == (whole / name).read_bytes()
-    (record,) = read_metrics(whole, "export")
+    (record,) = read_metrics(stopped, "export")
     assert record["error"] <= 1e-4 and len(record["directories"]) == 2
 
     def model(directory: Path) -> Any:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from tests.families import make_model
-from tests.smoke.conftest import MAIN_FLAGS, batches_of, read_metrics, worst_deviation
+from tests.smoke.conftest import MAIN_FLAGS, batches_of, read_metrics, train_variant, worst_deviation
 
 pytestmark = [pytest.mark.smoke, pytest.mark.timeout(400)]
 DENSE, MOE, ODD = "Qwen2", "Qwen3-MoE", "Qwen2 with 305 tokens"
@@ -67,19 +67,20 @@ def oracle_steps() -> dict[str, list[dict[str, Any]]]:
 )
 def test_layout_agrees_with_hugging_face(
     case: Case,
-    finetune: Callable[..., Path],
     models: dict[str, Path],
+    rows: Path,
+    tmp_path: Path,
     oracle_steps: dict[str, list[dict[str, Any]]],
 ) -> None:
     from tests.smoke import oracle
 
     # Megatron adds a load-balancing loss to the gradients of a MoE model, transformers does not.
     balancing = {"moe_aux_loss_coeff": 0} if case.model == MOE else {}
-    run = finetune(num_workers=case.workers, hf_model_path=models[case.model], **balancing, **case.flags)
+    flags = {"hf_model_path": models[case.model], "dataset": rows, **balancing, **case.flags}
+    metrics = train_variant(tmp_path, case.workers, **flags)
     if case.model not in oracle_steps:
-        batches = batches_of(run)
+        batches = batches_of(tmp_path / "run")
         oracle_steps[case.model] = oracle.train(models[case.model], batches, MAIN_FLAGS["learning_rate"])
-    metrics = read_metrics(run)
     assert [record["step"] for record in metrics] == list(range(1, 11))
     worst = worst_deviation(metrics, oracle_steps[case.model])
     print(f"\nloss {metrics[0]['loss']:.6f} -> {metrics[-1]['loss']:.6f}, worst deviation {worst:.2e}")

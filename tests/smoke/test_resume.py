@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,23 +16,22 @@ import pytest
 
 from raymb.checkpoints.manifest import describe_files, latest_step, read_manifest, steps_of, write_manifest
 from tests.fault_table import Row
-from tests.smoke.conftest import CURVE, MAIN_FLAGS, curve, read_metrics
+from tests.smoke.conftest import CURVE, MAIN_FLAGS, TP2, curve, read_metrics
 
 pytestmark = [pytest.mark.smoke, pytest.mark.timeout(400)]
 
 
 def test_stopped_after_five_of_ten_steps_it_ends_with_the_same_numbers(
-    finetune: Callable[..., Path], capfd: pytest.CaptureFixture[str]
+    in_peace: Path, finetune: Callable[..., Path], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    layout = {"num_workers": 2, "tensor_parallel_size": 2}
-    whole = finetune(experiment_name="whole", **layout)
-    stopped = finetune("train.exit_interval=5", experiment_name="stopped", **layout)
+    flags = {**TP2, "export_hf": False}
+    stopped = finetune("train.exit_interval=5", **flags)
     assert [step for step, *_ in curve(stopped)] == [1, 2, 3, 4, 5]
     assert latest_step(stopped / "checkpoints") == 5
     assert "stopped at step 5 of 10" in capfd.readouterr().err
-    finetune(experiment_name="stopped", **layout)
+    finetune(**flags)
     assert "training from step 5" in capfd.readouterr().err
-    assert curve(stopped) == curve(whole)  # exactly: every float is equal to the last bit
+    assert curve(stopped) == curve(in_peace)  # exactly: every float is equal to the last bit
     print("\nstep", *CURVE[1:])
     for ours in curve(stopped)[4:]:
         print(*ours)
@@ -109,10 +109,10 @@ def test_finished_run_is_not_trained_again(finetune: Callable[..., Path], capfd:
 
 
 def test_another_runs_checkpoint_is_never_loaded(
-    finetune: Callable[..., Path], capfd: pytest.CaptureFixture[str]
+    in_peace: Path, finetune: Callable[..., Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    finetune(num_workers=1, train_iters=1)
-    finetune(num_workers=1, train_iters=2, seq_length=32, code=2)
+    shutil.copytree(in_peace, tmp_path / "run")
+    finetune(**TP2, train_iters=12, seq_length=32, code=2)
     error = capfd.readouterr().err
     assert "seq_length was 64, is 32" in error and "--overwrite" in error
 

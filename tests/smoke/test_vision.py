@@ -12,7 +12,7 @@ import pytest
 from raymb.data.samples import samples_in
 from raymb.data.store import RowFile
 from tests.models import make_tiny_qwen25_vl, write_image_rows
-from tests.smoke.conftest import MAIN_FLAGS, batch_order, curve, read_metrics, worst_deviation
+from tests.smoke.conftest import MAIN_FLAGS, batch_order, curve, read_metrics, train_variant, worst_deviation
 
 pytestmark = [pytest.mark.smoke, pytest.mark.timeout(400)]
 LAYOUTS: dict[str, dict[str, Any]] = {
@@ -61,7 +61,7 @@ def _samples(run: Path, model: Path, rows: Path) -> list[tuple[Any, ...]]:
 @pytest.mark.parametrize("layout", [pytest.param(name, marks=[pytest.mark.slow] * (name != "dp2")) for name in LAYOUTS])
 def test_layout_agrees_with_hugging_face(
     layout: str,
-    finetune: Callable[..., Path],
+    tmp_path: Path,
     tiny_vlm: Path,
     image_rows: Path,
     oracle_steps: dict[str, list[dict[str, Any]]],
@@ -69,12 +69,12 @@ def test_layout_agrees_with_hugging_face(
     from tests.smoke import oracle
 
     exports = layout != "dp2"  # which is not slow without it
-    run = finetune(hf_model_path=tiny_vlm, dataset=image_rows, export_hf=exports, **LAYOUTS[layout])
+    flags = {"hf_model_path": tiny_vlm, "dataset": image_rows, "export_hf": exports, **LAYOUTS[layout]}
+    metrics, run = train_variant(tmp_path, flags.pop("num_workers"), **flags), tmp_path / "run"
     if not oracle_steps:
         samples = _samples(run, tiny_vlm, image_rows)
         batches = [[samples[index] for index in step] for step in batch_order(run)]
         oracle_steps["steps"] = oracle.train(tiny_vlm, batches, MAIN_FLAGS["learning_rate"])
-    metrics = read_metrics(run)
     worst = worst_deviation(metrics, oracle_steps["steps"])
     print(f"\nloss {metrics[0]['loss']:.6f} -> {metrics[-1]['loss']:.6f}, worst deviation {worst:.2e}")
     assert worst <= 1e-5
