@@ -18,16 +18,24 @@ from tests.s3 import s3 as s3
 from tests.s3 import s3_server as s3_server
 from tests.transformers_4 import transformers_4 as transformers_4
 
+WITHOUT_CLUSTER = [
+    *("test_affinity", "test_balancing", "test_parity", "test_refused_starts", "test_spread_rows", "test_start_phases"),
+    *("test_variants", "test_vision", "test_worker_placement"),
+]
+"""Files of tests/smoke whose quick tests have no part in the Ray cluster that others share."""
+
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Where several processes share the tests (scripts/test), one of them has all that share a Ray cluster. xdist's own
-    --dist loadgroup puts no group into the names of pytest 9.2 (pytest-xdist 3.8.0)."""
+    """Where several processes share the tests (scripts/test), one of them has all that share a Ray cluster, and the
+    others take a test at a time. xdist's own --dist loadgroup puts no group into the names of pytest 9.2 (pytest-xdist
+    3.8.0)."""
     from xdist.scheduler import LoadScopeScheduling
 
     class OneRayCluster(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            return "tests/smoke" if nodeid.startswith("tests/smoke/") else nodeid
+            file = Path(nodeid.partition("::")[0])
+            return "cluster" if file.parent.name == "smoke" and file.stem not in WITHOUT_CLUSTER else nodeid
 
     return OneRayCluster(config, log)
 
