@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-OF_SERVERS = {"OPENBLAS_NUM_THREADS": "1"}
-"""Environment of a process that forks: it has one thread."""
+OF_SERVERS = {"OPENBLAS_NUM_THREADS": "1", "JE_ARROW_MALLOC_CONF": "background_thread:false"}
+"""Environment of a process that forks, and is to have one thread: numpy and pyarrow have more."""
 
 
 def import_megatron() -> None:
