@@ -56,7 +56,7 @@ def main(address: str, home: Path, workers: int, tensor: int, seconds: float) ->
         policies={"failure_policy": RestartPolicy(failures, hub, False), "scaling_policy": FixedPolicy(scaling)},
         settings={"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1"},
         train_loop_config={"home": str(home)},
-        backend_config=ProcessGroupConfig(),
+        torch_config=ProcessGroupConfig("gloo"),  # type: ignore[arg-type]
         scaling_config=scaling,
         run_config=RunConfig(
             name="run",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -20,8 +21,15 @@ from raymb.runtime.ray_internals import TrainingFramework, WorkerCallback, get_a
 _SECONDS_TO_LEAVE = 5.0
 
 
+@dataclass
 class ProcessGroupConfig(BackendConfig):
-    """Tells the workers where torch.distributed meets; they join by themselves (raymb.worker.join_process_group)."""
+    """Tells the workers where torch.distributed meets; they join by themselves (raymb.worker.join_process_group).
+
+    Args:
+        backend: nccl or gloo; TorchTrainer asks for it.
+    """
+
+    backend: str
 
     @property
     def backend_cls(self) -> type[Backend]:

@@ -1,4 +1,4 @@
-"""From a job to Ray Train's trainer, with raymb's way of starting again, and without what a fine-tuning run does
+"""From a job to Ray Train's TorchTrainer, with raymb's way of starting again, and without what a fine-tuning run does
 not use.
 
 Ray Train 2.60 starts a process for each of these, and each takes 3 CPU seconds of imports while the workers start:
@@ -22,7 +22,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+from ray.train.torch import TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raymb.credentials import secret
@@ -34,6 +34,7 @@ from raymb.driver.process_group import ProcessGroupConfig, SigtermCallback
 from raymb.driver.recovery import ElasticPolicy, FixedPolicy, RestartPolicy
 from raymb.driver.resources import Request, Reservation
 from raymb.errors import EXIT_INTERRUPTED
+from raymb.rank.accelerator import ACCELERATORS
 from raymb.run.directory import RunDir
 from raymb.run.job import Job
 from raymb.runtime.carried import Carried
@@ -53,9 +54,9 @@ SECONDS_BETWEEN_RESIZES = 30.0
 """How often an elastic run asks for more workers. A resize costs a start of the workers."""
 
 
-class RaymbTrainer(DataParallelTrainer):
-    """The base of Ray's TorchTrainer, which imports no torch, with other policies for failures and sizes, minus the
-    callbacks named in `without`; one that Ray no longer has is no loss.
+class RaymbTrainer(TorchTrainer):
+    """TorchTrainer with other policies for failures and sizes, minus the callbacks named in `without`; one that Ray no
+    longer has is no loss.
 
     Args:
         place: the run directory.
@@ -150,7 +151,7 @@ def make_trainer(
         policies=policies,
         settings=_settings(job, cluster.joined),
         train_loop_config={"environment": Carried(secret(variables)), "job": job.to_json(), "hub": hub},
-        backend_config=ProcessGroupConfig(),
+        torch_config=ProcessGroupConfig(ACCELERATORS[job.backend].distributed_backend),  # type: ignore[arg-type]
         scaling_config=scaling,
         run_config=RunConfig(
             # Ray Train's own directory is the run directory: a checkpoint can only be registered from inside it.

@@ -290,8 +290,8 @@ NAMES = (
 
 MEMBERS = (
     Name(
-        "ray.train.v2.api.data_parallel_trainer",
-        "DataParallelTrainer",
+        "ray.train.torch",
+        "TorchTrainer",
         "overridden: the callbacks that a run does not use are left out, and raymb's controller and policies are used",
         "Ray Train's own callbacks and policies are used: slower starts, and restarts that --max_failures alone counts",
         ("_create_default_callbacks", "_initialize_and_run_controller"),
