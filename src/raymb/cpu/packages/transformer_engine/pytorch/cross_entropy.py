@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch.autograd import Function
 
 from transformer_engine.pytorch.module import refuse
@@ -25,18 +26,20 @@ def parallel_cross_entropy(
         target: [...], ids in the whole vocabulary.
     """
     refuse("the CPU backend's fused cross entropy has none", label_smoothing=label_smoothing, reduce_loss=reduce_loss)
+    if dist_process_group is None or dist.get_world_size(dist_process_group) == 1:
+        scores = inp.float().flatten(0, -2)  # a pass each way, where logits that are split take several
+        loss = F.cross_entropy(scores, target.flatten(), reduction="none", ignore_index=ignore_idx)
+        return loss.view_as(target)
     return _CrossEntropy.apply(inp, target, dist_process_group, ignore_idx)  # type: ignore[return-value]
 
 
 class _CrossEntropy(Function):
     @staticmethod
     def forward(ctx: Any, logits: torch.Tensor, target: torch.Tensor, group: Any, ignore_idx: int) -> torch.Tensor:
-        size, rank = (1, 0) if group is None else (dist.get_world_size(group), dist.get_rank(group))
-        part = logits.shape[-1]
+        rank, part = dist.get_rank(group), logits.shape[-1]
         scores = logits.float()
         highest = scores.amax(dim=-1)
-        if size > 1:
-            dist.all_reduce(highest, op=dist.ReduceOp.MAX, group=group)
+        dist.all_reduce(highest, op=dist.ReduceOp.MAX, group=group)
         scores = scores - highest[..., None]
         local = target - rank * part
         here = (local >= 0) & (local < part)
@@ -44,10 +47,9 @@ class _CrossEntropy(Function):
         wanted = torch.where(here, scores.gather(-1, local[..., None])[..., 0], 0.0)
         probabilities = scores.exp()
         total = probabilities.sum(dim=-1)
-        if size > 1:
-            sums = torch.stack((wanted, total))
-            dist.all_reduce(sums, group=group)
-            wanted, total = sums[0], sums[1]
+        sums = torch.stack((wanted, total))
+        dist.all_reduce(sums, group=group)
+        wanted, total = sums[0], sums[1]
         counts = target != ignore_idx
         ctx.save_for_backward(probabilities / total[..., None], local, here, counts)
         ctx.dtype = logits.dtype

@@ -165,10 +165,15 @@ def multi_tensor_scale(
     chunk_size: int, noop_flag: torch.Tensor, tensor_lists: list[list[torch.Tensor]], scale: float | torch.Tensor
 ) -> None:
     """second list = first list x scale; the flag becomes 1 where that is not finite."""
+    infinite, factor = torch.zeros(1), torch.as_tensor(scale, dtype=torch.float32).reshape(1)
     for source, target in zip(*tensor_lists, strict=True):
-        torch.mul(source, scale, out=target) if source.dtype == target.dtype else target.copy_(source * scale)
-        if not torch.isfinite(target).all():
-            noop_flag.fill_(1)
+        exact = target.dtype == torch.float32
+        product = target.copy_(source) if exact else source.to(torch.float32, copy=True)
+        torch._amp_foreach_non_finite_check_and_unscale_([product], infinite, factor)  # type: ignore[attr-defined]
+        if not exact:
+            target.copy_(product)
+    if infinite:
+        noop_flag.fill_(1)
 
 
 multi_tensor_scale_tensor = multi_tensor_scale
