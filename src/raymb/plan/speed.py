@@ -33,7 +33,7 @@ _LAUNCH, _LAUNCH_SHARED = 3.5e-3, 1.5e-3
 other workers: once for tensor, once for context parallel. Hosts differ by a factor of two."""
 _LAUNCH_GRAPH, _LAUNCH_GRAPH_ADAPTERS = 0.7e-3, 0.75e-3
 """The same with CUDA graphs, and more for a layer's adapters."""
-_LAUNCH_ADAPTERS, _LAUNCH_EXPERTS, _LAUNCH_EXPERT = 8.2e-3, 13e-3, 0.25e-3
+_LAUNCH_ADAPTERS, _LAUNCH_EXPERTS, _LAUNCH_EXPERT = 6.0e-3, 13e-3, 0.25e-3
 """More of them: for a layer's adapters, for its router and dispatcher, for each expert at hand."""
 _FSDP = {"none": 0.0, "optim": 1.5e-3, "optim_grads": 1.5e-3, "optim_grads_params": 4e-3}
 """Seconds that Megatron-FSDP's hooks and copies add to a layer and micro-batch."""
