@@ -140,6 +140,6 @@ def test_the_quickstart_runs_elsewhere(elsewhere: Run) -> None:
     done = elsewhere("raymb", "finetune", "--config", "quickstart-cpu", timeout=1500)
     assert done.returncode == 0, done.stderr
     run = Path(elsewhere("pwd").stdout.strip(), "raymb-runs", "quickstart-cpu")
-    losses = {record["step"]: record["loss"] for record in read_metrics(run)}
-    assert max(losses) == 24 and losses[24] < losses[1]
+    losses = {record["step"]: record["loss"] for record in read_metrics(run, "validation")}
+    assert max(losses) == 24 and losses[24] < 0.75 * losses[0]
     assert (run / "hf" / "model.safetensors").exists()
