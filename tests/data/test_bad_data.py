@@ -259,7 +259,6 @@ FLAGS: dict[str, tuple[str, list[str]]] = {
     ),
     "rows too long": ("--dataset {rows} --seq_length 4 --long_rows fail", ["longer than --seq_length 4", "line 1"]),
     "nothing left of the rows": ("--dataset {rows} --seq_length 4", ["no row has a trained token left", "line 1"]),
-    "packed micro batches": ("--dataset {rows} --packing --micro_batch_size 2", ["--micro_batch_size 2 must be 1"]),
 }
 
 

@@ -179,7 +179,7 @@ class Sender:
         self.queue: queue.SimpleQueue[Record] = queue.SimpleQueue()
         self.name, self.number = uuid.uuid4().hex, 0
         self.batches: list[Batch] = []  # that the hub may not have yet
-        self.answers: deque[Future[dict[str, int]]] = deque()
+        self.answers: deque[tuple[Any, Future[dict[str, int]]]] = deque()  # each with whom was told
         self.closing = threading.Event()
         self.thread = threading.Thread(target=self._run, name="raymb-metrics", daemon=True)
         self.thread.start()
@@ -201,7 +201,7 @@ class Sender:
         deadline = time.monotonic() + _SECONDS_TO_ARRIVE
         self._send()
         while self.batches and time.monotonic() < deadline:
-            wait(list(self.answers)[:1], timeout=0.1)
+            wait([answer for _, answer in self.answers][:1], timeout=0.1)
             self._send()
 
     def _change_to(self, relay: Any) -> None:
@@ -237,16 +237,18 @@ class Sender:
             self._send_batches(self.batches[-1:])
 
     def _send_batches(self, batches: list[Batch]) -> None:
-        self.answers.append(self.to.receive.remote(batches).future())
+        to = self.to
+        self.answers.append((to, to.receive.remote(batches).future()))
 
     def _forget_what_arrived(self) -> None:
         """What is not there although every message has its answer, or has failed, is sent again."""
-        while self.answers and self.answers[0].done():
+        while self.answers and self.answers[0][1].done():
+            told, answer = self.answers.popleft()
             try:
-                arrived = self.answers.popleft().result()[self.name]
+                arrived = answer.result()[self.name]
                 self.batches = [batch for batch in self.batches if batch[1] > arrived]
             except RayError as error:
-                if self.to is self.hub and isinstance(error, ActorDiedError):
+                if told is self.hub and isinstance(error, ActorDiedError):
                     self.batches = []  # nobody is left to tell
                 self.to = self.hub
         if self.batches and not self.answers:
