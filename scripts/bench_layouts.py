@@ -110,11 +110,11 @@ def _run_all(size: int, trials: list[Trial]) -> None:
     """On as many groups of GPUs side by side as there are."""
     on_gpu = trials[0].plan.backend == "cuda"
     count = torch.cuda.device_count()
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(count)))
+    visible = (os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(count)))).split(",")
     groups = max(1, count // size) if on_gpu else 1
     threads = []
     for group in range(groups):
-        gpus = ",".join(visible.split(",")[group * size : (group + 1) * size])
+        gpus = ",".join(visible[group * size : (group + 1) * size])
         threads.append(threading.Thread(target=_run, args=(trials[group::groups], gpus if on_gpu else None)))
         threads[-1].start()
     for thread in threads:

@@ -101,11 +101,15 @@ TP2 = {"num_workers": 2, "tensor_parallel_size": 2, "eval_interval": 10, "eval_a
 @pytest.fixture(scope="session")
 def in_peace(ray_cluster: None, tiny_qwen2: Path, rows: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of ten steps with TP2 that nothing happens to, which several tests look at."""
+    return run_in_peace(tmp_path_factory.mktemp("in-peace"), hf_model_path=tiny_qwen2, dataset=rows, **TP2)
+
+
+def run_in_peace(storage: Path, **flags: Any) -> Path:
+    """The directory of a run that ends well, in this process."""
     from raymb.cli import main
 
-    storage = sharing_rows(tmp_path_factory.mktemp("in-peace"))
-    given = {**MAIN_FLAGS, **TP2, "hf_model_path": tiny_qwen2, "dataset": rows, "storage_path": storage}
-    assert main(["finetune", *words_of(given), "--experiment_name", "run"]) == 0
+    given = {**MAIN_FLAGS, **flags, "storage_path": sharing_rows(storage), "experiment_name": "run"}
+    assert main(["finetune", *words_of(given)]) == 0
     return storage / "run"
 
 

@@ -22,7 +22,7 @@ from raymb.checkpoints.manifest import iteration_dir, latest_step, steps_of, why
 from raymb.cli import main
 from raymb.telemetry.events import read_lines
 from tests.fault_table import Row
-from tests.smoke.conftest import MAIN_FLAGS, curve, read_metrics, sharing_rows, words_of, worst_deviation
+from tests.smoke.conftest import MAIN_FLAGS, curve, read_metrics, run_in_peace, worst_deviation
 
 pytestmark = [pytest.mark.smoke, pytest.mark.timeout(600)]
 FLAGS: dict[str, Any] = {
@@ -45,10 +45,7 @@ def run_with(finetune_with_faults: Callable[..., Path]) -> Callable[..., Path]:
 @pytest.fixture(scope="session")
 def undisturbed(ray_cluster: None, tiny_qwen2: Path, rows: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run with no fault."""
-    storage = sharing_rows(tmp_path_factory.mktemp("undisturbed"))
-    given = {**MAIN_FLAGS, **FLAGS, "hf_model_path": tiny_qwen2, "dataset": rows, "storage_path": storage}
-    assert main(["finetune", *words_of(given), "--experiment_name", "run"]) == 0
-    return storage / "run"
+    return run_in_peace(tmp_path_factory.mktemp("undisturbed"), hf_model_path=tiny_qwen2, dataset=rows, **FLAGS)
 
 
 def same_end(run: Path, undisturbed: Path) -> None:
